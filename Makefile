@@ -1,0 +1,33 @@
+# make train and make test need nothing but Python >= 3.11 and pip; each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup train test slow lint clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+setup: .venv/installed  ## make .venv, install, fetch and prepare the default data
+	$(BIN)/python scripts/prepare.py data=tinystories
+
+train: .venv/installed  ## train the default model: a GPT on stories
+	$(BIN)/python scripts/train.py model=gpt data=tinystories
+
+test: .venv/installed  ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: .venv/installed  ## the tests that take over five seconds each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+lint: .venv/installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:           ## remove .venv; data and runs stay
+	rm -rf .venv

@@ -1,0 +1,21 @@
+"""One module a command: from a command line to a typed config to work done. No maths here."""
+
+import sys
+from importlib import import_module
+
+from gengen.config.errors import UserError, did_you_mean
+
+COMMANDS = ["train", "sample", "evaluate", "prepare"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `gengen COMMAND ...`; returns the exit code. User errors are one message on stderr, without a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or argv[0] not in COMMANDS:
+            raise UserError(f"no such command: {argv[0] if argv else '(none)'}" + did_you_mean(argv[0] if argv else "", COMMANDS))
+        code: int = import_module(f"gengen.cli.{argv[0]}").main(argv[1:])
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,3 @@
+from gengen.cli import main
+
+raise SystemExit(main())

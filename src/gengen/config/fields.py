@@ -1,0 +1,58 @@
+"""Declaring a config field: its default, what it is for, what it may be, and whether a resume may change it."""
+
+from collections.abc import Sequence
+from dataclasses import Field, field
+from typing import Any, Literal
+
+OnResume = Literal["free", "warned", "fixed"]
+"""free: taken silently; warned: taken, with the change printed; fixed: refused."""
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+    on_resume: OnResume = "fixed",
+) -> Any:
+    """A field with its one-line doc; bounds low <= value <= high, above < value < below; or the only values allowed."""
+    metadata = {"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices, "on_resume": on_resume}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def positive(default: int | float | None, doc: str, on_resume: OnResume = "fixed") -> Any:
+    return option(default, doc, above=0, on_resume=on_resume)
+
+
+def choice(default: str | None, choices: Sequence[str], doc: str, on_resume: OnResume = "fixed") -> Any:
+    return option(default, doc, choices=choices, on_resume=on_resume)
+
+
+def allowed(f: "Field[Any]") -> str:
+    """What a field accepts, in words; empty if its type says it all."""
+    m = f.metadata
+    if m.get("choices"):
+        return "one of " + ", ".join(m["choices"])
+    bounds = {">=": m.get("low"), ">": m.get("above"), "<=": m.get("high"), "<": m.get("below")}
+    return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+
+
+def within(f: "Field[Any]", value: Any) -> bool:
+    """Whether a value of the right type is one the field accepts."""
+    m = f.metadata
+    if m.get("choices"):
+        return value in m["choices"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    return (
+        (m.get("low") is None or value >= m["low"])
+        and (m.get("above") is None or value > m["above"])
+        and (m.get("high") is None or value <= m["high"])
+        and (m.get("below") is None or value < m["below"])
+    )

@@ -1,0 +1,46 @@
+"""`--help`: groups, fields, types and defaults, printed from the dataclasses without importing torch."""
+
+from dataclasses import MISSING, Field
+from typing import Any
+
+from gengen.config.compose import CommandLine, compose_groups, groups
+from gengen.config.errors import UserError, did_you_mean
+from gengen.config.fields import allowed
+from gengen.config.schema import Schema, get, schema, type_name
+from gengen.config.train import TrainConfig
+
+
+def field_line(key: str, f: "Field[Any]", kind: Any, now: Any) -> str:
+    default = f.default if f.default is not MISSING else []
+    value = default if now is None else now
+    words = "; ".join(part for part in (f.metadata.get("doc", ""), allowed(f)) if part)
+    return f"  {key:26} {type_name(kind):13} {'null' if value is None else value!s:<14} {words}"
+
+
+def train_help(line: CommandLine) -> str:
+    """The whole vocabulary of train.py, or one group of it (`--help trainer`, `--help model`)."""
+    tree = compose_groups(line)
+    known = schema(TrainConfig, tree)
+    options = groups(line.config_dir)
+    tops = {key.split(".")[0] for key in known if "." in key}
+    if line.topic and line.topic not in tops:
+        raise UserError(f"--help {line.topic}: no such group" + did_you_mean(line.topic, tops))
+    text = []
+    if not line.topic:
+        text += [
+            "python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]",
+            "",
+            "groups",
+        ]
+        text += [f"  {group:12} {', '.join(names)}" for group, names in options.items()]
+        text += ["", "run"] + [field_line(k, f, t, None) for k, (f, t) in known.items() if "." not in k]
+    for top in sorted(tops):
+        if line.topic in (None, top):
+            text += ["", top] + [field_line(k, f, t, get(tree, k)) for k, (f, t) in known.items() if k.startswith(top + ".")]
+    return "\n".join(text)
+
+
+def flat_help(command: str, cls: type) -> str:
+    """The keys of a command without groups."""
+    known: Schema = schema(cls, {})
+    return "\n".join([f"python scripts/{command}.py RUN [key=value ...]", ""] + [field_line(k, f, t, None) for k, (f, t) in known.items()])

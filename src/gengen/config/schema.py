@@ -1,0 +1,169 @@
+"""From plain nested dicts to config dataclasses and back, with an error that helps for everything that does not fit."""
+
+import types
+from collections.abc import Iterator
+from dataclasses import Field, asdict, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from gengen.config.data import DataConfig
+from gengen.config.errors import UserError, did_you_mean, nearest
+from gengen.config.fields import allowed, within
+from gengen.config.model import ModelConfig
+from gengen.registry import DATA, MODELS
+
+CHOSEN_BY_NAME = {ModelConfig: MODELS, DataConfig: DATA}
+"""Groups whose dataclass depends on the registered name in them."""
+
+Tree = dict[str, Any]
+Schema = dict[str, tuple["Field[Any]", Any]]
+"""dotted key -> its field and its type"""
+
+
+def unwrap(kind: Any) -> tuple[Any, bool]:
+    """(int | None) -> (int, True); (int) -> (int, False)."""
+    if get_origin(kind) in (Union, types.UnionType):
+        inner = [k for k in get_args(kind) if k is not type(None)]
+        return inner[0], True
+    return kind, False
+
+
+def type_name(kind: Any) -> str:
+    base, optional = unwrap(kind)
+    name = "list of str" if get_origin(base) is list else base.__name__
+    return name + (" or null" if optional else "")
+
+
+def is_text(kind: Any) -> bool:
+    """Whether values of this type are taken from the command line as they stand."""
+    base, _ = unwrap(kind)
+    return base is str or get_origin(base) is list
+
+
+def class_of(kind: Any, node: Any) -> Any:
+    """The dataclass of a group: the declared one, or the one that the name in it is registered with."""
+    if kind in CHOSEN_BY_NAME and isinstance(node, dict) and node.get("name"):
+        return CHOSEN_BY_NAME[kind][node["name"]].config
+    return kind
+
+
+def schema(cls: type, tree: Tree, prefix: str = "") -> Schema:
+    """Every leaf key that a config of this shape can have."""
+    leaves: Schema = {}
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        kind = hints[f.name]
+        if is_dataclass(kind):
+            node = tree.get(f.name) or {}
+            leaves |= schema(class_of(kind, node), node, f"{prefix}{f.name}.")
+        else:
+            leaves[prefix + f.name] = (f, kind)
+    return leaves
+
+
+def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
+    """The error for a key that no config has, with the nearest ones explained."""
+    message = f"unknown key {key}={found}"
+    close = nearest(key, known)
+    for i, name in enumerate(close):
+        f, kind = known[name]
+        value = get(now, name, f.default)
+        lead = "did you mean" if i == 0 else "          or"
+        message += f"\n  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {value}){'?' if i == len(close) - 1 else ''}"
+    group = key.split(".")[0] if "." in key else ""
+    return UserError(message + f"\n  --help {group} lists every key".replace("  lists", " lists"))
+
+
+def wrong_value(key: str, value: Any, f: "Field[Any]", kind: Any) -> UserError:
+    wanted = " ".join(part for part in (type_name(kind), allowed(f)) if part)
+    hint = did_you_mean(str(value), f.metadata["choices"], all_if_none=False) if f.metadata.get("choices") else ""
+    return UserError(f"{key}={value!r} does not fit: {key} is {wanted} ({f.metadata.get('doc', '')}){hint}")
+
+
+def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
+    """A command-line value as the type of its field; interpolations of numbers and flags are left for later."""
+    base, optional = unwrap(kind)
+    if base is str:
+        return None if optional and not text else text
+    if "${" in text:
+        return text
+    if optional and text in ("null", "None", ""):
+        return None
+    try:
+        if base is bool:
+            return {"true": True, "false": False}[text.lower()]
+        number = float(text)
+        if base is int and not number.is_integer():
+            raise ValueError(text)
+        return int(text) if base is int and text.lstrip("+-").replace("_", "").isdigit() else base(number)
+    except (ValueError, KeyError, OverflowError):
+        raise wrong_value(key, text, f, kind) from None
+
+
+def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
+    """A value from YAML or JSON, checked against its field."""
+    base, optional = unwrap(kind)
+    if value is None and optional:
+        return None
+    if get_origin(base) is list:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return list(value)
+        raise wrong_value(key, value, f, kind)
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if base is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        value = parse(key, value, f, kind)
+    if type(value) is not base or not within(f, value):
+        raise wrong_value(key, value, f, kind)
+    return value
+
+
+def build(cls: type, tree: Tree, prefix: str = "") -> Any:
+    """The dataclass a tree describes. Keys left out keep their defaults; anything else that does not fit is an error."""
+    cls = class_of(cls, tree)
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    for key in tree:
+        if key not in known:
+            raise unknown_key(prefix + key, str(tree[key]), schema(cls, tree, prefix), {})
+    values = {}
+    for name, value in tree.items():
+        kind = hints[name]
+        if is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{name}={value!r} does not fit: {prefix}{name} is a group of keys")
+            values[name] = build(class_of(kind, value), value, f"{prefix}{name}.")
+        else:
+            values[name] = coerce(prefix + name, value, known[name], kind)
+    config = cls(**values)
+    if isinstance(config, (ModelConfig, DataConfig)):
+        config.check()
+    return config
+
+
+def plain(config: Any) -> Tree:
+    """A config as nested dicts."""
+    return asdict(config)
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def get(tree: Tree, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
+
+
+def put(tree: Tree, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[last] = value

