@@ -1,0 +1,1 @@
+"""From sources to prepared shards to datamodules, in an order that is a function."""

@@ -1,0 +1,46 @@
+"""Which window of a token stream comes when: pure functions of (seed, epoch, index), with nothing to save or restore.
+
+A run is one endless list of windows of T labels. Position p of the list is window `index` of epoch `epoch`; an epoch
+turns once around the circular stream of N tokens in ceil(N / T) windows, from an offset of its own and in an order of
+its own, so every token is a label exactly once an epoch. Step s takes positions s * B .. (s + 1) * B - 1.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+OFFSET, ORDER = 0, 1  # what numbers are drawn for: each purpose has its own generator
+
+
+def _draws(seed: int, epoch: int, purpose: int, n: int) -> np.ndarray:
+    """n 64-bit integers. Raw output of a bit generator, which numpy keeps stable; its distributions may change."""
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, purpose))).random_raw(n)
+
+
+def offset(seed: int, epoch: int, span: int) -> int:
+    """Where in 0 .. span - 1 the epoch begins."""
+    return int(_draws(seed, epoch, OFFSET, 1)[0]) % span
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of an epoch's n windows, (n,) and read-only."""
+    order = np.argsort(_draws(seed, epoch, ORDER, n), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def locate(position: int, windows: int) -> tuple[int, int]:
+    """(epoch, index in the epoch) of a position of the endless list, at `windows` an epoch."""
+    return divmod(position, windows)
+
+
+def window(position: int, seed: int, tokens: int, context: int) -> tuple[int, int]:
+    """Where in the stream the labels of a position's window start, and how many of its `context` labels count.
+
+    All count but in the last window around, whose end would cover the epoch's first tokens again.
+    """
+    windows = -(-tokens // context)
+    epoch, index = locate(position, windows)
+    first = int(permutation(seed, epoch, windows)[index]) * context
+    return (offset(seed, epoch, tokens) + first) % tokens, min(context, tokens - first)

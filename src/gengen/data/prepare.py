@@ -1,0 +1,278 @@
+"""Documents -> a folder of token shards, made once and named by a fingerprint of all that shaped it.
+
+    <data.dir>/prepared/<name>-<fingerprint>/  train-00000.bin ...  val-00000.bin ...  tokenizer.json  meta.json
+
+The folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that want
+the same data, one makes it and the other waits.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gengen.config.data import TextConfig
+from gengen.config.errors import UserError
+from gengen.config.redact import redact
+from gengen.data.shards import TokenStream, write_shards
+from gengen.data.sources import Document, Say, Skips, describe_source, documents, find_files, in_words, resolve_source
+from gengen.data.tokenizer import TextTokenizer, pieces
+from gengen.data.wheels import pin
+
+FORMAT = 1  # raise it when the same source would be prepared differently
+BPE_CHARACTERS = 64_000_000  # of the training text, from its start, that BPE is trained on
+BATCH = 2**22  # characters tokenized at a time
+MAX_HASHED = 64 * 2**20  # bytes; a larger file is told by its size and time of change
+MAX_ORIGINS = 100
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Prepared data, opened. `config` is the one given with its source settled."""
+
+    config: TextConfig
+    tokenizer: TextTokenizer
+    meta: dict[str, Any]
+    train: TokenStream
+    val: TokenStream
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta["fingerprint"]
+
+    @property
+    def val_bytes(self) -> int:
+        """UTF-8 bytes of the validation text: what bits-per-byte divides by."""
+        return self.meta["val"]["bytes"]
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """What the data fixes of the model."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def describe(self) -> list[str]:
+        """What it is, in aligned lines."""
+        m = self.meta
+        rows = {
+            "source": m["source"],
+            "licence": m["licence"],
+            "documents": f"{m['documents']:,}",
+            "tokens": f"{len(self.train):,} for training, {len(self.val):,} for validation ({m['split']})",
+            "bytes/token": f"{m['bytes_per_token']:.3f} with {self.tokenizer.vocab_size:,} tokens in the vocabulary",
+            "fingerprint": m["fingerprint"][:16],
+            "skipped": in_words(m["skips"]),
+        }
+        return [f"{key:<12} {value}" for key, value in rows.items()]
+
+
+def prepare(config: TextConfig, vocab_size: int, say: Say, tokenizer: TextTokenizer | None = None) -> PreparedText:
+    """Open the prepared data of this config, and make it first where it is missing or damaged.
+
+    vocab_size: tokens at most, for a BPE that is trained here; tokenizer: one to use instead. say: takes progress lines.
+    """
+    config = resolve_source(config, say)
+    if config.tokenizer == "byte" and tokenizer is None:
+        tokenizer = TextTokenizer.byte()
+    fingerprint = fingerprint_of(config, tokenizer.hash if tokenizer else f"bpe {vocab_size}")
+    home = Path(config.dir) / "prepared" / f"{config.name}-{fingerprint[:16]}"
+    with suppress(UserError):
+        return _open(home, config, fingerprint)
+    try:
+        with _workspace(home, say) as making:
+            try:
+                return _open(home, config, fingerprint)  # made while this process waited
+            except UserError as damage:
+                say(f"data: {damage}\n  preparing it again" if home.exists() else f"data: preparing {home}")
+            built = making / "built"
+            built.mkdir()
+            _build(built, making / "spool", config, vocab_size, tokenizer, fingerprint, say)
+            if home.exists():
+                os.rename(home, making / "damaged")
+            os.rename(built, home)
+            _sync(home.parent)
+            return _open(home, config, fingerprint)
+    except OSError as error:
+        raise UserError(f"data: {home} cannot be prepared ({error})") from error
+
+
+@contextmanager
+def _workspace(home: Path, say: Say) -> Iterator[Path]:
+    """An empty folder beside `home`, for one process at a time: the lock is the system's, and falls with its process."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    making = home.with_name(f".{home.name}.making")
+    with open(home.with_name(f".{home.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("data: another process prepares the same data; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
+        making.mkdir()
+        try:
+            yield making
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+
+def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
+    """sha256 over all that shapes the prepared data: source, tokenizer, split. Not the folder it goes to, nor the hub's
+    revision, which must not be needed to open what is there; meta.json records it."""
+    facts: dict[str, Any] = {key: getattr(config, key) for key in ("source", "split", "validation", "max_documents", "max_bad", "field")}
+    facts |= {"format": FORMAT, "tokenizer": tokenizer}
+    if config.source == "hub":
+        facts["hub"] = config.hub
+    elif config.source == "wheel":
+        facts |= {"wheel": pin(config.wheel).line.split(), "members": config.members}
+    else:
+        root = Path(config.path or "")
+        facts["files"] = [[str(path.relative_to(root)), *_file_facts(path)] for path in find_files(config.path)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_facts(path: Path) -> tuple[int, str]:
+    """(size, what tells its content); reading will say what is wrong with a file that cannot be opened."""
+    stat = path.stat()
+    if stat.st_size > MAX_HASHED:
+        return stat.st_size, f"changed {stat.st_mtime_ns}"
+    try:
+        return stat.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return stat.st_size, "unreadable"
+
+
+def _open(home: Path, config: TextConfig, fingerprint: str) -> PreparedText:
+    """What lies in a finished folder, verified; a UserError that names what is damaged."""
+    try:
+        meta = json.loads((home / "meta.json").read_bytes())
+        tokenizer = TextTokenizer.from_json((home / "tokenizer.json").read_bytes().decode())
+        train, val = (TokenStream(home, split, tokenizer.hash) for split in ("train", "val"))
+        counts, expected = (len(train), len(val)), (meta["train"]["tokens"], meta["val"]["tokens"])
+        if meta["fingerprint"] != fingerprint or counts != expected:
+            raise ValueError(f"{counts} tokens of {meta['fingerprint'][:16]}, expected {expected} of {fingerprint[:16]}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{home}: damaged ({type(error).__name__}: {error})") from error
+    return PreparedText(config, tokenizer, meta, train, val)
+
+
+def _build(
+    built: Path, spool: Path, config: TextConfig, vocab_size: int, tokenizer: TextTokenizer | None, fingerprint: str, say: Say
+) -> None:
+    """Read the source once into a spool on disk, then learn the tokenizer and write each split from there."""
+    skips = Skips(config.max_bad)
+    count, origins = _write_spool(spool, documents(config, skips, say))
+    every = round(1 / config.validation)
+    split = config.split
+    if split == "documents" and 0 < count < 2 * every:
+        say(f"data: {count} documents are too few to hold out every {every}th; the last {config.validation:.0%} of each is held out")
+        split = "tails"
+
+    def texts(part: str) -> Iterator[str]:
+        for number, text in enumerate(_read_spool(spool)):
+            if split == "tails":
+                cut = int(len(text) * (1 - config.validation))
+                yield text[:cut] if part == "train" else text[cut:]
+            elif (number % every == every - 1) == (part == "val"):
+                yield text
+
+    tokenizer = tokenizer or TextTokenizer.train(_head(texts("train")), vocab_size)
+    parts: dict[str, dict[str, int]] = {}
+    for part in ("train", "val"):
+        facts = {"bytes": 0}
+        chunks = _tokenized(texts(part), tokenizer, facts)
+        facts["tokens"] = write_shards(built, part, chunks, tokenizer.vocab_size, tokenizer.hash)
+        if not facts["tokens"]:
+            raise UserError(f"data: the {part} part is empty: {count} documents, data.split={split}, data.validation={config.validation}")
+        parts[part] = facts
+    source, licence = describe_source(config)
+    meta = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "name": config.name,
+        "source": source,
+        "licence": licence,
+        "split": split,
+        "documents": count,
+        **parts,
+        "bytes_per_token": sum(p["bytes"] for p in parts.values()) / sum(p["tokens"] for p in parts.values()),
+        "tokenizer": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "origins": origins,
+        "skips": skips.summary(),
+    }
+    if skips.bad:
+        say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
+    _write(built / "tokenizer.json", tokenizer.to_json())
+    _write(built / "meta.json", redact(json.dumps(meta, indent=2)))
+    _sync(built)
+
+
+def _write_spool(path: Path, found: Iterable[Document]) -> tuple[int, list[str]]:
+    """Write the texts, each behind its length; return how many, and the origins, the first hundred of them."""
+    count, origins = 0, dict[str, None]()
+    with open(path, "wb") as file:
+        for document in found:
+            raw = document.text.encode()
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            count += 1
+            if len(origins) < MAX_ORIGINS:
+                origins[document.origin] = None
+    return count, list(origins)
+
+
+def _read_spool(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        while size := file.read(8):
+            yield file.read(int.from_bytes(size, "little")).decode()
+
+
+def _head(texts: Iterable[str]) -> Iterator[str]:
+    """The first BPE_CHARACTERS or so, in pieces."""
+    left = BPE_CHARACTERS
+    for text in texts:
+        for piece in pieces(text):
+            yield piece
+            left -= len(piece)
+            if left <= 0:
+                return
+
+
+def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, int]) -> Iterator[list[int]]:
+    """The tokens of the texts, each text behind an end-of-text token, its bytes added to facts. Empty texts are left out."""
+    batch: list[str] = []
+    begins: list[bool] = []  # whether a piece is the first of its text
+    waiting = 0
+
+    def flush() -> Iterator[list[int]]:
+        for begin, ids in zip(begins, tokenizer.encode_batch(batch), strict=True):
+            yield [tokenizer.eot, *ids] if begin else ids
+
+    for text in filter(None, texts):
+        facts["bytes"] += len(text.encode())
+        for number, piece in enumerate(pieces(text)):
+            batch.append(piece)
+            begins.append(number == 0)
+            waiting += len(piece)
+            if waiting >= BATCH:
+                yield from flush()
+                batch, begins, waiting = [], [], 0
+    yield from flush()
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

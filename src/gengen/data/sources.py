@@ -1,0 +1,279 @@
+"""Where text comes from: the hub, your files, or a pinned archive. Each source is a stream of documents."""
+
+import json
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gengen.config.data import TextConfig
+from gengen.config.errors import UserError, did_you_mean
+from gengen.data.wheels import pin, read_members, wheel
+
+Say = Callable[[str], None]
+SUFFIXES = (".jsonl", ".parquet", ".txt")
+MAX_LINE = 16 * 2**20  # bytes of one jsonl line
+PROBE = 3.0  # seconds the hub has to answer
+HOPELESS = 1000  # bad records with no good one among them, after which reading on is pointless
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    origin: str
+    """File, archive member or data set it was read from."""
+
+
+class Skips:
+    """Counts what was read and what could not be. Lines, rows and whole files are tallied apart: one is not worth another."""
+
+    def __init__(self, max_bad: float):
+        self.max_bad = max_bad
+        self.good: Counter[str] = Counter()
+        self.bad: Counter[str] = Counter()
+        self.first = ""
+
+    def skip(self, unit: str, where: str, why: str) -> None:
+        self.first = self.first or f"{where}: {why}"
+        self.bad[unit] += 1
+        if self.bad[unit] == HOPELESS and not self.good[unit]:
+            self.check()
+
+    def check(self) -> None:
+        """A UserError if more than the share `max_bad` of any unit was bad."""
+        for unit, bad in self.bad.items():
+            total = bad + self.good[unit]
+            if bad / total > self.max_bad:
+                raise UserError(
+                    f"{bad:,} of {total:,} {unit}s cannot be read ({bad / total:.2%}; data.max_bad allows {self.max_bad:.2%})"
+                    f"\n  first: {self.first}\n  mend the data, or raise data.max_bad to skip what is bad"
+                )
+
+    def summary(self) -> dict[str, Any]:
+        """For meta.json: bad counts by unit, and the first of them."""
+        return {**self.bad, "first": self.first} if self.bad else {}
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """A summary of skips, for people."""
+    counts = ", ".join(f"{count:,} {unit}{'s' * (count > 1)}" for unit, count in summary.items() if unit != "first")
+    return f"{counts}; first: {summary['first']}" if summary else "nothing"
+
+
+def documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
+    """The documents of a settled source, `max_documents` at most. What cannot be read is skipped and counted, and a
+    UserError at the end if that was too much."""
+    readers = {"hub": hub_documents, "files": file_documents, "wheel": wheel_documents}
+    yield from islice(readers[config.source](config, skips, say), config.max_documents)
+    skips.check()
+
+
+def resolve_source(config: TextConfig, say: Say) -> TextConfig:
+    """The config with `source: auto` settled: the hub if it answers in time, else the archive, and that is said."""
+    if config.source != "auto":
+        return config
+    try:
+        hub_facts(config.hub)
+        return replace(config, source="hub")
+    except UserError as error:
+        if not config.wheel:
+            raise
+        say(f"data: {error}; training on the storybook instead (public-domain books: {', '.join(config.members)})")
+        return replace(config, source="wheel")
+
+
+# ---------------------------------------------------------------------------------------------------------------- hub
+
+
+@lru_cache
+def hub_facts(name: str | None) -> tuple[str, str]:
+    """(revision, licence) of a data set on the hub, from one request; a UserError if it does not answer in 3 s."""
+    if not name:
+        raise UserError("data.hub is not set")
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise UserError(f"the hub is not asked for {name} ({variable} is set)")
+    answer: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            from huggingface_hub import HfApi
+
+            answer.put(HfApi().dataset_info(name, timeout=PROBE))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # a thread, because no timeout covers the look-up of the host's name
+    try:
+        info = answer.get(timeout=PROBE)
+    except queue.Empty:
+        info = TimeoutError(f"nothing in {PROBE:g} s")
+    if isinstance(info, Exception):
+        first_line = (str(info).strip().splitlines() or [""])[0]
+        raise UserError(f"the hub does not answer for {name} ({type(info).__name__}: {first_line})")
+    return info.sha, str((info.card_data or {}).get("license") or "unknown")
+
+
+def hub_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
+    """Rows of the train split, streamed."""
+    revision, _ = hub_facts(config.hub)
+    origin = f"{config.hub}@{revision}"
+    try:
+        from datasets import load_dataset
+
+        for number, row in enumerate(load_dataset(config.hub, split="train", revision=revision, streaming=True)):
+            yield from row_document(row, config.field, origin, "row", number, skips)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises whatever its network, file and format layers raise
+        raise UserError(f"data.hub={config.hub}: cannot be read to the end ({type(error).__name__}: {error})") from error
+
+
+def wheel_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
+    archive = wheel(config.wheel, Path(config.dir) / "wheels", say)
+    for name, text in read_members(archive, config.members):
+        yield Document(text, f"{archive.name}:{name}")
+
+
+def describe_source(config: TextConfig) -> tuple[str, str]:
+    """(source, licence) in words, for people and meta.json."""
+    if config.source == "hub":
+        revision, licence = hub_facts(config.hub)
+        return f"hub {config.hub}@{revision}", licence
+    if config.source == "wheel":
+        return f"wheel {config.wheel} {pin(config.wheel).version}", config.licence
+    return f"files {config.path}", config.licence
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def find_files(path: str | None) -> list[Path]:
+    """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out."""
+    allowed = f"allowed are {', '.join(SUFFIXES)}"
+    if not path:
+        raise UserError(f"data.path is not set: name your own file or folder of texts ({allowed})")
+    root = Path(path)
+    if not root.exists():
+        missing = next(p for p in (root, *root.parents) if p.parent.exists())
+        beside = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
+        raise UserError(f"data.path={path}: {missing} does not exist" + did_you_mean(missing.name, beside, all_if_none=False))
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise UserError(f"data.path={path}: {root.suffix or 'no suffix'} is not a kind of file that is read; {allowed}")
+        return [root]
+    below = sorted(p for p in root.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
+    found = [p for p in below if p.suffix.lower() in SUFFIXES]
+    if not found:
+        kinds = sorted({p.suffix or p.name for p in below})
+        raise UserError(f"data.path={path}: the folder holds {', '.join(kinds[:10]) or 'no files'}; {allowed}")
+    return found
+
+
+def file_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
+    readers = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+    for path in find_files(config.path):
+        try:
+            if not path.stat().st_size:
+                raise ValueError("empty file")
+            yield from readers[path.suffix.lower()](path, config.field, skips)
+            skips.good["file"] += 1
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's are among these
+            skips.skip("file", str(path), (str(error).splitlines() or [type(error).__name__])[0])
+
+
+def read_txt(path: Path, field: str, skips: Skips) -> Iterator[Document]:
+    """One document a file, in memory at once; lines that are not UTF-8 are left out."""
+    raw = path.read_bytes().removeprefix(BOM)
+    try:
+        text = raw.decode()
+        skips.good["line"] += raw.count(b"\n") or 1
+    except UnicodeDecodeError:
+        text = "".join(decodable_lines(raw, path, skips))
+    if not text.strip():
+        raise ValueError("no text in it")
+    yield Document(text, str(path))
+
+
+def decodable_lines(raw: bytes, path: Path, skips: Skips) -> Iterator[str]:
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
+        try:
+            yield line.decode()
+            skips.good["line"] += 1
+        except UnicodeDecodeError as error:
+            skips.skip("line", f"{path} line {number}", f"not UTF-8 ({error.reason})")
+
+
+def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
+    """One document a line; blank lines are passed over."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(bounded_lines(file), 1):
+            where = f"{path} line {number}"
+            if line is None:
+                skips.skip("line", where, f"longer than {MAX_LINE:,} bytes")
+            elif line.strip():
+                try:
+                    row = json.loads(line.removeprefix(BOM).decode())
+                except (ValueError, RecursionError) as error:
+                    skips.skip("line", where, f"not JSON ({error})")
+                else:
+                    yield from row_document(row, field, str(path), "line", number, skips)
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a file, None for one of more than MAX_LINE bytes, which is never held in memory."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line if len(line) <= MAX_LINE else None
+        while len(line) > MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE + 1)
+
+
+def read_parquet(path: Path, field: str, skips: Skips) -> Iterator[Document]:
+    """One document a row, read in batches of the one column."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if field not in names:
+            raise ValueError(f"no column {field!r} (data.field); columns: {', '.join(names)}")
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[field]):
+            for value in batch.column(0):
+                number += 1
+                try:
+                    row = {field: value.as_py()}
+                except UnicodeDecodeError as error:
+                    skips.skip("row", f"{path} row {number}", f"not UTF-8 ({error.reason})")
+                else:
+                    yield from row_document(row, field, str(path), "row", number, skips)
+
+
+def row_document(row: Any, field: str, origin: str, unit: str, number: int, skips: Skips) -> Iterator[Document]:
+    """The document in a row, if there is one; an empty text is no document, and no fault either."""
+    try:
+        text = field_text(row, field)
+    except ValueError as error:
+        skips.skip(unit, f"{origin} {unit} {number}", str(error))
+        return
+    skips.good[unit] += 1
+    if text.strip():
+        yield Document(text, origin)
+
+
+def field_text(row: Any, field: str) -> str:
+    """The string in a row's field; a ValueError says why there is none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{type(row).__name__}, not an object with the key {field!r}")
+    if field not in row:
+        raise ValueError(f"no key {field!r} (data.field); keys: {', '.join(map(str, row))}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"{field!r} holds {type(row[field]).__name__}, not a string")
+    row[field].encode()  # JSON can spell half a surrogate pair, which no UTF-8 can hold: a UnicodeEncodeError
+    return row[field]

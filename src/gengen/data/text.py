@@ -1,0 +1,110 @@
+"""Prepared text as batches: whole steps in an order that is a function of the step, and validation windows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gengen.config.data import TextConfig
+from gengen.config.errors import UserError
+from gengen.config.model import ModelConfig
+from gengen.data.order import window
+from gengen.data.prepare import PreparedText, prepare
+from gengen.data.shards import TokenStream
+from gengen.data.sources import Say
+from gengen.data.tokenizer import TextTokenizer
+
+__all__ = ["PreparedText", "TextData", "prepare"]
+
+NO_LABEL = -100  # what torch's cross-entropy ignores
+
+
+def shifted(span: np.ndarray, counted: int) -> tuple[np.ndarray, np.ndarray]:
+    """span: (T + 1,) tokens -> (inputs, labels), both (T,), of which the first `counted` labels count."""
+    labels = span[1:].copy()
+    labels[counted:] = NO_LABEL
+    return span[:-1], labels
+
+
+def batch(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
+    tokens, labels = zip(*rows, strict=True)
+    return {"tokens": torch.from_numpy(np.stack(tokens)), "labels": torch.from_numpy(np.stack(labels))}  # (B, T) each
+
+
+class Steps(Dataset[dict[str, Tensor]]):
+    """step -> the rows of that step's batch that fall to one rank."""
+
+    def __init__(self, stream: TokenStream, context: int, seed: int, batch_size: int, rank: int, world: int):
+        self.stream, self.context, self.seed = stream, context, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        share = self.batch_size // self.world
+        first = step * self.batch_size + self.rank * share
+        return batch([self.row(position) for position in range(first, first + share)])
+
+    def row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        start, counted = window(position, self.seed, len(self.stream), self.context)
+        return shifted(self.stream.read(start - 1, self.context + 1), counted)  # the first label's input is the token before it
+
+
+@dataclass(frozen=True)
+class From:
+    """start, start + 1, ... Without a length, so that Lightning never takes a run for the middle of an epoch."""
+
+    start: int
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start)
+
+
+class TextData(L.LightningDataModule):
+    """Batches of prepared text. A batch is {"tokens", "labels"}, both (B, T) int64; labels are -100 where nothing counts.
+
+    One item of the train loader is one step's whole batch, or this rank's slice of it. There is no state to save: the
+    loader starts at the trainer's global step, and the number of workers changes nothing.
+    """
+
+    def __init__(self, config: TextConfig, prepared: PreparedText, *, context: int, seed: int, rank: int = 0, world: int = 1):
+        super().__init__()
+        if config.batch_size % world:
+            raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
+        self.config, self.prepared = config, prepared
+        self.context, self.seed, self.rank, self.world = context, seed, rank, world
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.loader(self.trainer.global_step if self.trainer else 0)
+
+    def loader(self, start_step: int) -> DataLoader[dict[str, Tensor]]:
+        """The batches of start_step, start_step + 1, ..., without end."""
+        steps = Steps(self.prepared.train, self.context, self.seed, self.config.batch_size, self.rank, self.world)
+        return DataLoader(
+            steps,
+            batch_size=None,
+            sampler=From(start_step),
+            num_workers=self.config.num_workers,
+            generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
+        )
+
+    def val_batches(self) -> Iterator[dict[str, Tensor]]:
+        """Non-overlapping windows over the validation part: every token but the first, which nothing precedes, is a label
+        once. Of world ranks, rank r takes batches r, r + world, ..."""
+        stream, context = self.prepared.val, self.context
+        size = self.config.micro_batch_size or self.config.batch_size
+        starts = range(0, len(stream) - 1, context)
+        for first in range(self.rank * size, len(starts), self.world * size):
+            yield batch(
+                [shifted(stream.read(start, context + 1), min(context, len(stream) - 1 - start)) for start in starts[first : first + size]]
+            )
+
+
+def prepare_for(config: TextConfig, model: ModelConfig, say: Say, tokenizer: str | None) -> PreparedText:
+    """The prepared data for a model: its vocabulary size, unless the data's own is set or a tokenizer (as JSON) is brought along."""
+    vocab_size = config.vocab_size or getattr(model, "vocab_size", None) or 2048
+    config = replace(config, vocab_size=vocab_size)
+    return prepare(config, vocab_size, say, TextTokenizer.from_json(tokenizer) if tokenizer else None)

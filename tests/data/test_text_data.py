@@ -1,0 +1,102 @@
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from gengen.config.errors import UserError
+from gengen.data.text import TextData, prepare
+
+T, B = 31, 6
+
+
+@pytest.fixture
+def data(archive, book_config, said):
+    config = book_config(tokenizer="byte", batch_size=B)
+    prepared = prepare(config, 257, said.append)
+
+    def make(**changes):
+        options = {"context": T, "seed": 3, **{k: v for k, v in changes.items() if k in ("rank", "world", "seed")}}
+        facts = {k: v for k, v in changes.items() if k not in options}
+        return TextData(book_config(tokenizer="byte", **{"batch_size": B, **facts}), prepared, **options)
+
+    return make
+
+
+def take(loader, n):
+    return list(islice(loader, n))
+
+
+def assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for one, two in zip(batches, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_each_epoch_has_every_token_as_a_label_once(data):
+    """Over two epochs, though neither is a whole number of batches."""
+    stream = data().prepared.train
+    windows = -(-len(stream) // T)
+    assert windows % B and len(stream) % T
+    steps = take(data().loader(0), 2 * windows // B + 1)
+    rows = [(t, y) for step in steps for t, y in zip(step["tokens"], step["labels"], strict=True)]
+    want = np.bincount(stream.read(0, len(stream)), minlength=257)
+    pairs = stream.read(-1, len(stream) + 1)
+    for epoch in (rows[:windows], rows[windows : 2 * windows]):
+        labels = torch.cat([y[y >= 0] for _, y in epoch])
+        np.testing.assert_array_equal(np.bincount(labels, minlength=257), want)
+        seen = sorted((int(a), int(b)) for t, y in epoch for a, b in zip(t, y, strict=True) if b >= 0)
+        assert seen == sorted(zip(pairs[:-1].tolist(), pairs[1:].tolist(), strict=True))  # each behind its own predecessor
+    assert not torch.equal(rows[0][0], rows[windows][0])
+
+
+def test_a_batch_has_the_shape_of_a_step(data):
+    batch = next(iter(data().loader(0)))
+    assert batch["tokens"].shape == batch["labels"].shape == (B, T) and batch["tokens"].dtype == batch["labels"].dtype == torch.int64
+    torch.testing.assert_close(batch["tokens"][0, 1:], batch["labels"][0, :-1])
+
+
+def test_order_is_a_function_of_the_step(data):
+    windows = -(-len(data().prepared.train) // T)
+    n = windows // B + 4  # across the end of the first epoch
+    steps = take(data().loader(0), n)
+    assert_equal(take(data().loader(n - 6), 6), steps[n - 6 :])
+    assert_equal(take(data(num_workers=2).loader(n - 6), 6), steps[n - 6 :])
+    ranks = [take(data(rank=r, world=2).loader(n - 6), 6) for r in range(2)]
+    joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*ranks, strict=True)]
+    assert_equal(joined, steps[n - 6 :])
+    assert not torch.equal(take(data(seed=4).loader(0), 1)[0]["tokens"], steps[0]["tokens"])
+
+
+def test_the_loader_starts_at_the_trainers_step(data):
+    module = data()
+    start = take(module.train_dataloader(), 8)
+    module.trainer = SimpleNamespace(global_step=5)
+    assert_equal(take(module.train_dataloader(), 3), start[5:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_draws_nothing_from_the_global_generator(data, workers):
+    before = torch.get_rng_state()
+    take(data(num_workers=workers).loader(0), 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("micro, world", [(None, 1), (4, 1), (4, 2), (5, 3)])
+def test_validation_scores_every_token_but_the_first_once(data, micro, world):
+    stream = data().prepared.val
+    tokens = stream.read(0, len(stream)).tolist()
+    assert (len(tokens) - 1) % T  # the last window is padded
+    ranks = [list(data(micro_batch_size=micro, batch_size=30, rank=r, world=world).val_batches()) for r in range(world)]
+    size = micro or 30
+    in_order = [ranks[i % world][i // world] for i in range(sum(map(len, ranks)))]
+    assert all(len(batch["labels"]) == size for batch in in_order[:-1])
+    labels = torch.cat([batch["labels"].flatten() for batch in in_order])
+    assert labels[labels >= 0].tolist() == tokens[1:] and (labels < 0).sum() == -(len(tokens) - 1) % T
+    assert torch.cat([batch["tokens"].flatten() for batch in in_order])[: len(tokens) - 1].tolist() == tokens[:-1]
+
+
+def test_a_batch_must_divide_over_ranks(data):
+    with pytest.raises(UserError, match=r"data\.batch_size=6 cannot be cut into equal parts for 4 ranks"):
+        data(world=4)
