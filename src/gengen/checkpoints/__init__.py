@@ -1,0 +1,1 @@
+"""Runs and checkpoints on disk: written atomically, verified before use. Knows nothing of Lightning."""

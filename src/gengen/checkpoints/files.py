@@ -1,0 +1,66 @@
+"""Small files written so that a crash leaves the old one or the new one, and JSON read with limits."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gengen.config.errors import UserError
+
+MAX_JSON = 64 * 2**20  # bytes
+
+
+class Damaged(UserError):
+    """A file is not what was written."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path} is damaged: {reason}")
+        self.path, self.reason = path, reason
+
+
+def to_json(tree: Any) -> str:
+    """Canonical JSON: the same tree is always the same text."""
+    return json.dumps(tree, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """Parse a JSON file; raises Damaged where it is missing, too large or not canonical JSON of ours."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise Damaged(path, f"{size:,} bytes; at most {limit:,} are allowed")
+        text = path.read_text(encoding="utf8")
+        return json.loads(text)
+    except FileNotFoundError:
+        raise Damaged(path, "missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise Damaged(path, f"not JSON ({error})") from None
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and flush; for files inside a directory that is renamed into place later."""
+    path.write_text(text, encoding="utf8")
+    fsync(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file in one step: readers see the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_text(beside, text)
+    os.replace(beside, path)
+    fsync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,93 @@
+"""A run: a directory with one writer, a name, a config, and checkpoints."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from gengen.checkpoints.files import read_json, replace_text, to_json
+from gengen.config.errors import RunLocked, UserError, did_you_mean
+from gengen.config.redact import redact
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class Run:
+    """One run directory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self._lock: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def read_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = read_json(self.path / "config.json")
+        return config
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        replace_text(self.path / "config.json", redact(to_json(config)))
+
+    def lock(self) -> str | None:
+        """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was taken over.
+
+        Raises RunLocked, naming pid and host, while another process holds it.
+        """
+        file = (self.path / "run.lock").open("a+", encoding="utf8")
+        file.seek(0)
+        try:
+            holder = json.loads(file.read() or "{}")
+        except json.JSONDecodeError:
+            holder = {}
+        try:  # a record lock: the system drops it when the process dies, and forked workers do not inherit it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunLocked(f"{self.path} is being written by pid {holder.get('pid', '?')} on {holder.get('host', '?')}") from None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        self._lock = file
+        return f"took over the lock of pid {holder['pid']} on {holder.get('host')}, which is gone" if holder.get("pid") else None
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+
+def create(runs_dir: Path, name: str | None, stem: str) -> Run:
+    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the same."""
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(f"run={name} cannot name a run: letters, digits, '.', '_' and '-', at most 80, are allowed")
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs_dir / (name or f"{stem}-{number}")
+        try:
+            path.mkdir()
+            return Run(path)
+        except FileExistsError:
+            if name is not None:
+                return Run(path)
+            number += 1
+
+
+def known_runs(runs_dir: Path) -> list[str]:
+    return sorted(p.parent.name for p in runs_dir.glob("*/config.json"))
+
+
+def find(where: str, runs_dir: Path) -> Path:
+    """The directory that a run's name or path, or a checkpoint's path, means. Raises UserError with the nearest runs."""
+    for path in (Path(where), runs_dir / where):
+        if (path / "config.json").is_file():
+            return path
+    runs = known_runs(runs_dir)
+    raise UserError(f"no run {where!r} in {runs_dir}/" + did_you_mean(Path(where).name, runs))

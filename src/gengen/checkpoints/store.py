@@ -1,0 +1,128 @@
+"""The checkpoints of one run: saved so that no crash leaves a torn one, found again, pruned."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gengen.checkpoints import faults
+from gengen.checkpoints.files import Damaged, fsync, replace_text
+from gengen.checkpoints.format import Checkpoint, verify, write
+from gengen.config.errors import NoCheckpoint, UserError
+
+Say = Callable[[str], None]
+STEP = re.compile(r"step-(\d{9})")
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name, or -1."""
+    match = STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def all_steps(root: Path) -> list[Path]:
+    """Every checkpoint directory, newest first, verified or not."""
+    return sorted((p for p in root.glob("step-*") if step_of(p) >= 0), key=step_of, reverse=True)
+
+
+def save(root: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST."""
+    target = root / f"step-{checkpoint.step:09d}"
+    stage = root / f".tmp-{target.name}-{os.getpid()}"
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    faults.point("save:begin")
+    write(stage, checkpoint, after=lambda file: faults.point(f"save:{file}"))
+    fsync(stage)
+    faults.point("save:staged")
+    if target.exists():  # the same step saved again, after an interrupted evaluation
+        os.rename(target, root / f".trash-{target.name}-{os.getpid()}")
+    os.rename(stage, target)
+    faults.point("save:renamed")
+    fsync(root)
+    replace_text(root / "LATEST", target.name + "\n")
+    faults.point("save:latest")
+    return target
+
+
+def mark_best(root: Path, path: Path) -> None:
+    replace_text(root / "BEST", path.name + "\n")
+
+
+def pointed(root: Path, pointer: str) -> Path | None:
+    """The checkpoint that LATEST or BEST names, if it is one of this run's."""
+    try:
+        name = (root / pointer).read_text(encoding="utf8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return root / name if STEP.fullmatch(name) and (root / name).is_dir() else None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep`, the best, and the newest that verifies; what crashes left goes as well."""
+    steps = all_steps(root)
+    kept = {*steps[:keep], pointed(root, "BEST"), next(good(root), None)}
+    for path in steps:
+        if path not in kept:
+            os.rename(path, root / f".trash-{path.name}-{os.getpid()}")
+    faults.point("save:prune")
+    sweep(root)
+
+
+def sweep(root: Path) -> None:
+    for leftover in (*root.glob(".tmp-*"), *root.glob(".trash-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def good(root: Path, say: Say = lambda line: None, quarantine: bool = False) -> Iterator[Path]:
+    """The checkpoints that verify, newest first. Damaged ones are named; the lock's holder may set them aside."""
+    for path in all_steps(root):
+        try:
+            verify(path)
+        except Damaged as damage:
+            aside = path.with_name(f"damaged-{path.name}")
+            say(f"{damage}; " + (f"set aside as {aside.name}" if quarantine else "passed over"))
+            if quarantine:
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+        else:
+            yield path
+
+
+def newest(root: Path, say: Say = lambda line: None, quarantine: bool = False) -> Path | None:
+    """The newest checkpoint that verifies. The lock's holder also mends LATEST."""
+    path = next(good(root, say, quarantine), None)
+    if path is not None and quarantine and pointed(root, "LATEST") != path:
+        replace_text(root / "LATEST", path.name + "\n")
+    return path
+
+
+def choose(root: Path, which: str, say: Say = lambda line: None) -> Path:
+    """The verified checkpoint that `latest`, `best` or the number of a step means."""
+    if which == "latest":
+        if (path := newest(root, say)) is None:
+            raise NoCheckpoint(f"{root} has no checkpoint that verifies")
+        return path
+    have = [step_of(path) for path in all_steps(root)]
+    if which == "best":
+        path = pointed(root, "BEST")
+    elif which.isdigit():
+        path = root / f"step-{int(which):09d}"
+    else:
+        raise UserError(f"checkpoint={which} is not known: latest, best, or a step of {have}")
+    if path is None or not path.is_dir():
+        raise UserError(f"checkpoint={which}: {root} has none; its steps are {have}")
+    verify(path)
+    return path
+
+
+def set_aside_after(root: Path, step: int, say: Say) -> None:
+    """Going back to an earlier step: later checkpoints are kept under another name, so that LATEST stays the newest."""
+    for path in all_steps(root):
+        if step_of(path) > step:
+            aside = path.with_name(f"superseded-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+            say(f"{path.name} lies beyond step {step}; set aside as {aside.name}")
