@@ -69,12 +69,17 @@ def register_model(name: str, *, model: str, objectives: dict[str, str], generat
     return register
 
 
-def register_data(*names: str, prepare: str, data: str) -> Callable[[type], type]:
-    """Register data sets that share one config dataclass, one way to be prepared and one datamodule."""
+def register_data(*names: str, prepare: str, datamodule: str) -> Callable[[type], type]:
+    """Register data sets that share one config dataclass, one way to be prepared and one datamodule:
+
+    prepare(config, model_config, say, tokenizer_json) -> prepared data, with `config` (settled), `fingerprint`,
+    `model_facts` (what the data fixes of the model) and `describe()`;
+    datamodule(config, prepared, model_config, seed=, rank=, world=) -> LightningDataModule with `val_batches()`.
+    """
 
     def register(config: type) -> type:
         for name in names:
-            DATA.add(name, config, {"prepare": prepare, "data": data})
+            DATA.add(name, config, {"prepare": prepare, "datamodule": datamodule})
         return config
 
     return register

@@ -26,7 +26,9 @@ class DataConfig:
             raise UserError(f"data.micro_batch_size={self.micro_batch_size} does not divide data.batch_size={self.batch_size}")
 
 
-@register_data("storybook", "books", "tinystories", "text", prepare="gengen.data.text:prepare_for", data="gengen.data.text:TextData")
+@register_data(
+    "storybook", "books", "tinystories", "text", prepare="gengen.data.text:prepare_for", datamodule="gengen.data.text:datamodule_for"
+)
 @dataclass
 class TextConfig(DataConfig):
     """Text: documents -> tokens -> windows of the model's context."""

@@ -103,6 +103,11 @@ class TextData(L.LightningDataModule):
             )
 
 
+def datamodule_for(config: TextConfig, prepared: PreparedText, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1) -> TextData:
+    """The datamodule for a model: windows of its context."""
+    return TextData(config, prepared, context=getattr(model, "context"), seed=seed, rank=rank, world=world)
+
+
 def prepare_for(config: TextConfig, model: ModelConfig, say: Say, tokenizer: str | None) -> PreparedText:
     """The prepared data for a model: its vocabulary size, unless the data's own is set or a tokenizer (as JSON) is brought along."""
     vocab_size = config.vocab_size or getattr(model, "vocab_size", None) or 2048

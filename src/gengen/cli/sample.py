@@ -1,0 +1,63 @@
+"""`sample`: draw from a run's saved weights."""
+
+import json
+import time
+from pathlib import Path
+
+from gengen.checkpoints.files import replace_text
+from gengen.checkpoints.run import find
+from gengen.config.compose import compose_flat, read_command_line
+from gengen.config.errors import UserError
+from gengen.config.help import flat_help
+from gengen.config.sample import SampleConfig
+
+
+def main(argv: list[str]) -> int:
+    line = read_command_line(argv)
+    if line.show == "help":
+        print(flat_help("sample", SampleConfig))
+        return 0
+    config: SampleConfig = compose_flat(SampleConfig, line)
+    if config.run is None:
+        raise UserError("which run? python scripts/sample.py runs/NAME")
+    find(config.run, Path(config.runs_dir))
+    from gengen.generation.load import load_generator
+
+    generator = load_generator(config.run, Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
+    settings = {
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "stop": config.stop,
+        "seed": config.seed,
+    }
+    prompts = config.prompt or [""]
+    start = time.perf_counter()
+    if config.stream:
+        if len(prompts) * config.n > 1:
+            raise UserError("stream=true draws one sample: one prompt and n=1")
+        print(prompts[0], end="", flush=True)
+        for piece in generator.stream(prompts[0], **settings):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    samples = generator.generate(prompts, n=config.n, **settings)
+    spent = time.perf_counter() - start
+    for sample in samples:
+        print(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{sample.text}")
+    tokens = sum(len(sample.tokens) for sample in samples)
+    print(f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s, {since_process_start():.1f} s from process start")
+    if config.out:
+        rows = [vars(sample) | {"seed": config.seed} for sample in samples]
+        replace_text(Path(config.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return 0
+
+
+def since_process_start() -> float:
+    """Seconds since this process was started, imports included."""
+    import os
+
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        started = int(stat.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(uptime.read().split()[0]) - started

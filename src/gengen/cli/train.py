@@ -1,0 +1,229 @@
+"""`train`: from a command line to a trained run. Everything that can be wrong is found before torch is imported."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gengen.checkpoints.run import Run, create, find
+from gengen.cli.launch import Job, handed_job, other_ranks
+from gengen.config.compose import CommandLine, compose_train, field_settings, read_command_line, selections
+from gengen.config.errors import NoCheckpoint, UserError
+from gengen.config.help import train_help
+from gengen.config.resume import resumed, stored
+from gengen.config.schema import build, plain
+from gengen.config.train import TrainConfig
+from gengen.registry import DATA, MODELS
+
+if TYPE_CHECKING:
+    from gengen.training.console import Console
+
+LOOKING = {"run", "runs_dir", "resume"}
+"""Keys that say which run is meant; a command with no others means a run that exists."""
+
+
+def main(argv: list[str]) -> int:
+    if (job := handed_job()) is not None:
+        return execute(job, console=None)
+    line = read_command_line(argv)
+    if line.show == "help":
+        print(train_help(line))
+        return 0
+    if line.multirun:
+        from gengen.cli.sweep import sweep
+
+        return sweep(line)
+    config, run = named_run(line)
+    if line.show == "cfg":
+        import yaml
+
+        print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    if config.dry_run:
+        from gengen.cli.dry_run import describe
+
+        print(describe(config))
+        return 0
+    return begin(config, line) if run is None else go_on(run, line)
+
+
+def named_run(line: CommandLine) -> tuple[TrainConfig, Run | None]:
+    """The composed config, and the existing run it is about, if any. Raises UserError for a run that should exist and does not."""
+    config = compose_train(line)
+    name = line.run or config.run
+    if name is None:
+        return config, None
+    folder = str(Path(name).parent) if "/" in name else config.runs_dir
+    config = replace(config, runs_dir=folder, run=Path(name).name)
+    path = Path(config.runs_dir) / str(config.run)
+    if (path / "config.json").exists():
+        if config.resume == "never":
+            raise UserError(f"resume=never: {path} exists; choose another run=NAME, or remove it")
+        return config, Run(path)
+    if not selections(line) and not {key for key, _ in field_settings(line)} - LOOKING:
+        find(str(config.run), Path(config.runs_dir))
+    return config, None
+
+
+def begin(config: TrainConfig, line: CommandLine) -> int:
+    """A new run: settle what `auto` means, prepare the data, then make the directory."""
+    source, checkpoint = None, None
+    if config.resume == "must":
+        raise NoCheckpoint(f"resume=must: {Path(config.runs_dir) / (config.run or '')} is no run with a checkpoint")
+    if config.resume not in ("auto", "never"):
+        checkpoint = find(config.resume, Path(config.runs_dir))
+        if not (checkpoint / "manifest.json").exists():
+            raise UserError(f"resume={config.resume}: not a checkpoint directory")
+    check_paths(config)
+    if config.init_from:
+        source = find(config.init_from, Path(config.runs_dir))
+        if stated := [f"{k}={v}" for k, v in line.settings if k.startswith("model.")]:
+            raise UserError(f"init_from={config.init_from} brings its model along; leave out {' '.join(stated)}")
+    from gengen.checkpoints.files import read_json, replace_text
+    from gengen.checkpoints.format import read_tokenizer
+    from gengen.config.model import ModelConfig
+    from gengen.generation.load import find_checkpoint
+    from gengen.hardware import pick_device, pick_precision
+    from gengen.training.console import Console
+
+    console, tokenizer = Console(), None
+    if source is not None:
+        source = find_checkpoint(str(source), Path(config.runs_dir), "latest", console.say)
+        config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]))
+        tokenizer = read_tokenizer(source)
+    device = pick_device(config.trainer.device)
+    settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
+    config = replace(config, trainer=settled, model=config.model.resolved())
+    prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
+    run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
+    run.lock()
+    config = replace(config, run=run.name, init_from=str(source) if source else None)
+    run.write_config(stored(config))
+    if tokenizer is not None:
+        replace_text(run.path / "tokenizer.json", tokenizer)
+    return execute(
+        Job(plain(config), str(run.path), str(checkpoint) if checkpoint else None, str(source) if source else None), console, prepared, run
+    )
+
+
+def check_paths(config: TrainConfig) -> None:
+    """A missing file of the user's is answered before anything slow."""
+    path = getattr(config.data, "path", None)
+    if path and not Path(path).exists():
+        from gengen.config.errors import did_you_mean
+
+        parent = Path(path).parent
+        names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        raise UserError(f"data.path={path}: no such file or folder" + did_you_mean(Path(path).name, names, all_if_none=False))
+    if getattr(config.data, "source", None) == "files" and not path:
+        raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER, a .txt, .jsonl or .parquet file or a folder of them")
+
+
+def go_on(run: Run, line: CommandLine) -> int:
+    """An existing run: its config with the allowed changes, from its newest checkpoint that verifies."""
+    config, changes = resumed(run.read_config(), line)
+    check_paths(config)
+    took_over = run.lock()
+    from gengen.checkpoints import store
+    from gengen.checkpoints.format import verify
+    from gengen.training.console import Console
+
+    console = Console()
+    console.open(run.path / "log.txt")
+    try:
+        for change in [took_over, *(f"changed on resume: {change}" for change in changes)]:
+            if change:
+                console.say(str(change))
+        store.sweep(run.checkpoints)
+        resume = line.last("resume") or "auto"
+        if resume in ("auto", "must"):
+            checkpoint = store.newest(run.checkpoints, console.say, quarantine=True)
+        else:
+            checkpoint = find(resume, run.path / "checkpoints")
+            verify(checkpoint)
+            if checkpoint.parent.samefile(run.checkpoints):
+                store.set_aside_after(run.checkpoints, store.step_of(checkpoint), console.say)
+        if checkpoint is None and resume == "must":
+            raise NoCheckpoint(f"resume=must: {run.path} has no checkpoint that verifies")
+        console.say(f"resume {checkpoint.name}, verified" if checkpoint else f"resume {run.path}: no checkpoint yet, from the start")
+        if checkpoint and store.step_of(checkpoint) >= config.trainer.max_steps:
+            console.say(f"{run.path} is finished: step {store.step_of(checkpoint)} of {config.trainer.max_steps}")
+            run.unlock()
+            return 0
+        run.write_config(stored(config))
+        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, brought_tokenizer(config))
+        if checkpoint and (was := verify(checkpoint)["data"]) != prepared.fingerprint:
+            raise UserError(
+                f"the data is not what {run.path} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
+            )
+    except UserError:
+        run.unlock()
+        raise
+    return execute(Job(plain(config), str(run.path), str(checkpoint) if checkpoint else None, config.init_from), console, prepared, run)
+
+
+def brought_tokenizer(config: TrainConfig) -> str | None:
+    """The tokenizer of the run that this one was started from, if any: kept beside the run's config."""
+    path = Path(config.runs_dir) / str(config.run) / "tokenizer.json"
+    return path.read_text(encoding="utf8") if path.exists() else None
+
+
+def execute(job: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
+    """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
+    from gengen.training.build import train
+    from gengen.training.console import Console
+    from gengen.training.signals import Interruption
+
+    config: TrainConfig = build(TrainConfig, job.config)
+    if console is None:
+        console = Console(quiet=True)
+    if prepared is None:
+        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, brought_tokenizer(config))
+    paths = [Path(path) if path else None for path in (job.checkpoint, job.init_from)]
+    if run is None:
+        with Interruption() as interruption:
+            train(config, Run(Path(job.run)), prepared, console, interruption, *paths)
+        return 0
+    console.open(run.path / "log.txt")
+    introduce(config, run, prepared, console)
+    try:
+        with Interruption() as interruption, other_ranks(job, config.trainer.devices):
+            cadence = train(config, run, prepared, console, interruption, *paths)
+            conclude(config, run, cadence, interruption, console)
+    finally:
+        run.unlock()
+    return interruption.exit_code if interruption() else 0
+
+
+def introduce(config: TrainConfig, run: Run, prepared: Any, console: "Console") -> None:
+    from gengen.cli.dry_run import size_line
+
+    c = config.trainer
+    console.say(f"run    {run.path}")
+    console.say(f"model  {size_line(config)}")
+    for line in prepared.describe():
+        console.say(f"data   {line}")
+    console.say(
+        f"train  {c.max_steps} steps of {config.data.batch_size} rows on {c.devices} x {c.device}, {c.precision}, seed {config.seed}"
+    )
+
+
+def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, console: "Console") -> None:
+    """The last words: what came out, the report, and what to type next."""
+    from gengen.checkpoints import store
+    from gengen.evaluation.report import write_report
+
+    newest = store.all_steps(run.checkpoints)
+    step = store.step_of(newest[0]) if newest else 0
+    words = "interrupted" if interruption() else "done" if step >= config.trainer.max_steps else "stopped"
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in cadence.latest.items())
+    console.say(f"{words}   step {step}/{config.trainer.max_steps}  {figures}  in {cadence.clock():.0f} s of training")
+    if not interruption():
+        console.say(f"report {write_report(run.path)}")
+    if step < config.trainer.max_steps:
+        console.say(
+            f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
+        )
+    if newest:
+        hint = MODELS[config.model.name].load("generator").command_hint
+        console.say(f"to sample: python scripts/sample.py {run.path} {hint}")

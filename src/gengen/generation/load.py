@@ -1,0 +1,50 @@
+"""From a run or checkpoint directory to something that generates."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gengen.checkpoints import store
+from gengen.checkpoints.files import read_json
+from gengen.checkpoints.format import load_weights, read_weights, verify
+from gengen.checkpoints.run import find
+from gengen.config.errors import UserError
+from gengen.config.model import ModelConfig
+from gengen.config.schema import build
+from gengen.hardware import pick_device
+from gengen.registry import MODELS
+
+Say = Callable[[str], None]
+
+
+def find_checkpoint(where: str, runs_dir: Path, which: str, say: Say = lambda line: None) -> Path:
+    """The verified checkpoint directory that a run's name or path, or a checkpoint's own path, means."""
+    path = find(where, runs_dir)
+    if (path / "manifest.json").exists():
+        verify(path)
+        return path
+    return store.choose(path / "checkpoints", which, say)
+
+
+def load_generator(
+    where: str,
+    runs_dir: Path = Path("runs"),
+    checkpoint: str = "latest",
+    weights: str | None = None,
+    device: str = "auto",
+    say: Say = lambda line: None,
+) -> Any:
+    """Verify a checkpoint, build its model by its registered name, load its weights, and wrap it in the family's generator."""
+
+    directory = find_checkpoint(where, runs_dir, checkpoint, say)
+    config = read_json(directory / "config.json")
+    try:
+        entry = MODELS[config["model"]["name"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{directory / 'config.json'} names no model") from None
+    model = entry.load("model")(build(ModelConfig, config["model"]))
+    load_weights(model, read_weights(directory, weights), directory)
+    model.to(torch.device(pick_device(device))).eval()
+    return entry.load("generator").from_checkpoint(model, directory)

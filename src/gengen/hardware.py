@@ -1,0 +1,33 @@
+"""What `auto` means on the machine at hand."""
+
+import shutil
+
+import torch
+
+from gengen.config.errors import UserError
+from gengen.config.train import TrainerConfig
+
+
+def pick_device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device; device=cpu or auto run without one")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def has_bf16(device: str) -> bool:
+    """Whether matrix products are faster in bf16: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def pick_precision(wanted: str, device: str) -> str:
+    return ("bf16" if has_bf16(device) else "fp32") if wanted == "auto" else wanted
+
+
+def pick_compile(c: TrainerConfig, device: str) -> bool:
+    """Compile on CUDA. On a CPU it costs about 35 s and gains a fifth, so it is left to the user (docs/results.md)."""
+    if c.compile == "auto":
+        return device == "cuda" and shutil.which("cc") is not None
+    return c.compile == "true"

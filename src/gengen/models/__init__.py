@@ -1,0 +1,1 @@
+"""Networks: pure modules, one self-contained file a family."""

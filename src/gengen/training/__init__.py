@@ -1,0 +1,1 @@
+"""Objectives as LightningModules, and the trainer around them."""

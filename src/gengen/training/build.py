@@ -1,0 +1,143 @@
+"""The trainer and everything around it, from a config."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from gengen.checkpoints.format import load_weights, read_weights
+from gengen.checkpoints.run import Run
+from gengen.config.errors import UserError
+from gengen.config.schema import plain
+from gengen.config.train import TrainConfig
+from gengen.registry import DATA, MODELS
+from gengen.training.cadence import Cadence
+from gengen.training.checkpointing import SafeCheckpointIO
+from gengen.training.console import Console
+from gengen.training.metrics import Logger
+from gengen.training.objective import Objective
+from gengen.training.rng import seed_everything
+from gengen.training.signals import Interruption
+from gengen.training.throughput import peak_flops
+
+
+def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None = None) -> Objective:
+    """The seeded model in its objective; with the weights of another run's checkpoint, if named."""
+    entry = MODELS[config.model.name]
+    seed_everything(config.seed)
+    model = entry.load("model")(config.model)
+    if init_from is not None:
+        load_weights(model, read_weights(init_from), init_from)
+    objective: Objective = entry.load(f"objective:{config.stage.name}")(config, model, prepared)
+    return objective
+
+
+def build_trainer(config: TrainConfig, cadence: Cadence) -> L.Trainer:
+    """Lightning's Trainer, stripped to devices, strategy and loop: the rhythm, the logs and the checkpoints are ours."""
+    c = config.trainer
+    if c.strategy == "fsdp":
+        raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
+    if c.device == "cuda" and c.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={c.devices}: this machine has {torch.cuda.device_count()}")
+    quiet_lightning()
+    return L.Trainer(
+        accelerator="gpu" if c.device == "cuda" else "cpu",
+        devices=c.devices,
+        strategy="ddp" if c.devices > 1 or c.strategy == "ddp" else "auto",
+        precision="32-true",
+        max_steps=c.max_steps,
+        callbacks=[cadence],
+        plugins=[SafeCheckpointIO(), LightningEnvironment()],  # never SLURM's: requeueing is done by our own checkpoint
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def quiet_lightning() -> None:
+    """Leave out Lightning's notes on hardware and loaders, which do not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for note in (
+        ".*does not have many workers.*",
+        ".*`IterableDataset` has `__len__`.*",
+        ".*srun.*",
+        ".*GPU available but not used.*",
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=note)
+
+
+def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logger]:
+    """wandb or TensorBoard where chosen; one that cannot start is a warning."""
+    c = config.logger
+    try:
+        if c.name == "wandb":
+            from lightning.pytorch.loggers import WandbLogger
+
+            logger = WandbLogger(
+                name=run.name,
+                id=run.name,
+                project=c.project,
+                save_dir=str(run.path),
+                offline=c.mode == "offline",
+                resume="allow",
+                config=plain(config),
+            )
+            _ = logger.experiment  # starts it here, where a failure is caught
+            return [logger]
+        if c.name == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            return [TensorBoardLogger(str(run.path), name="", version="tensorboard")]
+    except Exception as error:
+        console.say(f"warning: logger={c.name} cannot start, metrics.csv goes on: {error}")
+    return []
+
+
+def train(
+    config: TrainConfig,
+    run: Run,
+    prepared: Any,
+    console: Console,
+    interruption: Interruption,
+    checkpoint: Path | None,
+    init_from: Path | None,
+) -> Cadence:
+    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns."""
+    c = config.trainer
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    objective = build_objective(config, prepared, init_from if checkpoint is None else None)
+    rank = int(LightningEnvironment().local_rank())
+    datamodule = DATA[config.data.name].load("datamodule")(
+        config.data, prepared, config.model, seed=config.seed, rank=rank, world=c.devices
+    )
+    cadence = Cadence(
+        config,
+        run,
+        console,
+        interruption,
+        prepared,
+        datamodule.val_batches,
+        peak_flops(c.device, c.precision),
+        build_loggers(config, run, console) if rank == 0 else [],
+    )
+    trainer = build_trainer(config, cadence)
+    try:
+        trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    finally:
+        console.close()
+        for logger in cadence.loggers:
+            getattr(logger, "finalize", lambda status: None)("finished")
+        if torch.distributed.is_initialized():  # a later run of this process makes its own
+            torch.distributed.destroy_process_group()
+    return cadence

@@ -1,0 +1,241 @@
+"""What happens between steps, always in the same order: log, evaluate, sample, save, stop."""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from gengen.checkpoints import store
+from gengen.checkpoints.run import Run
+from gengen.config.errors import UserError
+from gengen.config.resume import stored
+from gengen.config.train import TrainConfig
+from gengen.training.console import Console
+from gengen.training.metrics import Logger, Metrics
+from gengen.training.objective import Objective
+from gengen.training.rng import get_rng, set_rng
+from gengen.training.signals import Interruption
+
+
+class TrainingFailed(UserError):
+    """Training cannot go on; the checkpoints are as they were."""
+
+    exit_code = 1
+
+
+def seconds(text: str) -> float:
+    """'90s', '5m', '2h' or plain seconds, as seconds."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
+        raise UserError(f"max_time={text} is not a time; write 90s, 5m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def duration(s: float) -> str:
+    s = round(s)
+    return f"{s // 3600}h{s % 3600 // 60:02}m" if s >= 3600 else f"{s // 60}m{s % 60:02}s" if s >= 60 else f"{s}s"
+
+
+@dataclass
+class Clock:
+    """Training wall-clock in seconds, summed over resumes."""
+
+    before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+
+class Cadence(L.Callback):
+    """The rhythm of a run. It owns what a resume needs beside weights, moments and Lightning's loop: the last step that
+    was evaluated, the best value so far, the streak of non-finite steps, the random generators, the clock."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        console: Console,
+        interruption: Interruption,
+        prepared: Any,
+        val_batches: Callable[[], Any],
+        peak_flops: float | None,
+        loggers: list[Logger],
+    ):
+        self.config, self.run, self.console, self.interruption, self.prepared = config, run, console, interruption, prepared
+        self.val_batches, self.peak_flops, self.loggers = val_batches, peak_flops, loggers
+        self.clock = Clock()
+        self.max_seconds = seconds(config.max_time) if config.max_time else math.inf
+        self.evaluated: int | None = None
+        self.best: tuple[int, float] | None = None
+        self.latest: dict[str, float] = {}  # metrics of the last evaluation
+        self.restored: dict[str, Any] | None = None
+        self._mark = (0, 0.0)  # (step, time) since which throughput is measured
+        self.metrics: Metrics | None = None
+
+    # --- Lightning's hooks
+
+    def on_fit_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        assert isinstance(objective, Objective)
+        if trainer.is_global_zero:
+            columns = ["step", "seconds", "train/loss", *objective.metrics, "lr", "grad_norm", f"{objective.unit}_per_second", "mfu"]
+            self.metrics = Metrics(self.run.path / "metrics.csv", columns)
+
+    def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        assert isinstance(objective, Objective)
+        self.interruption.install()
+        if self.metrics:
+            self.metrics.start(trainer.global_step)
+        if self.restored is not None:
+            state, own = self.restored["state"], self.restored
+            self.evaluated, self.best = state["evaluated"], state["best"] and tuple(state["best"])
+            objective.bad_steps.fill_(state["bad_steps"])
+            if own["ema"] is not None and objective.ema is not None:
+                objective.ema = own["ema"]
+            set_rng(state["rng"])  # last, so that nothing of the setting up has drawn from it
+            self.clock.before = own["facts"]["clocks"]["seconds"]
+        self.clock.started = time.monotonic()
+        self._mark = (trainer.global_step, time.monotonic())
+        if self.restored is not None:
+            self.between_steps(trainer, objective)  # what an interruption may have left undone at this step
+
+    def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(objective, Objective)
+        self.between_steps(trainer, objective)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, objective: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(objective, Objective)
+        tokenizer = getattr(self.prepared, "tokenizer", None)
+        checkpoint["gengen"] = {
+            "config": stored(self.config),
+            "state": {
+                "step": trainer.global_step,
+                "evaluated": self.evaluated,
+                "best": self.best,
+                "bad_steps": int(objective.bad_steps),
+                "rng": get_rng(),
+            },
+            "tokenizer": tokenizer.to_json() if tokenizer else None,
+            "ema": objective.ema,
+            "facts": {"data": self.prepared.fingerprint, "clocks": {"seconds": self.clock(), "saved": time.time()}},
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, objective: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.restored = checkpoint["gengen"]
+
+    # --- the rhythm
+
+    def between_steps(self, trainer: L.Trainer, objective: Objective) -> None:
+        c, step = self.config.trainer, trainer.global_step
+        last = step >= c.max_steps
+        fresh = bool(objective.logged)  # False right after a resume
+        row: dict[str, Any] = {}
+        if fresh and (step % c.log_every == 0 or step % c.eval_every == 0 or last):
+            row |= self.training_row(trainer, objective)
+        if (step % c.eval_every == 0 or last) and self.evaluated != step:
+            row |= self.evaluate(trainer, objective)
+        if row and self.metrics:
+            self.metrics.write({"step": step, "seconds": self.clock()} | row)
+            self.log_elsewhere(row, step)
+            self.show(step, row, last)
+        if trainer.is_global_zero and (step % c.sample_every == 0 or last):
+            self.sample(objective, step)
+        stop = last or self.wants_stop(objective, step)
+        improved = self.best is not None and self.best[0] == step
+        if (step % c.save_every == 0 or stop) and (fresh or self.evaluated == step):
+            self.save(trainer, improved)
+        trainer.should_stop = trainer.should_stop or stop
+
+    def training_row(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
+        """The numbers of the step just done; this is where the host waits for the device."""
+        logged = {name: value.item() for name, value in objective.logged.items()}
+        if (bad := int(objective.bad_steps)) > self.config.trainer.max_bad_steps:
+            raise TrainingFailed(
+                f"the loss or gradient was not finite for {bad} steps in a row, up to step {trainer.global_step}; no weight has changed "
+                f"since. A lower optim.lr, optim.clip or trainer.precision=fp32 may help"
+            )
+        if bad:
+            self.console.say(
+                f"warning: step {trainer.global_step}: loss or gradient not finite; the step changed no weight ({bad} in a row)"
+            )
+        steps, spent = trainer.global_step - self._mark[0], time.monotonic() - self._mark[1]
+        self._mark = (trainer.global_step, time.monotonic())
+        speed = steps * logged["count"] / max(spent, 1e-9)
+        row = {"train/loss": logged["loss"], "grad_norm": logged["grad_norm"], f"{objective.unit}_per_second": speed}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self.peak_flops:
+            row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
+        return row
+
+    def evaluate(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
+        start = time.monotonic()
+        metrics = objective.evaluate(self.val_batches(), self.poll(trainer))
+        self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)  # evaluation is not training
+        if metrics is None:
+            return {}
+        self.evaluated, self.latest = trainer.global_step, metrics
+        if self.best is None or metrics[objective.monitor] < self.best[1]:
+            self.best = (trainer.global_step, metrics[objective.monitor])
+        return metrics
+
+    def sample(self, objective: Objective, step: int) -> None:
+        stem = self.run.samples / f"step-{step:09d}"
+        if next(self.run.samples.glob(stem.name + ".*"), None) is not None or self.interruption():
+            return
+        start = time.monotonic()
+        self.run.samples.mkdir(exist_ok=True)
+        if line := objective.write_samples(stem, self.interruption):
+            self.console.say(f"sample {line}")
+        self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
+
+    def save(self, trainer: L.Trainer, improved: bool) -> None:
+        start = time.monotonic()
+        trainer.save_checkpoint(self.run.checkpoints)
+        if trainer.is_global_zero:
+            path = self.run.checkpoints / f"step-{trainer.global_step:09d}"
+            if improved:
+                store.mark_best(self.run.checkpoints, path)
+            store.prune(self.run.checkpoints, self.config.trainer.keep)
+        self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
+
+    def wants_stop(self, objective: Objective, step: int) -> bool:
+        """Whether to stop after this step; the same answer on every rank."""
+        if self.config.stop_at is not None and step >= self.config.stop_at:
+            return True
+        wish = self.interruption() or self.clock() >= self.max_seconds
+        return bool(objective.all_reduced(torch.tensor(float(wish), device=objective.device)) > 0)
+
+    def poll(self, trainer: L.Trainer) -> Callable[[], bool]:
+        """What evaluation polls: with several ranks none may leave it alone."""
+        return self.interruption if trainer.world_size == 1 else lambda: False
+
+    # --- what is shown
+
+    def show(self, step: int, row: dict[str, Any], last: bool) -> None:
+        c = self.config.trainer
+        parts = [f"step {step}/{c.max_steps}"]
+        if "train/loss" in row:
+            parts.append(f"loss {row['train/loss']:.3f}")
+        parts += [f"{name} {value:.4f}" for name, value in self.latest.items() if name != "val/loss"]
+        speed = next(
+            (f"{value / 1000:.1f}k {name.removesuffix('_per_second')}/s" for name, value in row.items() if "_per_second" in name), ""
+        )
+        parts += [speed] if speed else []
+        parts += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
+        done = max(step, 1)
+        parts.append(f"{duration(self.clock())} done, {duration(self.clock() / done * (c.max_steps - done))} to go")
+        line = "  ".join(parts)
+        (self.console.say if step == self.evaluated and not last else lambda text: self.console.progress(text, last))(line)
+
+    def log_elsewhere(self, row: dict[str, Any], step: int) -> None:
+        """Hand the row to the other loggers; one that fails is dropped with a warning and never stops the run."""
+        for logger in list(self.loggers):
+            try:
+                logger.log_metrics(row, step)
+            except Exception as error:
+                self.loggers.remove(logger)
+                self.console.say(f"warning: {type(logger).__name__} failed and is left out from now on: {error}")

@@ -1,0 +1,78 @@
+"""Between Lightning's checkpoint dictionary and our checkpoint directories."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+import gengen
+from gengen.checkpoints import store
+from gengen.checkpoints.format import Checkpoint, read
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's checkpoints/.
+
+    Expects the objective's own part under "gengen": config, state, tokenizer, ema, facts (see Cadence.on_save_checkpoint).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        own = checkpoint["gengen"]
+        store.save(
+            Path(path),
+            Checkpoint(
+                step=checkpoint["global_step"],
+                config=own["config"],
+                model=checkpoint["state_dict"],
+                optimizer=by_name(checkpoint["optimizer_states"][0]),
+                state=own["state"] | {"loop": checkpoint["loops"]["fit_loop"]},
+                tokenizer=own["tokenizer"],
+                ema=own["ema"],
+                facts=own["facts"] | {"versions": versions()},
+            ),
+        )
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        saved = read(Path(path))
+        return {
+            "epoch": 0,
+            "global_step": saved.step,
+            "pytorch-lightning_version": saved.facts["versions"]["lightning"],
+            "state_dict": saved.model,
+            "optimizer_states": [by_index(saved.optimizer)],
+            "lr_schedulers": [],
+            "loops": {"fit_loop": saved.state["loop"]},
+            "callbacks": {},
+            "gengen": {"state": saved.state, "ema": saved.ema, "facts": saved.facts},
+        }
+
+    def remove_checkpoint(self, path: Any) -> None:
+        raise AssertionError("checkpoints are pruned by gengen.checkpoints.store")
+
+
+def versions() -> dict[str, str]:
+    return {
+        "gengen": gengen.__version__,
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "python": platform.python_version(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def by_name(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with parameters called by name instead of by number."""
+    names = [name for group in optimizer["param_groups"] for name in group["param_names"]]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer["param_groups"]]
+    return {"state": {names[i]: moments for i, moments in optimizer["state"].items()}, "param_groups": groups}
+
+
+def by_index(saved: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `by_name`, as torch's optimizers load it."""
+    names = [name for group in saved["param_groups"] for name in group["param_names"]]
+    index = {name: i for i, name in enumerate(names)}
+    groups = [group | {"params": [index[name] for name in group["param_names"]]} for group in saved["param_groups"]]
+    return {"state": {index[name]: moments for name, moments in saved["state"].items()}, "param_groups": groups}

@@ -1,0 +1,149 @@
+"""One batch in, one step out: the gradient does not depend on how the batch is cut; a bad step changes nothing."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gengen.checkpoints import store
+from gengen.cli import main
+from gengen.data.text import Steps
+from gengen.training.language import IGNORED, Pretraining, bits_per_byte, next_token_nats
+from gengen.training.metrics import read_metrics
+
+
+def first_moments(run: Path) -> dict[str, Tensor]:
+    """After one step from zero, (1 - beta1) times the gradient."""
+    return {
+        name: t
+        for name, t in load_file(next((run / "checkpoints").glob("step-*")) / "optimizer.safetensors").items()
+        if "exp_avg." not in name and name.endswith("exp_avg")
+    }
+
+
+def gradient(tiny: list[str], runs: Path, name: str, *settings: str) -> dict[str, Tensor]:
+    argv = [
+        *tiny,
+        "data.batch_size=16",
+        "optim.clip=null",
+        "trainer.max_steps=8",
+        "stop_at=1",
+        f"runs_dir={runs}",
+        f"run={name}",
+        *settings,
+    ]
+    assert main(["train", *argv]) == 0
+    return {key: moment / 0.1 for key, moment in first_moments(runs / name).items()}
+
+
+@pytest.fixture
+def ragged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in which between none and all of the labels count."""
+    whole = Steps.row
+
+    def cut(self: Steps, position: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens, labels = whole(self, position)
+        labels[(position * 7) % (len(labels) + 1) :] = IGNORED
+        return tokens, labels
+
+    monkeypatch.setattr(Steps, "row", cut)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(tiny: list[str], tmp_path: Path, ragged: None) -> None:
+    whole = gradient(tiny, tmp_path, "whole")
+    assert len(whole) == 2 * 8 + 2 and max(g.abs().max().item() for g in whole.values()) > 1e-3
+    for size in (4, 1):
+        torch.testing.assert_close(gradient(tiny, tmp_path, f"by-{size}", f"data.micro_batch_size={size}"), whole, rtol=0, atol=1e-6)
+
+
+def test_a_mean_of_means_would_be_noticed(tiny: list[str], tmp_path: Path, ragged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug put back: each micro-batch divided by its own count."""
+    whole = gradient(tiny, tmp_path, "whole")
+    right = Pretraining.backward_share
+
+    def wrong(self: Pretraining, part: dict[str, Tensor], total: Tensor) -> None:
+        right(self, part, self.count(part).clamp(min=1) * 4)
+
+    monkeypatch.setattr(Pretraining, "backward_share", wrong)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(gradient(tiny, tmp_path, "wrong", "data.micro_batch_size=4"), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_gradient_and_the_curve_of_one(tiny: list[str], tmp_path: Path) -> None:
+    one = gradient(tiny, tmp_path, "one")
+    two = gradient(tiny, tmp_path, "two", "trainer.devices=2", "data.micro_batch_size=4")
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    for name, devices in (("curve-one", 1), ("curve-two", 2)):
+        argv = [*tiny, "trainer.log_every=1", "trainer.max_steps=20", f"runs_dir={tmp_path}", f"run={name}"]
+        assert main(["train", *argv, f"trainer.devices={devices}"]) == 0
+    curves = [[row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("curve-one", "curve-two")]
+    assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], rel=1e-5)
+    bpb = [read_metrics(tmp_path / name / "metrics.csv")[-1]["val/bpb"] for name in ("curve-one", "curve-two")]
+    assert bpb[1] == pytest.approx(bpb[0], rel=1e-5)
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    right = Pretraining.loss_sum
+
+    def loss_sum(self: Pretraining, batch: dict[str, Tensor]) -> Tensor:
+        return right(self, batch) * (math.nan if self.global_step in steps else 1.0)
+
+    monkeypatch.setattr(Pretraining, "loss_sum", loss_sum)
+
+
+def test_a_step_that_is_not_finite_changes_no_weight(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poisoned(monkeypatch, range(10, 11))
+    argv = [*tiny, "optim.ema=0.9", "trainer.log_every=1", "trainer.save_every=1", "trainer.keep=50", "trainer.max_steps=12"]
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
+    before, bad, after = (tmp_path / "r" / "checkpoints" / f"step-{step:09d}" for step in (10, 11, 12))
+    for name in ("model", "ema", "optimizer"):
+        assert (before / f"{name}.safetensors").read_bytes() == (bad / f"{name}.safetensors").read_bytes()
+        assert (after / f"{name}.safetensors").read_bytes() != (bad / f"{name}.safetensors").read_bytes()
+    assert "step 11: loss or gradient not finite" in capsys.readouterr().out
+
+
+def test_too_many_bad_steps_stop_the_run_and_leave_its_checkpoints(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poisoned(monkeypatch, range(12, 100))
+    assert main(["train", *tiny, "trainer.log_every=1", "trainer.max_bad_steps=3", f"runs_dir={tmp_path}", "run=r"]) == 1
+    assert "not finite for 4 steps in a row, up to step 16" in capsys.readouterr().err
+    assert store.step_of(store.all_steps(tmp_path / "r" / "checkpoints")[0]) == 10
+    monkeypatch.undo()
+    assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0  # the lock is free and the run goes on
+
+
+def test_loss_and_bits_per_byte_by_hand() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [5.0, -5.0]]])
+    assert next_token_nats(logits, torch.tensor([[1, IGNORED]])).item() == pytest.approx(math.log(4 / 3))
+    assert bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
+
+
+def test_the_loss_is_fp32_under_autocast() -> None:
+    logits = torch.randn(2, 3, 5, dtype=torch.bfloat16)
+    assert next_token_nats(logits, torch.zeros(2, 3, dtype=torch.long)).dtype == torch.float32
+
+
+def test_a_constant_predictor_has_the_bits_per_byte_of_its_entropy(tiny: list[str], tmp_path: Path) -> None:
+    """The whole protocol from text to val/bpb: logits of zero cost log2 V bits a token, and a byte is a token."""
+    from gengen.config.compose import compose_train, read_command_line
+    from gengen.data.text import TextData, prepare_for
+    from gengen.training.build import build_objective
+
+    config = compose_train(read_command_line(tiny))
+    prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+    config.model.vocab_size = 257  # type: ignore[attr-defined]
+    objective = build_objective(config, prepared)
+    torch.nn.init.zeros_(objective.model.embedding.weight)  # type: ignore[arg-type, union-attr]
+    metrics: Any = objective.evaluate(TextData(prepared.config, prepared, context=48, seed=0).val_batches())
+    scored = len(prepared.val) - 1
+    assert metrics["val/loss"] == pytest.approx(math.log(257), rel=1e-6)
+    assert metrics["val/bpb"] == pytest.approx(scored * math.log2(257) / prepared.val_bytes, rel=1e-6)
