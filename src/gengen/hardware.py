@@ -8,10 +8,14 @@ from gengen.config.errors import UserError
 from gengen.config.train import TrainerConfig
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(wanted: str, devices: int = 1) -> str:
+    """cpu or cuda; raises UserError for CUDA devices that are not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device; device=cpu or auto run without one")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()}")
+    return device
 
 
 def has_bf16(device: str) -> bool:

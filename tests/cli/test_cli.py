@@ -102,6 +102,38 @@ def test_a_checkpoint_names_no_code(trained: Path) -> None:
     assert b"gengen." not in raw and b"pickle" not in raw
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from gengen.checkpoints.run import Run
+run = Run(Path(sys.argv[1]))
+run.lock()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_on_a_run_exits_3(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(trained)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    again = ["train", f"run={trained.name}", f"runs_dir={trained.parent}"]
+    assert main(again) == 3
+    assert f"is being written by pid {holder.pid} on " in capsys.readouterr().err
+    holder.kill()
+    holder.wait()
+    assert main(again) == 0
+    assert f"took over the lock of pid {holder.pid}" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_training_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gengen.cli.prepare.main", interrupted)
+    assert main(["prepare"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_sampling_is_a_function_of_seed_and_index(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {}
     for n in (4, 8):

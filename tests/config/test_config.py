@@ -83,6 +83,8 @@ def test_every_yaml_is_reached_by_a_group() -> None:
         ("seed=${nope", ["seed=${nope"]),
         ("model.heads=3", ["model.width=256 does not fit model.heads=3"]),
         ("data.micro_batch_size=5", ["data.micro_batch_size=5 does not divide data.batch_size=16"]),
+        ("trainer.strategy=fsdp", ["trainer.strategy=fsdp is not run yet"]),
+        ("trainer.devices=3", ["data.batch_size=", "cannot be shared by trainer.devices=3"]),
         ("--hepl", ["unknown flag --hepl", "--help"]),
         ("trainer=xxxx", ["trainer=xxxx: no such trainer", "known: cpu, ddp, default, gpu"]),
         ("plugins=[no_such_module]", ["plugins=[no_such_module]", "No module named 'no_such_module'"]),

@@ -88,6 +88,14 @@ def test_two_ranks_give_the_gradient_and_the_curve_of_one(tiny: list[str], tmp_p
     assert bpb[1] == pytest.approx(bpb[0], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_gradient_and_the_same_names(tiny: list[str], tmp_path: Path) -> None:
+    """Either goes on with what the other saved."""
+    eager, compiled = gradient(tiny, tmp_path, "eager"), gradient(tiny, tmp_path, "compiled", "trainer.compile=true")
+    torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-6)
+    assert main(["train", "run=compiled", f"runs_dir={tmp_path}", "trainer.compile=false"]) == 0
+
+
 def poisoned(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     right = Pretraining.loss_sum
 

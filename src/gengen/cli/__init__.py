@@ -19,3 +19,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before training starts, whose own handlers save first
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -90,7 +90,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         source = find_checkpoint(str(source), Path(config.runs_dir), "latest", console.say)
         config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]))
         tokenizer = read_tokenizer(source)
-    device = pick_device(config.trainer.device)
+    device = pick_device(config.trainer.device, config.trainer.devices)
     settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
     config = replace(config, trainer=settled, model=config.model.resolved())
     prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)

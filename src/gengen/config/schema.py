@@ -135,8 +135,8 @@ def build(cls: type, tree: Tree, prefix: str = "") -> Any:
         else:
             values[name] = coerce(prefix + name, value, known[name], kind)
     config = cls(**values)
-    if isinstance(config, (ModelConfig, DataConfig)):
-        config.check()
+    if check := getattr(config, "check", None):
+        check()
     return config
 
 

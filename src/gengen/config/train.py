@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from gengen.config.data import DataConfig
+from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 from gengen.config.model import ModelConfig
 
@@ -79,3 +80,10 @@ class TrainConfig:
     max_time: str | None = option(None, "stop after this much training, such as 90s, 5m or 2h; schedules do not change", on_resume="free")
     plugins: list[str] = option([], "your modules to import, which register your own components", on_resume="free")
     dry_run: bool = option(False, "print config, parameters, memory and FLOPs, then stop", on_resume="free")
+
+    def check(self) -> None:
+        """Raise UserError where groups do not go together."""
+        if self.trainer.strategy == "fsdp":
+            raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
+        if self.data.batch_size % self.trainer.devices:
+            raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={self.trainer.devices} equally")
