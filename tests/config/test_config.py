@@ -68,11 +68,14 @@ def test_every_yaml_is_reached_by_a_group() -> None:
 @pytest.mark.parametrize(
     "argument,words",
     [
-        ("trainer.max_step=10", ["unknown key trainer.max_step=10", "did you mean trainer.max_steps (int, steps in all", "now 2000"]),
+        (
+            "trainer.max_step=10",
+            ["did you mean trainer.max_steps (int or null, steps in all", "now null)?"],
+        ),
         ("model=gtp", ["model=gtp: no such model", "did you mean gpt?"]),
         ("modle=gpt", ["unknown group modle=gpt", "did you mean model?"]),
-        ("trainer.max_steps=ten", ["trainer.max_steps='ten' does not fit", "int > 0"]),
-        ("trainer.max_steps=2.5", ["trainer.max_steps='2.5' does not fit", "int > 0"]),
+        ("trainer.max_steps=ten", ["trainer.max_steps='ten' does not fit", "int or null > 0"]),
+        ("trainer.max_steps=2.5", ["trainer.max_steps='2.5' does not fit", "int or null > 0"]),
         ("optim.lr=0", ["optim.lr=0.0 does not fit", "float > 0"]),
         ("optim.beta1=1", ["optim.beta1=1.0 does not fit", ">= 0 and < 1"]),
         ("trainer.precision=bf61", ["trainer.precision='bf61' does not fit", "auto, bf16, fp32", "did you mean bf16?"]),
@@ -82,9 +85,11 @@ def test_every_yaml_is_reached_by_a_group() -> None:
         ("trainer.save_every=${trainer.nope}", ["trainer.save_every=${trainer.nope}", "'trainer.nope' not found"]),
         ("seed=${nope", ["seed=${nope"]),
         ("model.heads=3", ["model.width=256 does not fit model.heads=3"]),
-        ("data.micro_batch_size=5", ["data.micro_batch_size=5 does not divide data.batch_size=16"]),
+        ("data.micro_batch_size=5", ["data.micro_batch_size=5 does not divide data.batch_size=8"]),
         ("trainer.strategy=fsdp", ["trainer.strategy=fsdp is not run yet"]),
-        ("trainer.devices=3", ["data.batch_size=", "cannot be shared by trainer.devices=3"]),
+        ("trainer.devices=2", ["trainer.devices=2 needs trainer.max_steps"]),
+        ("trainer.budget=soon", ["trainer.budget=soon is not a time; write 90s, 5m or 2h"]),
+        ("max_time=1d", ["max_time=1d is not a time"]),
         ("--hepl", ["unknown flag --hepl", "--help"]),
         ("trainer=xxxx", ["trainer=xxxx: no such trainer", "known: cpu, ddp, default, gpu"]),
         ("plugins=[no_such_module]", ["plugins=[no_such_module]", "No module named 'no_such_module'"]),
@@ -152,7 +157,7 @@ def test_no_config_module_imports_torch() -> None:
 
 
 def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
-    stored = plain(compose("model=gpt", "data=storybook"))
+    stored = plain(compose("model=gpt", "data=storybook", "trainer.max_steps=2000"))
     config, changes = resumed(stored, read_command_line(["run=x", "stop_at=5", "data.num_workers=2", "trainer.keep=7"]))
     assert (config.stop_at, config.data.num_workers, config.trainer.keep, changes) == (5, 2, 7, [])
     config, changes = resumed(stored, read_command_line(["run=x", "optim.lr=0.1", "trainer.max_steps=9"]))

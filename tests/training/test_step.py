@@ -1,5 +1,6 @@
 """One batch in, one step out: the gradient does not depend on how the batch is cut; a bad step changes nothing."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ def test_a_compiled_run_has_the_same_gradient_and_the_same_names(tiny: list[str]
     eager, compiled = gradient(tiny, tmp_path, "eager"), gradient(tiny, tmp_path, "compiled", "trainer.compile=true")
     torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-6)
     assert main(["train", "run=compiled", f"runs_dir={tmp_path}", "trainer.compile=false"]) == 0
+
+
+def test_a_budget_becomes_a_number_of_steps_and_leaves_no_other_trace(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [setting for setting in tiny if not setting.startswith("trainer.max_steps")]
+    assert main(["train", *plain, "trainer.budget=0.3s", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=timed"]) == 0
+    steps = json.loads((tmp_path / "timed" / "config.json").read_text())["trainer"]["max_steps"]
+    assert 16 <= steps < 2000 and f"steps  {steps} fit in trainer.budget=0.3s here" in capsys.readouterr().out
+    assert main(["train", *plain, f"trainer.max_steps={steps}", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=counted"]) == 0
+    timed, counted = (tmp_path / run / "checkpoints" / f"step-{steps:09d}" for run in ("timed", "counted"))
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (timed / name).read_bytes() == (counted / name).read_bytes()
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:

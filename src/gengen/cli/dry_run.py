@@ -34,5 +34,6 @@ def describe(config: TrainConfig) -> str:
     return (
         yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
         + f"\n{size_line(config)}, without activations"
-        + f"\n{flops:.3g} FLOPs a step; {config.trainer.max_steps * flops:.3g} in {config.trainer.max_steps:,} steps"
+        + f"\n{flops:.3g} FLOPs a step"
+        + (f"; {steps * flops:.3g} in {steps:,} steps" if (steps := config.trainer.max_steps) else f", for {config.trainer.budget}")
     )

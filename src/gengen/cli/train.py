@@ -83,7 +83,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
     from gengen.hardware import pick_device, pick_precision
+    from gengen.training.build import steps_within_budget
     from gengen.training.console import Console
+    from gengen.training.signals import Interruption
 
     console, tokenizer = Console(), None
     if source is not None:
@@ -95,6 +97,13 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     config = replace(config, trainer=settled, model=config.model.resolved())
     prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
     config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
+    if config.trainer.max_steps is None:
+        with Interruption() as interruption:
+            steps = steps_within_budget(config, prepared)
+        if interruption():
+            return interruption.exit_code
+        console.say(f"steps  {steps} fit in trainer.budget={config.trainer.budget} here; trainer.max_steps={steps} repeats this run")
+        config = replace(config, trainer=replace(config.trainer, max_steps=steps))
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
     run.lock()
     config = replace(config, run=run.name, init_from=str(source) if source else None)
@@ -146,6 +155,7 @@ def go_on(run: Run, line: CommandLine) -> int:
         if checkpoint is None and resume == "must":
             raise NoCheckpoint(f"resume=must: {run.path} has no checkpoint that verifies")
         console.say(f"resume {checkpoint.name}, verified" if checkpoint else f"resume {run.path}: no checkpoint yet, from the start")
+        assert config.trainer.max_steps
         if checkpoint and store.step_of(checkpoint) >= config.trainer.max_steps:
             console.say(f"{run.path} is finished: step {store.step_of(checkpoint)} of {config.trainer.max_steps}")
             run.unlock()
@@ -215,12 +225,12 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
 
     newest = store.all_steps(run.checkpoints)
     step = store.step_of(newest[0]) if newest else 0
-    words = "interrupted" if interruption() else "done" if step >= config.trainer.max_steps else "stopped"
+    words = "interrupted" if interruption() else "done" if step >= cadence.max_steps else "stopped"
     figures = "  ".join(f"{name} {value:.4f}" for name, value in cadence.latest.items())
-    console.say(f"{words}   step {step}/{config.trainer.max_steps}  {figures}  in {cadence.clock():.0f} s of training")
+    console.say(f"{words}   step {step}/{cadence.max_steps}  {figures}  in {cadence.clock():.0f} s of training")
     if not interruption():
         console.say(f"report {write_report(run.path)}")
-    if step < config.trainer.max_steps:
+    if step < cadence.max_steps:
         console.say(
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )

@@ -13,7 +13,7 @@ class DataConfig:
 
     name: str = option("", "registered name of the data set")
     dir: str = option("data", "folder of downloaded archives and prepared data", on_resume="free")
-    batch_size: int = positive(16, "sequences or images a step, over all ranks and micro-batches")
+    batch_size: int = positive(8, "sequences or images a step, over all ranks and micro-batches")
     micro_batch_size: int | None = positive(
         None, "sequences or images a forward pass takes on one rank; null = all of its share", on_resume="free"
     )

@@ -1,7 +1,7 @@
 """Errors a user can act on: one message, no traceback, an exit code of their own."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class UserError(Exception):
@@ -23,12 +23,15 @@ class NoCheckpoint(UserError):
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known words most like `word`, best first; a dotted key is also matched by its last part."""
-    known = list(known)
-    close = get_close_matches(word, known, n, cutoff=0.6)
-    last = word.rsplit(".", 1)[-1]
-    tails = [key for key in known if key.rsplit(".", 1)[-1] in get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n)]
-    return list(dict.fromkeys(close + tails))[:n]
+    """The known words most like `word`, best first; a dotted key is compared whole and by its last part."""
+
+    def likeness(key: str) -> float:
+        pairs = ((word, key), (word.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1]))
+        return max(SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+
+    scores = {key: likeness(key) for key in known}
+    bar = max(0.6, max(scores.values(), default=0.0) - 0.1)
+    return sorted((key for key, score in scores.items() if score >= bar), key=lambda key: -scores[key])[:n]
 
 
 def did_you_mean(word: str, known: Iterable[str], all_if_none: bool = True) -> str:

@@ -49,7 +49,7 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     for key, value in wishes(line).items():
         policy = known[key][0].metadata.get("on_resume", "fixed") if key in known else "fixed"
         change = Change(key, get(kept, key), value)
-        if change.before == value or (policy == "fixed" and value in ("auto", None)):
+        if change.before == value or (policy != "free" and value in ("auto", None)):
             continue
         if policy == "fixed":
             refused.append(change)

@@ -62,15 +62,14 @@ def schema(cls: type, tree: Tree, prefix: str = "") -> Schema:
 
 def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
     """The error for a key that no config has, with the nearest ones explained."""
-    message = f"unknown key {key}={found}"
-    close = nearest(key, known)
-    for i, name in enumerate(close):
+    lines = [f"unknown key {key}={found}"]
+    for name in nearest(key, known):
         f, kind = known[name]
         value = get(now, name, f.default)
-        lead = "did you mean" if i == 0 else "          or"
-        message += f"\n  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {value}){'?' if i == len(close) - 1 else ''}"
-    group = key.split(".")[0] if "." in key else ""
-    return UserError(message + f"\n  --help {group} lists every key".replace("  lists", " lists"))
+        lead = "did you mean" if len(lines) == 1 else "          or"
+        lines.append(f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {'null' if value is None else value})?")
+    group = key.split(".")[0] + " " if "." in key else ""
+    return UserError("\n".join([*lines, f"  --help {group}lists every key"]))
 
 
 def wrong_value(key: str, value: Any, f: "Field[Any]", kind: Any) -> UserError:

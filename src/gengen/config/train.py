@@ -1,11 +1,19 @@
 """The whole of a training run's config, and the groups that every family shares."""
 
+import re
 from dataclasses import dataclass, field
 
 from gengen.config.data import DataConfig
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 from gengen.config.model import ModelConfig
+
+
+def seconds(key: str, text: str) -> float:
+    """'90s', '5m', '2h' or plain seconds, as seconds."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
+        raise UserError(f"{key}={text} is not a time; write 90s, 5m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 @dataclass
@@ -37,9 +45,10 @@ class OptimConfig:
 class TrainerConfig:
     """How long and on what a run trains."""
 
-    max_steps: int = positive(2_000, "steps in all; the horizon of every schedule", on_resume="warned")
-    save_every: int = positive(200, "steps between checkpoints", on_resume="free")
-    eval_every: int = positive(200, "steps between evaluations on the validation part", on_resume="free")
+    max_steps: int | None = positive(None, "steps in all, the horizon of every schedule; null = what fits budget here", on_resume="warned")
+    budget: str = option("4m", "training time, such as 90s, 4m or 2h, that a new run chooses its max_steps for", on_resume="free")
+    save_every: int = positive(100, "steps between checkpoints", on_resume="free")
+    eval_every: int = positive(100, "steps between evaluations on the validation part", on_resume="free")
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
     log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
     keep: int = option(2, "newest checkpoints kept, beside the best and the newest verified", low=1, on_resume="free")
@@ -85,5 +94,10 @@ class TrainConfig:
         """Raise UserError where groups do not go together."""
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
+        if self.trainer.max_steps is None and self.trainer.devices > 1:
+            raise UserError(f"trainer.devices={self.trainer.devices} needs trainer.max_steps: trainer.budget is measured on one device")
+        seconds("trainer.budget", self.trainer.budget)
+        if self.max_time is not None:
+            seconds("max_time", self.max_time)
         if self.data.batch_size % self.trainer.devices:
             raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={self.trainer.devices} equally")

@@ -1,8 +1,11 @@
 """The trainer and everything around it, from a config."""
 
 import logging
+import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as L
@@ -12,7 +15,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from gengen.checkpoints.format import load_weights, read_weights
 from gengen.checkpoints.run import Run
 from gengen.config.schema import plain
-from gengen.config.train import TrainConfig
+from gengen.config.train import TrainConfig, seconds
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence
 from gengen.training.checkpointing import SafeCheckpointIO
@@ -22,6 +25,8 @@ from gengen.training.objective import Objective
 from gengen.training.rng import seed_everything
 from gengen.training.signals import Interruption
 from gengen.training.throughput import peak_flops
+
+TRIAL_STEPS = 16
 
 
 def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None = None) -> Objective:
@@ -35,17 +40,24 @@ def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None =
     return objective
 
 
-def build_trainer(config: TrainConfig, cadence: Cadence) -> L.Trainer:
+def build_datamodule(config: TrainConfig, prepared: Any, rank: int = 0) -> L.LightningDataModule:
+    build: Any = DATA[config.data.name].load("datamodule")
+    return build(config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices)
+
+
+def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> L.Trainer:
     """Lightning's Trainer, stripped to devices, strategy and loop: the rhythm, the logs and the checkpoints are ours."""
     c = config.trainer
+    if c.threads:
+        torch.set_num_threads(c.threads)
     quiet_lightning()
     return L.Trainer(
         accelerator="gpu" if c.device == "cuda" else "cpu",
         devices=c.devices,
         strategy="ddp" if c.devices > 1 or c.strategy == "ddp" else "auto",
         precision="32-true",
-        max_steps=c.max_steps,
-        callbacks=[cadence],
+        max_steps=max_steps,
+        callbacks=[callback],
         plugins=[SafeCheckpointIO(), LightningEnvironment()],  # never SLURM's: requeueing is done by our own checkpoint
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -98,6 +110,24 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
     return []
 
 
+class StepTimes(L.Callback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def steps_within_budget(config: TrainConfig, prepared: Any) -> int:
+    """How many steps fit in trainer.budget on this machine: the median time of a few steps of a copy that is thrown away."""
+    times = StepTimes()
+    build_trainer(config, times, TRIAL_STEPS).fit(build_objective(config, prepared), datamodule=build_datamodule(config, prepared))
+    spent = median(b - a for a, b in pairwise(times.ends[TRIAL_STEPS // 4 :]))
+    return max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
+
+
 def train(
     config: TrainConfig,
     run: Run,
@@ -109,13 +139,9 @@ def train(
 ) -> Cadence:
     """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns."""
     c = config.trainer
-    if c.threads:
-        torch.set_num_threads(c.threads)
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     rank = int(LightningEnvironment().local_rank())
-    datamodule = DATA[config.data.name].load("datamodule")(
-        config.data, prepared, config.model, seed=config.seed, rank=rank, world=c.devices
-    )
+    datamodule: Any = build_datamodule(config, prepared, rank)
     cadence = Cadence(
         config,
         run,
@@ -126,7 +152,7 @@ def train(
         peak_flops(c.device, c.precision),
         build_loggers(config, run, console) if rank == 0 else [],
     )
-    trainer = build_trainer(config, cadence)
+    trainer = build_trainer(config, cadence, cadence.max_steps)
     try:
         trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     finally:

@@ -1,7 +1,6 @@
 """What happens between steps, always in the same order: log, evaluate, sample, save, stop."""
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from gengen.checkpoints import store
 from gengen.checkpoints.run import Run
 from gengen.config.errors import UserError
 from gengen.config.resume import stored
-from gengen.config.train import TrainConfig
+from gengen.config.train import TrainConfig, seconds
 from gengen.training.console import Console
 from gengen.training.metrics import Logger, Metrics
 from gengen.training.objective import Objective
@@ -26,13 +25,6 @@ class TrainingFailed(UserError):
     """Training cannot go on; the checkpoints are as they were."""
 
     exit_code = 1
-
-
-def seconds(text: str) -> float:
-    """'90s', '5m', '2h' or plain seconds, as seconds."""
-    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
-        raise UserError(f"max_time={text} is not a time; write 90s, 5m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def duration(s: float) -> str:
@@ -69,7 +61,9 @@ class Cadence(L.Callback):
         self.config, self.run, self.console, self.interruption, self.prepared = config, run, console, interruption, prepared
         self.val_batches, self.peak_flops, self.loggers = val_batches, peak_flops, loggers
         self.clock = Clock()
-        self.max_seconds = seconds(config.max_time) if config.max_time else math.inf
+        assert config.trainer.max_steps
+        self.max_steps = config.trainer.max_steps
+        self.max_seconds = seconds("max_time", config.max_time) if config.max_time else math.inf
         self.evaluated: int | None = None
         self.best: tuple[int, float] | None = None
         self.latest: dict[str, float] = {}  # metrics of the last evaluation
@@ -131,7 +125,7 @@ class Cadence(L.Callback):
 
     def between_steps(self, trainer: L.Trainer, objective: Objective) -> None:
         c, step = self.config.trainer, trainer.global_step
-        last = step >= c.max_steps
+        last = step >= self.max_steps
         fresh = bool(objective.logged)  # False right after a resume
         row: dict[str, Any] = {}
         if fresh and (step % c.log_every == 0 or step % c.eval_every == 0 or last):
@@ -216,8 +210,7 @@ class Cadence(L.Callback):
     # --- what is shown
 
     def show(self, step: int, row: dict[str, Any], last: bool) -> None:
-        c = self.config.trainer
-        parts = [f"step {step}/{c.max_steps}"]
+        parts = [f"step {step}/{self.max_steps}"]
         if "train/loss" in row:
             parts.append(f"loss {row['train/loss']:.3f}")
         parts += [f"{name} {value:.4f}" for name, value in self.latest.items() if name != "val/loss"]
@@ -227,7 +220,7 @@ class Cadence(L.Callback):
         parts += [speed] if speed else []
         parts += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
         done = max(step, 1)
-        parts.append(f"{duration(self.clock())} done, {duration(self.clock() / done * (c.max_steps - done))} to go")
+        parts.append(f"{duration(self.clock())} done, {duration(self.clock() / done * (self.max_steps - done))} to go")
         line = "  ".join(parts)
         (self.console.say if step == self.evaluated and not last else lambda text: self.console.progress(text, last))(line)
 

@@ -118,7 +118,7 @@ class Objective(L.LightningModule):
         assert not isinstance(optimizer, list)
         c = self.config.optim
         for group in optimizer.param_groups:
-            group["lr"] = c.lr * rate(self.global_step, self.config.trainer.max_steps, c)
+            group["lr"] = c.lr * rate(self.global_step, self.trainer.max_steps, c)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or float("inf"))
         loss = self.all_reduced(self.logged["loss"])
         finite = torch.isfinite(norm) & torch.isfinite(loss)
