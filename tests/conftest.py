@@ -74,6 +74,7 @@ def tiny(texts: Path, shared_data: Path) -> list[str]:
         "model.kv_heads=1",
         "model.ff=48",
         "model.context=48",
+        "model.dropout=0",
         "trainer.precision=fp32",
         "trainer.device=cpu",
         "trainer.threads=1",
