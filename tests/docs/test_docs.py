@@ -61,8 +61,6 @@ def test_every_command_runs(
             assert words[0] in ("make", "git", "cd", "bash", "pip"), f"{page.name}: {words}"
             continue
         assert (ROOT / words[1]).exists(), words
-        if words[1].startswith("benchmarks/"):
-            continue
         argv = scaled([Path(words[1]).stem, *words[2:]], stand_in_archive)
         if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
             from gengen.cli.sweep import jobs

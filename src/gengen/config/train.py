@@ -52,7 +52,7 @@ class TrainerConfig:
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
     log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
     keep: int = option(2, "newest checkpoints kept, beside the best and the newest verified", low=1, on_resume="free")
-    max_bad_steps: int = option(5, "steps in a row with a non-finite loss or gradient before the run stops", low=0, on_resume="free")
+    max_bad_steps: int = option(5, "non-finite steps in a row that a run bears; looked at when a row is logged", low=0, on_resume="free")
     precision: str = choice("auto", ["auto", "bf16", "fp32"], "bf16 autocast where the hardware has it, else fp32")
     compile: str = choice("auto", ["auto", "true", "false"], "torch.compile; auto = where it pays", on_resume="free")
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")

@@ -82,8 +82,11 @@ class Cadence(L.Callback):
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         assert isinstance(objective, Objective)
         self.interruption.install()
-        if self.metrics:
+        if self.metrics:  # what lies beyond the checkpoint comes again
             self.metrics.start(trainer.global_step)
+            for path in self.run.samples.glob("step-*"):
+                if int(path.stem.removeprefix("step-").split("-")[0]) > trainer.global_step:
+                    path.unlink()
         if self.restored is not None:
             state, own = self.restored["state"], self.restored
             self.evaluated, self.best = state["evaluated"], state["best"] and tuple(state["best"])
@@ -201,6 +204,8 @@ class Cadence(L.Callback):
         if self.config.stop_at is not None and step >= self.config.stop_at:
             return True
         wish = self.interruption() or self.clock() >= self.max_seconds
+        if objective.trainer.world_size == 1:
+            return wish
         return bool(objective.all_reduced(torch.tensor(float(wish), device=objective.device)) > 0)
 
     def poll(self, trainer: L.Trainer) -> Callable[[], bool]:
