@@ -165,7 +165,8 @@ def test_mistakes_in_sampling(trained: Path, capsys: pytest.CaptureFixture[str])
     for argv, words in [
         (["checkpoint=99"], "its steps are [40, 30]"), (["weights=ema"], "has no EMA weights"),
         (["tempreature=1"], "did you mean temperature"),
-        (["top_p=1.5"], "top_p=1.5 does not fit"), (["stream=true", "n=2"], "one prompt and n=1"),
+        (["top_p=1.5"], "top_p=1.5 does not fit"), (["stream=true", "n=2"], "one prompt, n=1"),
+        (["out=no/such/folder/x.jsonl"], "out=no/such/folder/x.jsonl: no such folder"), (["model=nosuch"], "unknown key model=nosuch"),
     ]:  # fmt: skip
         assert main(["sample", str(trained), *argv]) == 2
         assert words in capsys.readouterr().err
@@ -182,10 +183,11 @@ def test_evaluate_finds_what_training_logged(trained: Path, capsys: pytest.Captu
 
 
 def test_a_later_run_starts_from_an_earlier_one(trained: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = [argument for argument in tiny if not argument.startswith("model.")]
+    plain = [argument for argument in tiny if argument.split("=")[0].split(".")[0] != "model"]
     argv = [*plain, f"init_from={trained}", f"runs_dir={tmp_path}", "run=next", "trainer.max_steps=4", "optim.lr=1e-12", "stop_at=2"]
     assert main(["train", *argv]) == 0
-    assert main(["train", "run=next", f"runs_dir={tmp_path}"]) == 0
+    assert main(["train", *argv[:-1]]) == 0  # the same command again goes on with it
+    assert main(["evaluate", str(tmp_path / "next")]) == 0
     first, last = (load_generator(str(run)).generate("the", max_tokens=20)[0].text for run in (trained, tmp_path / "next"))
     assert first == last
     assert main(["train", *argv[:-1], "run=other", "model.width=64"]) == 2

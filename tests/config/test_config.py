@@ -90,6 +90,8 @@ def test_every_yaml_is_reached_by_a_group() -> None:
         ("trainer.devices=2", ["trainer.devices=2 needs trainer.max_steps"]),
         ("trainer.budget=soon", ["trainer.budget=soon is not a time; write 90s, 5m or 2h"]),
         ("max_time=1d", ["max_time=1d is not a time"]),
+        ("optim.clip=inf", ["optim.clip=inf does not fit"]),
+        ("seed=99999999999", ["seed=99999999999 does not fit"]),
         ("--hepl", ["unknown flag --hepl", "--help"]),
         ("trainer=xxxx", ["trainer=xxxx: no such trainer", "known: cpu, ddp, default, gpu"]),
         ("plugins=[no_such_module]", ["plugins=[no_such_module]", "No module named 'no_such_module'"]),
@@ -169,6 +171,23 @@ def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
     assert changes == [] and plain(same) | {"run": None} == stored
 
 
+def test_a_resume_is_checked_against_the_run_and_not_against_the_defaults() -> None:
+    stored = plain(compose("model=gpt", "data=storybook", "data.batch_size=64", "trainer.max_steps=9", "data.licence=${x}"))
+    config, _ = resumed(stored, read_command_line(["run=x", "data.micro_batch_size=16", "trainer.devices=2", "trainer=cpu"]))
+    assert (config.data.micro_batch_size, config.trainer.devices, config.trainer.device) == (16, 2, "cpu")
+    assert getattr(config.data, "licence") == "${x}"
+    with pytest.raises(UserError, match=r"micro_batch_size=48 does not divide"):
+        resumed(stored, read_command_line(["run=x", "data.micro_batch_size=48"]))
+
+
+def test_a_folder_with_an_odd_name_joins_too(tmp_path: Path) -> None:
+    folder = tmp_path / "cfg (1), it's"
+    (folder / "debug").mkdir(parents=True)
+    (folder / "debug" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert compose("--config-dir", str(folder), "debug=mine").seed == 7
+
+
 def test_secrets_are_not_written() -> None:
+    assert redact('{"a": "x hunter\\"2hunter y"}', {"A_TOKEN": 'hunter"2hunter'}) == '{"a": "x <A_TOKEN> y"}'
     environment = {"MY_API_KEY": "s3cr3t-value", "HOME": "/home/someone", "SHORT_TOKEN": "abc"}
     assert redact("x s3cr3t-value y /home/someone abc", environment) == "x <MY_API_KEY> y /home/someone abc"

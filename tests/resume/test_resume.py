@@ -181,7 +181,7 @@ def killed_until_done(argv: list[str], again: list[str], seed: int, kills: int) 
     """Kill a run at random times until it has been killed `kills` times, then let it end. Returns how often it was killed."""
     draw, code, killed = random.Random(seed), -9, 0
     while code != 0:
-        code = run_and_kill(argv, draw.uniform(0.2, 1.6) if killed < kills else 120)
+        code = run_and_kill(argv, draw.uniform(0.1, 0.8) if killed < kills else 120)
         assert code in (0, -9)
         killed += code == -9
         argv = again if (Path(again[-1].split("=", 1)[1]) / "r" / "config.json").exists() else argv
@@ -262,9 +262,33 @@ def test_changed_data_are_refused(tiny: list[str], tmp_path: Path, capsys: pytes
     assert "the data is not what" in capsys.readouterr().err
 
 
-def test_max_time_stops_with_a_checkpoint(tiny: list[str], tmp_path: Path, straight: Path) -> None:
+def test_max_time_stops_each_command_with_a_checkpoint(tiny: list[str], tmp_path: Path) -> None:
     assert main(["train", *tiny, f"runs_dir={tmp_path}", "run=r", "max_time=0.05s"]) == 0
-    assert 1 <= store.step_of(last_checkpoint(tmp_path / "r")) < 40
+    first = store.step_of(last_checkpoint(tmp_path / "r"))
+    assert 1 <= first < 40
+    assert main(["train", "run=r", f"runs_dir={tmp_path}", "max_time=0.05s"]) == 0
+    assert store.step_of(last_checkpoint(tmp_path / "r")) > first
+
+
+def test_the_best_is_kept_wherever_it_was_evaluated(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best evaluation at step 10, between saves: it is saved, marked, and outlives later ones."""
+    values = iter([2.0, 5.0, 4.0, 3.0])
+    monkeypatch.setattr(Pretraining, "evaluation_metrics", lambda self, sums: {"val/loss": 1.0, "val/bpb": next(values)})
+    assert main(["train", *tiny, "trainer.save_every=20", "trainer.keep=1", f"runs_dir={tmp_path}", "run=r"]) == 0
+    checkpoints = tmp_path / "r" / "checkpoints"
+    assert store.step_of(store.choose(checkpoints, "best")) == 10
+    assert [store.step_of(path) for path in store.all_steps(checkpoints)] == [40, 10]
+
+
+def test_a_run_is_found_by_name_by_path_and_by_position(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copied(straight, tmp_path)
+    for argv in ([str(run)], [f"run={run}"], ["straight", f"runs_dir={tmp_path}"], [str(run), "trainer.device=auto", "stop_at=50"]):
+        assert main(["train", *argv]) == 0
+        assert f"{run} is finished" in capsys.readouterr().out
+    assert main(["train", str(run), "--cfg", "job"]) == 0
+    assert "max_steps: 40" in capsys.readouterr().out
+    assert main(["train", "run=straigt", f"runs_dir={tmp_path}", "stop_at=50"]) == 2
+    assert "did you mean straight?" in capsys.readouterr().err
 
 
 def test_evaluation_and_previews_leave_every_generator_alone(straight: Path, tiny_ema: list[str], tmp_path: Path) -> None:

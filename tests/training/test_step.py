@@ -81,7 +81,7 @@ def test_two_ranks_give_the_gradient_and_the_curve_of_one(tiny: list[str], tmp_p
     two = gradient(tiny, tmp_path, "two", "trainer.devices=2", "data.micro_batch_size=4")
     torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
     for name, devices in (("curve-one", 1), ("curve-two", 2)):
-        argv = [*tiny, "trainer.log_every=1", "trainer.max_steps=20", f"runs_dir={tmp_path}", f"run={name}"]
+        argv = [*tiny, "data.batch_size=16", "trainer.log_every=1", "trainer.max_steps=20", f"runs_dir={tmp_path}", f"run={name}"]
         assert main(["train", *argv, f"trainer.devices={devices}"]) == 0
     curves = [[row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("curve-one", "curve-two")]
     assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], rel=1e-5)

@@ -63,10 +63,15 @@ class Run:
             self._lock = None
 
 
-def create(runs_dir: Path, name: str | None, stem: str) -> Run:
-    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the same."""
-    if name is not None and not NAME.fullmatch(name):
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
         raise UserError(f"run={name} cannot name a run: letters, digits, '.', '_' and '-', at most 80, are allowed")
+
+
+def create(runs_dir: Path, name: str | None, stem: str) -> Run:
+    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the same number."""
+    if name is not None:
+        check_name(name)
     runs_dir.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

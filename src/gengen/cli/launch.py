@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gengen.config.schema import plain
+from gengen.config.train import TrainConfig
+
 HANDED = "GENGEN_JOB"
 """Environment variable of a rank above 0: the path of the job it is part of."""
 
@@ -23,6 +26,10 @@ class Job:
     run: str
     checkpoint: str | None
     init_from: str | None
+
+
+def job(config: TrainConfig, run: Path, checkpoint: Path | None, init_from: Path | str | None) -> Job:
+    return Job(plain(config), str(run), str(checkpoint) if checkpoint else None, str(init_from) if init_from else None)
 
 
 def handed_job() -> Job | None:

@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
     if config.run is None:
         raise UserError("which run? python scripts/sample.py runs/NAME")
     find(config.run, Path(config.runs_dir))
+    if config.out and not Path(config.out).parent.is_dir():
+        raise UserError(f"out={config.out}: no such folder {Path(config.out).parent}")
+    if config.stream and (config.out or config.n * max(1, len(config.prompt)) > 1):
+        raise UserError("stream=true draws one sample to the screen: one prompt, n=1 and no out")
     from gengen.generation.load import load_generator
 
     generator = load_generator(config.run, Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
@@ -35,8 +39,6 @@ def main(argv: list[str]) -> int:
     prompts = config.prompt or [""]
     start = time.perf_counter()
     if config.stream:
-        if len(prompts) * config.n > 1:
-            raise UserError("stream=true draws one sample: one prompt and n=1")
         print(prompts[0], end="", flush=True)
         for piece in generator.stream(prompts[0], **settings):
             print(piece, end="", flush=True)

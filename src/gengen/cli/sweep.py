@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gengen.config.compose import CommandLine, compose_groups, groups
+from gengen.config.compose import CommandLine, compose_groups, groups, import_plugins, plugins
 from gengen.config.errors import UserError
 from gengen.config.schema import Schema, is_text, schema
 from gengen.config.train import TrainConfig
@@ -33,26 +33,36 @@ def choices(key: str, text: str, known: Schema, options: dict[str, list[str]]) -
 def jobs(line: CommandLine) -> list[list[str]]:
     """The settings of each job, in order: the product of every swept key's values."""
     options = groups(line.config_dir)
-    known = schema(TrainConfig, compose_groups(CommandLine(config_dir=line.config_dir)))
+    import_plugins(plugins(line))
+    fixed = [(key, text) for key, text in line.settings if text in options.get(key, [])]
+    known = schema(TrainConfig, compose_groups(CommandLine(settings=fixed, config_dir=line.config_dir)))
     swept = [[f"{key}={value}" for value in choices(key, text, known, options)] for key, text in line.settings]
     return [list(job) for job in itertools.product(*swept)]
 
 
 def sweep(line: CommandLine) -> int:
-    """Run the jobs one after another, then print a row for each; 1 if any failed."""
-    table, flags = [], ["--config-dir", str(line.config_dir)] if line.config_dir else []
+    """Run the jobs one after another, then print a row for each; 1 if any failed, 130 after Ctrl-C."""
+    if line.show:
+        raise UserError("-m runs jobs; leave it out to see the config of one")
+    table, codes, flags = [], [], ["--config-dir", str(line.config_dir)] if line.config_dir else []
     everything = jobs(line)
     varied = [i for i in range(len(line.settings)) if len({job[i] for job in everything}) > 1]
-    named = line.last("run")
+    named = line.run or line.last("run")
     for number, settings in enumerate(everything, start=1):
         words = " ".join(settings[i] for i in varied)
         print(f"sweep  {number}/{len(everything)}  {words}", flush=True)
         if named:
             settings = [*settings, f"run={named}-{number}"]
-        done = subprocess.run([sys.executable, "-m", "gengen.cli", "train", *flags, *settings], capture_output=True, text=True)
+        try:
+            done = subprocess.run([sys.executable, "-m", "gengen.cli", "train", *flags, *settings], capture_output=True, text=True)
+        except KeyboardInterrupt:  # the job has had it too, and has saved
+            codes.append(130)
+            table.append(f"{words}  interrupted")
+            break
+        codes.append(done.returncode)
         table.append(f"{words}  {outcome(done)}")
     print("\n".join(table))
-    return int(any("failed" in row for row in table))
+    return 130 if 130 in codes else int(any(codes))
 
 
 def outcome(done: "subprocess.CompletedProcess[str]") -> str:

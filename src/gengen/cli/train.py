@@ -4,26 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gengen.checkpoints.run import Run, create, find
-from gengen.cli.launch import Job, handed_job, other_ranks
-from gengen.config.compose import CommandLine, compose_train, field_settings, read_command_line, selections
+from gengen.checkpoints.run import Run, check_name, create, find
+from gengen.cli.launch import Job, handed_job, job, other_ranks
+from gengen.config.compose import CommandLine, compose_train, field_settings, import_plugins, plugins, read_command_line, selections
 from gengen.config.errors import NoCheckpoint, UserError
 from gengen.config.help import train_help
-from gengen.config.resume import resumed, stored
-from gengen.config.schema import build, plain
+from gengen.config.resume import Change, policy, resumed, stored
+from gengen.config.schema import build, plain, schema
 from gengen.config.train import TrainConfig
 from gengen.registry import DATA, MODELS
 
 if TYPE_CHECKING:
     from gengen.training.console import Console
 
-LOOKING = {"run", "runs_dir", "resume"}
-"""Keys that say which run is meant; a command with no others means a run that exists."""
-
 
 def main(argv: list[str]) -> int:
-    if (job := handed_job()) is not None:
-        return execute(job, console=None)
+    if (handed := handed_job()) is not None:
+        return execute(handed, console=None)
     line = read_command_line(argv)
     if line.show == "help":
         print(train_help(line))
@@ -32,7 +29,7 @@ def main(argv: list[str]) -> int:
         from gengen.cli.sweep import sweep
 
         return sweep(line)
-    config, run = named_run(line)
+    config, run, changes = asked_run(line)
     if line.show == "cfg":
         import yaml
 
@@ -43,25 +40,32 @@ def main(argv: list[str]) -> int:
 
         print(describe(config))
         return 0
-    return begin(config, line) if run is None else go_on(run, line)
+    return begin(config, line) if run is None else go_on(run, config, changes)
 
 
-def named_run(line: CommandLine) -> tuple[TrainConfig, Run | None]:
-    """The composed config, and the existing run it is about, if any. Raises UserError for a run that should exist and does not."""
-    config = compose_train(line)
-    name = line.run or config.run
-    if name is None:
-        return config, None
-    folder = str(Path(name).parent) if "/" in name else config.runs_dir
-    config = replace(config, runs_dir=folder, run=Path(name).name)
-    path = Path(config.runs_dir) / str(config.run)
-    if (path / "config.json").exists():
+def asked_run(line: CommandLine) -> tuple[TrainConfig, Run | None, list[Change]]:
+    """What the command line asks for: a new run and its config, or an existing one, its config and what is to change of it.
+
+    Raises UserError for a run that should exist and does not: one is meant where nothing says what a new one would be.
+    """
+    name, folder = line.run or line.last("run"), Path(line.last("runs_dir") or "runs")
+    if not name:
+        return compose_train(line), None, []
+    if "/" in name:
+        folder, name = Path(name).parent, Path(name).name
+    check_name(name)
+    run = Run(folder / name)
+    if (run.path / "config.json").exists():
+        import_plugins(plugins(line))
+        config, changes = resumed(run.read_config(), line)
         if config.resume == "never":
-            raise UserError(f"resume=never: {path} exists; choose another run=NAME, or remove it")
-        return config, Run(path)
-    if not selections(line) and not {key for key, _ in field_settings(line)} - LOOKING:
-        find(str(config.run), Path(config.runs_dir))
-    return config, None
+            raise UserError(f"resume=never: {run.path} exists; choose another run=NAME, or remove it")
+        return replace(config, run=name, runs_dir=str(folder)), run, changes
+    config = compose_train(line)
+    known = schema(TrainConfig, plain(config))
+    if not selections(line) and all(policy(key, known) == "free" for key, _ in field_settings(line)):
+        find(name, folder)
+    return replace(config, run=name, runs_dir=str(folder)), None, []
 
 
 def begin(config: TrainConfig, line: CommandLine) -> int:
@@ -76,7 +80,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     check_paths(config)
     if config.init_from:
         source = find(config.init_from, Path(config.runs_dir))
-        if stated := [f"{k}={v}" for k, v in line.settings if k.startswith("model.")]:
+        if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model"]:
             raise UserError(f"init_from={config.init_from} brings its model along; leave out {' '.join(stated)}")
     from gengen.checkpoints.files import read_json, replace_text
     from gengen.checkpoints.format import read_tokenizer
@@ -90,12 +94,12 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     console, tokenizer = Console(), None
     if source is not None:
         source = find_checkpoint(str(source), Path(config.runs_dir), "latest", console.say)
-        config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]))
+        config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]), init_from=str(source))
         tokenizer = read_tokenizer(source)
     device = pick_device(config.trainer.device, config.trainer.devices)
     settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
     config = replace(config, trainer=settled, model=config.model.resolved())
-    prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    prepared = prepare_data(config, console, tokenizer, checkpoint)
     config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
@@ -106,13 +110,25 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         config = replace(config, trainer=replace(config.trainer, max_steps=steps))
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
     run.lock()
-    config = replace(config, run=run.name, init_from=str(source) if source else None)
+    if (run.path / "config.json").exists():
+        raise UserError(f"{run.path} was begun by another process meanwhile; run={run.name} goes on with it")
+    config = replace(config, run=run.name)
     run.write_config(stored(config))
     if tokenizer is not None:
         replace_text(run.path / "tokenizer.json", tokenizer)
-    return execute(
-        Job(plain(config), str(run.path), str(checkpoint) if checkpoint else None, str(source) if source else None), console, prepared, run
-    )
+    return execute(job(config, run.path, checkpoint, source), console, prepared, run)
+
+
+def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None) -> Any:
+    """The run's data, prepared; raises UserError where a checkpoint was trained on other data."""
+    from gengen.checkpoints.format import verify
+
+    prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    if checkpoint is not None and (was := verify(checkpoint)["data"]) != prepared.fingerprint:
+        raise UserError(
+            f"the data is not what {checkpoint} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
+        )
+    return prepared
 
 
 def check_paths(config: TrainConfig) -> None:
@@ -128,13 +144,13 @@ def check_paths(config: TrainConfig) -> None:
         raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER, a .txt, .jsonl or .parquet file or a folder of them")
 
 
-def go_on(run: Run, line: CommandLine) -> int:
-    """An existing run: its config with the allowed changes, from its newest checkpoint that verifies."""
-    config, changes = resumed(run.read_config(), line)
+def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
+    """An existing run with its changes, from its newest checkpoint that verifies."""
     check_paths(config)
     took_over = run.lock()
     from gengen.checkpoints import store
     from gengen.checkpoints.format import verify
+    from gengen.hardware import pick_device
     from gengen.training.console import Console
 
     console = Console()
@@ -143,61 +159,59 @@ def go_on(run: Run, line: CommandLine) -> int:
         for change in [took_over, *(f"changed on resume: {change}" for change in changes)]:
             if change:
                 console.say(str(change))
+        device = pick_device(config.trainer.device, config.trainer.devices)
+        resume, config = config.resume, replace(config, trainer=replace(config.trainer, device=device))
         store.sweep(run.checkpoints)
-        resume = line.last("resume") or "auto"
         if resume in ("auto", "must"):
             checkpoint = store.newest(run.checkpoints, console.say, quarantine=True)
         else:
-            checkpoint = find(resume, run.path / "checkpoints")
+            checkpoint = find(resume, run.checkpoints)
             verify(checkpoint)
-            if checkpoint.parent.samefile(run.checkpoints):
-                store.set_aside_after(run.checkpoints, store.step_of(checkpoint), console.say)
         if checkpoint is None and resume == "must":
             raise NoCheckpoint(f"resume=must: {run.path} has no checkpoint that verifies")
         console.say(f"resume {checkpoint.name}, verified" if checkpoint else f"resume {run.path}: no checkpoint yet, from the start")
-        assert config.trainer.max_steps
-        if checkpoint and store.step_of(checkpoint) >= config.trainer.max_steps:
-            console.say(f"{run.path} is finished: step {store.step_of(checkpoint)} of {config.trainer.max_steps}")
+        step = store.step_of(checkpoint) if checkpoint else 0
+        if step >= (config.trainer.max_steps or 0):
+            console.say(f"{run.path} is finished: step {step} of {config.trainer.max_steps}")
             run.unlock()
             return 0
+        prepared = prepare_data(config, console, brought_tokenizer(run.path), checkpoint)
+        if checkpoint:
+            store.set_aside_after(run.checkpoints, step, console.say)
         run.write_config(stored(config))
-        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, brought_tokenizer(config))
-        if checkpoint and (was := verify(checkpoint)["data"]) != prepared.fingerprint:
-            raise UserError(
-                f"the data is not what {run.path} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
-            )
     except UserError:
         run.unlock()
         raise
-    return execute(Job(plain(config), str(run.path), str(checkpoint) if checkpoint else None, config.init_from), console, prepared, run)
+    return execute(job(config, run.path, checkpoint, config.init_from), console, prepared, run)
 
 
-def brought_tokenizer(config: TrainConfig) -> str | None:
+def brought_tokenizer(run: Path) -> str | None:
     """The tokenizer of the run that this one was started from, if any: kept beside the run's config."""
-    path = Path(config.runs_dir) / str(config.run) / "tokenizer.json"
+    path = run / "tokenizer.json"
     return path.read_text(encoding="utf8") if path.exists() else None
 
 
-def execute(job: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
+def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
     """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
     from gengen.training.build import train
     from gengen.training.console import Console
     from gengen.training.signals import Interruption
 
-    config: TrainConfig = build(TrainConfig, job.config)
+    import_plugins(task.config["plugins"])
+    config: TrainConfig = build(TrainConfig, task.config)
     if console is None:
         console = Console(quiet=True)
     if prepared is None:
-        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, brought_tokenizer(config))
-    paths = [Path(path) if path else None for path in (job.checkpoint, job.init_from)]
+        prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None)
+    paths = [Path(path) if path else None for path in (task.checkpoint, task.init_from)]
     if run is None:
         with Interruption() as interruption:
-            train(config, Run(Path(job.run)), prepared, console, interruption, *paths)
+            train(config, Run(Path(task.run)), prepared, console, interruption, *paths)
         return 0
     console.open(run.path / "log.txt")
     introduce(config, run, prepared, console)
     try:
-        with Interruption() as interruption, other_ranks(job, config.trainer.devices):
+        with Interruption() as interruption, other_ranks(task, config.trainer.devices):
             cadence = train(config, run, prepared, console, interruption, *paths)
             conclude(config, run, cadence, interruption, console)
     finally:
@@ -229,7 +243,7 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
     figures = "  ".join(f"{name} {value:.4f}" for name, value in cadence.latest.items())
     console.say(f"{words}   step {step}/{cadence.max_steps}  {figures}  in {cadence.clock():.0f} s of training")
     if not interruption():
-        console.say(f"report {write_report(run.path)}")
+        console.say(f"report {write_report(run.path, cadence.prepared.describe())}")
     if step < cadence.max_steps:
         console.say(
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")

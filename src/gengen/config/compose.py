@@ -1,7 +1,9 @@
 """From a command line to a typed config. Hydra composes the groups; values are laid over them here, by the type of
 their field, so that text arrives as it was typed and every mistake is answered before torch is imported."""
 
+import os
 import re
+import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -93,7 +95,8 @@ def compose_groups(line: CommandLine) -> Tree:
 
     overrides = [f"{group}={text}" for group, text in selections(line).items()]
     if line.config_dir:
-        overrides.append(f"hydra.searchpath=[file://{line.config_dir}]")
+        quoted = str(line.config_dir).replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"hydra.searchpath=['file://{quoted}']")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
@@ -101,7 +104,7 @@ def compose_groups(line: CommandLine) -> Tree:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the configs do not compose: {error}") from None
     assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+    return {str(key): value for key, value in tree.items() if key != "hydra"}
 
 
 def resolve(tree: Tree, known: Schema) -> Tree:
@@ -148,34 +151,32 @@ def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree
     return tree
 
 
-def import_plugins(line: CommandLine) -> None:
+def import_plugins(modules: list[str]) -> None:
     """Import the user's own modules, so that what they register can be named. Nothing else ever imports by name."""
-    for key, text in line.settings:
-        if key == "plugins":
-            for module in text.strip("[]").split(","):
-                try:
-                    import_module(module.strip())
-                except ModuleNotFoundError as error:
-                    raise UserError(f"plugins={text}: {error}") from None
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for module in modules:
+        try:
+            import_module(module)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"plugins=[{module}]: {error}") from None
+
+
+def plugins(line: CommandLine) -> list[str]:
+    """The modules named by `plugins=`: one bracketed list, as Hydra users write it, or the key repeated."""
+    return [module.strip() for key, text in line.settings if key == "plugins" for module in text.strip("[]").split(",") if module.strip()]
 
 
 def field_settings(line: CommandLine) -> list[tuple[str, str]]:
-    """The settings that are fields, not groups. Plugins may be given as one bracketed list, as Hydra users write it."""
+    """The settings that are fields, not groups."""
     names = groups(line.config_dir)
-    split: list[tuple[str, str]] = []
-    for key, text in line.settings:
-        if key == "plugins":
-            split += [(key, module.strip()) for module in text.strip("[]").split(",")]
-        elif key not in names:
-            split.append((key, text))
-    return split
+    return [(key, text) for key, text in line.settings if key not in names and key != "plugins"] + [("plugins", m) for m in plugins(line)]
 
 
 def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
     """The composed and resolved tree of a training command, and every key it may have."""
-    import_plugins(line)
+    import_plugins(plugins(line))
     tree = compose_groups(line)
-    tree.pop("hydra", None)
     known = schema(TrainConfig, tree)
     settings = field_settings(line)
     for key, text in settings:
@@ -195,7 +196,9 @@ def compose_train(line: CommandLine) -> TrainConfig:
 
 def compose_flat(cls: type, line: CommandLine) -> Any:
     """The config of a command that has no groups (sample, evaluate): fields only, and the run as first argument."""
-    import_plugins(line)
+    import_plugins(plugins(line))
     known = schema(cls, {})
-    settings = ([("run", line.run)] if line.run else []) + field_settings(line)
+    settings = [(key, text) for key, text in line.settings if key != "plugins"]
+    if line.run:
+        settings.insert(0, ("run", line.run))
     return build(cls, resolve(lay_over({}, settings, known), known))

@@ -1,5 +1,6 @@
 """Declaring a config field: its default, what it is for, what it may be, and whether a resume may change it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import Field, field
 from typing import Any, Literal
@@ -50,7 +51,7 @@ def within(f: "Field[Any]", value: Any) -> bool:
         return value in m["choices"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
-    return (
+    return math.isfinite(value) and (
         (m.get("low") is None or value >= m["low"])
         and (m.get("above") is None or value > m["above"])
         and (m.get("high") is None or value <= m["high"])

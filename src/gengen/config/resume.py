@@ -4,9 +4,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from gengen.config.compose import CommandLine, field_settings, selections, train_tree
+from gengen.config.compose import CommandLine, compose_groups, field_settings, lay_over, resolve, selections, verbatim
 from gengen.config.errors import UserError
-from gengen.config.schema import Tree, build, get, leaves, plain, put, schema
+from gengen.config.schema import Schema, Tree, build, coerce, get, leaves, plain, put, schema
 from gengen.config.train import TrainConfig
 
 ONE_COMMAND: Tree = {"resume": "auto", "stop_at": None, "max_time": None, "plugins": [], "dry_run": False}
@@ -28,15 +28,32 @@ class Change:
         return f"{self.key}: {self.before} -> {self.after}"
 
 
-def wishes(line: CommandLine) -> Tree:
-    """The values that the command line states, by dotted key: its fields, and the contents of the groups it chooses."""
-    config = plain(build(TrainConfig, train_tree(line)[0]))
-    chosen = set(selections(line))
-    stated = {key for key, _ in field_settings(line)}
+def policy(key: str, known: Schema) -> str:
+    return known[key][0].metadata.get("on_resume", "fixed") if key in known else "fixed"
+
+
+def escaped(tree: Tree) -> Tree:
+    """The tree with its texts as they must stand where interpolations are resolved."""
+    tree = deepcopy(tree)
+    for key, value in leaves(tree):
+        if isinstance(value, str):
+            put(tree, key, verbatim(value))
+        elif isinstance(value, list):
+            put(tree, key, [verbatim(item) for item in value])
+    return tree
+
+
+def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
+    """What the command line states, by dotted key: the contents of the groups it chooses, and over them its fields."""
+    chosen, wanted = set(selections(line)), {}
     if chosen:
-        composed = {key for key, _ in leaves(train_tree(line)[0])}
-        stated |= {k for k in composed if k.split(".")[0] in chosen or chosen & {"experiment", "debug"}}
-    return {key: get(config, key) for key in sorted(stated)}
+        composed = resolve(compose_groups(line), known)
+        wanted = {k: v for k, v in leaves(composed) if k.split(".")[0] in chosen or chosen & {"experiment", "debug"}}
+    settings = field_settings(line)
+    laid = resolve(lay_over(escaped(kept), settings, known), known)
+    wanted |= {key: get(laid, key) for key, _ in settings}
+    wanted.pop("init_from", None)  # was about the beginning
+    return {key: coerce(key, wanted[key], *known[key]) if key in known else wanted[key] for key in sorted(wanted)}
 
 
 def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
@@ -46,16 +63,16 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     """
     known = schema(TrainConfig, kept)
     tree, warned, refused = deepcopy(kept), [], []
-    for key, value in wishes(line).items():
-        policy = known[key][0].metadata.get("on_resume", "fixed") if key in known else "fixed"
+    for key, value in wishes(kept, known, line).items():
         change = Change(key, get(kept, key), value)
-        if change.before == value or (policy != "free" and value in ("auto", None)):
+        rule = policy(key, known)
+        if change.before == value or (rule != "free" and value in ("auto", None)):
             continue
-        if policy == "fixed":
+        if rule == "fixed":
             refused.append(change)
             continue
         put(tree, key, value)
-        if policy == "warned":
+        if rule == "warned":
             warned.append(change)
     if refused:
         raise UserError(

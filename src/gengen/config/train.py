@@ -82,11 +82,11 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     run: str | None = option(None, "name of the run; new runs without one are named model-data-number", on_resume="free")
     runs_dir: str = option("runs", "folder that holds the runs", on_resume="free")
-    seed: int = option(0, "seed of weights, order and draws", low=0)
+    seed: int = option(0, "seed of weights, order and draws", low=0, high=2**32 - 1)
     resume: str = option("auto", "auto: go on if there is a checkpoint; must; never; or the path of a checkpoint", on_resume="free")
     init_from: str | None = option(None, "run or checkpoint whose model, tokenizer and weights a new run starts from")
     stop_at: int | None = positive(None, "stop after this step with a checkpoint; schedules do not change", on_resume="free")
-    max_time: str | None = option(None, "stop after this much training, such as 90s, 5m or 2h; schedules do not change", on_resume="free")
+    max_time: str | None = option(None, "stop this command after so much training (90s, 5m, 2h); no schedule changes", on_resume="free")
     plugins: list[str] = option([], "your modules to import, which register your own components", on_resume="free")
     dry_run: bool = option(False, "print config, parameters, memory and FLOPs, then stop", on_resume="free")
 

@@ -56,7 +56,7 @@ def facts(run: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     speeds = sorted(row[name] for row in rows for name in row if name.endswith("_per_second") and row[name] is not None)
     described = {
         "model": f"{config['model']['name']} {config['model'].get('size') or ''}",
-        "data": f"{config['data']['name']} (source: {config['data'].get('source')}; licence: {config['data'].get('licence')})",
+        "data": config["data"]["name"],
         "steps": f"{last['step']} of {config['trainer']['max_steps']}",
         "training time": f"{last['seconds']:.0f} s",
         "throughput": f"{speeds[len(speeds) // 2]:,.0f} a second (median of the logged steps)" if speeds else "not measured",
@@ -64,14 +64,15 @@ def facts(run: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     return described | {name: f"{value:.4f}" for name, value in last.items() if "/" in name}
 
 
-def write_report(run: Path) -> Path:
-    """Write run/report.html from what the run has on disk, and return its path."""
+def write_report(run: Path, data: list[str]) -> Path:
+    """Write run/report.html from what the run has on disk and the lines that describe its data; return its path."""
     rows = read_metrics(run / "metrics.csv")
     table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(run, rows).items()) if rows else ""
     image = f"<img src='data:image/png;base64,{base64.b64encode(curves(rows)).decode()}'>" if rows else ""
     html = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(run.name)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(run.name)}</h1><table>{table}</table><h2>Curves</h2>{image}<h2>Samples</h2>{samples(run / 'samples')}"
+        f"<h1>{escape(run.name)}</h1><table>{table}</table><h2>Curves</h2>{image}"
+        f"<h2>Data</h2><pre>{escape(chr(10).join(data))}</pre><h2>Samples</h2>{samples(run / 'samples')}"
         f"<h2>Config</h2><pre>{escape(to_json(read_json(run / 'config.json')))}</pre></html>\n"
     )
     replace_text(run / "report.html", redact(html))

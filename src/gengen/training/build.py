@@ -1,8 +1,10 @@
 """The trainer and everything around it, from a config."""
 
+import json
 import logging
 import time
 import warnings
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -14,7 +16,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from gengen.checkpoints.format import load_weights, read_weights
 from gengen.checkpoints.run import Run
-from gengen.config.schema import plain
+from gengen.config.redact import redact
+from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence
@@ -40,7 +43,7 @@ def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None =
     return objective
 
 
-def build_datamodule(config: TrainConfig, prepared: Any, rank: int = 0) -> L.LightningDataModule:
+def build_datamodule(config: TrainConfig, prepared: Any, rank: int = 0) -> Any:
     build: Any = DATA[config.data.name].load("datamodule")
     return build(config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices)
 
@@ -97,7 +100,7 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
                 save_dir=str(run.path),
                 offline=c.mode == "offline",
                 resume="allow",
-                config=plain(config),
+                config=json.loads(redact(json.dumps(stored(config)))),
             )
             _ = logger.experiment  # starts it here, where a failure is caught
             return [logger]
@@ -141,7 +144,7 @@ def train(
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     rank = int(LightningEnvironment().local_rank())
-    datamodule: Any = build_datamodule(config, prepared, rank)
+    datamodule = build_datamodule(config, prepared, rank)
     cadence = Cadence(
         config,
         run,
@@ -158,7 +161,8 @@ def train(
     finally:
         console.close()
         for logger in cadence.loggers:
-            getattr(logger, "finalize", lambda status: None)("finished")
+            with suppress(Exception):  # a dead logger stops nothing
+                getattr(logger, "finalize", lambda status: None)("finished")
         if torch.distributed.is_initialized():  # a later run of this process makes its own
             torch.distributed.destroy_process_group()
     return cadence

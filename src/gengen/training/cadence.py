@@ -90,6 +90,8 @@ class Cadence(L.Callback):
         if self.restored is not None:
             state, own = self.restored["state"], self.restored
             self.evaluated, self.best = state["evaluated"], state["best"] and tuple(state["best"])
+            if self.metrics and self.best and (best := self.run.checkpoints / f"step-{self.best[0]:09d}").is_dir():
+                store.mark_best(self.run.checkpoints, best)
             objective.bad_steps.fill_(state["bad_steps"])
             if own["ema"] is not None and objective.ema is not None:
                 objective.ema = own["ema"]
@@ -143,7 +145,7 @@ class Cadence(L.Callback):
             self.sample(objective, step)
         stop = last or self.wants_stop(objective, step)
         improved = self.best is not None and self.best[0] == step
-        if (step % c.save_every == 0 or stop) and (fresh or self.evaluated == step):
+        if (step % c.save_every == 0 or stop or improved) and (fresh or self.evaluated == step):
             self.save(trainer, improved)
         trainer.should_stop = trainer.should_stop or stop
 
@@ -203,7 +205,7 @@ class Cadence(L.Callback):
         """Whether to stop after this step; the same answer on every rank."""
         if self.config.stop_at is not None and step >= self.config.stop_at:
             return True
-        wish = self.interruption() or self.clock() >= self.max_seconds
+        wish = self.interruption() or time.monotonic() - self.clock.started >= self.max_seconds
         if objective.trainer.world_size == 1:
             return wish
         return bool(objective.all_reduced(torch.tensor(float(wish), device=objective.device)) > 0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
+from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
 from gengen.generation.text import TextGenerator
 from gengen.models.flops import gpt_flops_per_token
@@ -40,6 +41,7 @@ class Pretraining(Objective):
 
     metrics = ("val/loss", "val/bpb")
     monitor = "val/bpb"
+    sums = 2
     unit = "tokens"
     model: GPT
 
@@ -68,7 +70,7 @@ class Pretraining(Objective):
         samples = generator.generate(prompts, max_tokens=100, seed=self.config.seed, interrupted=interrupted)
         if interrupted():
             return None
-        replace_text(stem.with_suffix(".txt"), "\n\n---\n\n".join(s.prompt + s.text for s in samples) + "\n")
+        replace_text(stem.with_suffix(".txt"), redact("\n\n---\n\n".join(s.prompt + s.text for s in samples) + "\n"))
         return " ".join((samples[0].prompt + samples[0].text).split())[:120]
 
     def flops_per_row(self) -> float:

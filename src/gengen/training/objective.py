@@ -31,6 +31,7 @@ class Objective(L.LightningModule):
     automatic_optimization = False
     metrics: tuple[str, ...] = ("val/loss",)  # what `evaluation_metrics` returns, the columns of metrics.csv
     monitor = "val/loss"  # the metric whose lowest value makes a checkpoint the best
+    sums = 1  # how many numbers `evaluation_sums` returns
     unit = "samples"  # what `count` counts, for the throughput
 
     def __init__(self, config: TrainConfig, model: nn.Module):
@@ -62,7 +63,7 @@ class Objective(L.LightningModule):
         return {}
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        """What is summed over an evaluation, fp64 (k,)."""
+        """What is summed over an evaluation, fp64 (sums,)."""
         raise NotImplementedError
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
@@ -81,6 +82,8 @@ class Objective(L.LightningModule):
         return build_optimizer(self.model, self.config.optim)
 
     def training_step(self, batch: Batch, index: int) -> None:
+        if (world := self.trainer.world_size) > 1:  # each rank its own dropout, a function of (seed, step, rank)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * world + self.global_rank)
         batch = self.with_draws(batch)
         total = self.all_reduced(self.count(batch))
         self.logged = {"loss": torch.zeros((), device=self.device), "count": total}
@@ -147,13 +150,13 @@ class Objective(L.LightningModule):
         """The metrics over all ranks' batches; None if interrupted. Touches no training state and no generator."""
         self.model.eval()
         try:
-            sums = torch.zeros(0, dtype=torch.float64)
+            sums = torch.zeros(self.sums, dtype=torch.float64, device=self.device)  # all a rank without batches has
             for batch in batches:
                 if interrupted():
                     return None
                 with self.autocast():
                     part = self.evaluation_sums({name: tensor.to(self.device) for name, tensor in batch.items()})
-                sums = part if not len(sums) else sums + part
+                sums += part
             return self.evaluation_metrics(self.all_reduced(sums))
         finally:
             self.model.train()
