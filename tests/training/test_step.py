@@ -97,6 +97,14 @@ def test_a_compiled_run_has_the_same_gradient_and_the_same_names(tiny: list[str]
     assert main(["train", "run=compiled", f"runs_dir={tmp_path}", "trainer.compile=false"]) == 0
 
 
+def test_without_a_compiler_a_run_goes_on_and_says_so(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["train", *tiny, "trainer.compile=true", "trainer.max_steps=2", f"runs_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("warning: torch.compile finds no C++ compiler") == 1
+
+
 def test_a_budget_becomes_a_number_of_steps_and_leaves_no_other_trace(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
+from gengen.hardware import pick_compile
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence
 from gengen.training.checkpointing import SafeCheckpointIO
@@ -126,7 +127,10 @@ class StepTimes(L.Callback):
 def steps_within_budget(config: TrainConfig, prepared: Any) -> int:
     """How many steps fit in trainer.budget on this machine: the median time of a few steps of a copy that is thrown away."""
     times = StepTimes()
-    build_trainer(config, times, TRIAL_STEPS).fit(build_objective(config, prepared), datamodule=build_datamodule(config, prepared))
+    objective = build_objective(config, prepared)
+    if pick_compile(config.trainer, config.trainer.device):
+        objective.use_compiled()
+    build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
     spent = median(b - a for a, b in pairwise(times.ends[TRIAL_STEPS // 4 :]))
     return max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
 
@@ -143,6 +147,8 @@ def train(
     """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns."""
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
+    if pick_compile(c, c.device, console.say):
+        objective.use_compiled()
     rank = int(LightningEnvironment().local_rank())
     datamodule = build_datamodule(config, prepared, rank)
     cadence = Cadence(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.train import TrainConfig
-from gengen.hardware import pick_compile
 from gengen.training.optimizers import build_optimizer, rate
 
 Batch = dict[str, Tensor]
@@ -38,9 +37,7 @@ class Objective(L.LightningModule):
         super().__init__()
         self.config = config
         self.model = model
-        device = config.trainer.device
-        compiled: Any = torch.compile(model) if pick_compile(config.trainer, device) else model
-        self._network = (compiled,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
+        self._network: tuple[Any] = (model,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
         self.ema = {n: t.detach().clone() for n, t in unique_state(model).items()} if config.optim.ema else None
         self.bad_steps = torch.zeros((), dtype=torch.long)  # steps in a row that were not finite
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
@@ -49,6 +46,9 @@ class Objective(L.LightningModule):
     def network(self) -> nn.Module:
         """The model as it is called: compiled, where that is on."""
         return self._network[0]
+
+    def use_compiled(self) -> None:
+        self._network = (torch.compile(self.model),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss summed over everything that `count` counts, fp32 scalar."""
