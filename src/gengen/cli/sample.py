@@ -5,29 +5,22 @@ import time
 from pathlib import Path
 
 from gengen.checkpoints.files import replace_text
-from gengen.checkpoints.run import find
-from gengen.config.compose import compose_flat, read_command_line
+from gengen.cli.saved import asked
 from gengen.config.errors import UserError
-from gengen.config.help import flat_help
 from gengen.config.sample import SampleConfig
 
 
 def main(argv: list[str]) -> int:
-    line = read_command_line(argv)
-    if line.show == "help":
-        print(flat_help("sample", SampleConfig))
+    config: SampleConfig | None = asked("sample", SampleConfig, argv)
+    if config is None:
         return 0
-    config: SampleConfig = compose_flat(SampleConfig, line)
-    if config.run is None:
-        raise UserError("which run? python scripts/sample.py runs/NAME")
-    find(config.run, Path(config.runs_dir))
     if config.out and not Path(config.out).parent.is_dir():
         raise UserError(f"out={config.out}: no such folder {Path(config.out).parent}")
     if config.stream and (config.out or config.n * max(1, len(config.prompt)) > 1):
         raise UserError("stream=true draws one sample to the screen: one prompt, n=1 and no out")
     from gengen.generation.load import load_generator
 
-    generator = load_generator(config.run, Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
+    generator = load_generator(str(config.run), Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
     settings = {
         "max_tokens": config.max_tokens,
         "temperature": config.temperature,
@@ -51,8 +44,7 @@ def main(argv: list[str]) -> int:
     tokens = sum(len(sample.tokens) for sample in samples)
     print(f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s, {since_process_start():.1f} s from process start")
     if config.out:
-        rows = [vars(sample) | {"seed": config.seed} for sample in samples]
-        replace_text(Path(config.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
     return 0
 
 

@@ -21,8 +21,8 @@ class Objective(L.LightningModule):
     """What every objective shares: one batch in, one step out.
 
     A batch is everything one step needs. It is cut into micro-batches here, and each one's summed loss is divided by
-    the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut. A step whose
-    loss or gradient is not finite is a step that changes no weight.
+    the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout aside,
+    which draws as it goes). A step whose loss or gradient is not finite is a step that changes no weight.
 
     A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping.
     """
