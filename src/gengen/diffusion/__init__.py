@@ -1,0 +1,1 @@
+"""Diffusion as pure functions over tensors: paths, parameterizations, times, weightings, guidance, samplers."""

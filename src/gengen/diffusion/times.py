@@ -1,0 +1,42 @@
+"""Which times a model is trained at: u in (0, 1), one stratum a row, and what each distribution makes of it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gengen.diffusion.paths import Path
+
+
+def stratified(rows: int, generator: torch.Generator) -> Tensor:
+    """(rows,) fp64 in (0, 1): one in each of `rows` equal cells, in random order.
+
+    Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021, App. I.1).
+    """
+    grid = 2**24  # the middle of one of 2^24 parts of the cell: never 0, never 1
+    cell = torch.randperm(rows, generator=generator, device=generator.device)
+    within = (torch.randint(grid, (rows,), generator=generator, device=generator.device).double() + 0.5) / grid
+    return (cell + within) / rows
+
+
+def uniform(u: Tensor, path: Path) -> Tensor:
+    """Uniform in the path's own spacing."""
+    return path.spaced(u)
+
+
+def logit_normal(u: Tensor, path: Path, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Most often half way, in the path's own spacing (Esser et al. 2024, eq. 19)."""
+    return path.spaced(torch.sigmoid(mean + std * torch.special.ndtri(u)))
+
+
+def lognormal(u: Tensor, path: Path, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, Table 1). It names the noise itself: no spacing, no shift."""
+    return path.time_at(torch.exp(mean + std * torch.special.ndtri(u)))
+
+
+TIME_SAMPLERS: dict[str, Callable[[Tensor, Path], Tensor]] = {"uniform": uniform, "logit_normal": logit_normal, "lognormal": lognormal}
+
+
+def training_times(name: str, u: Tensor, path: Path) -> Tensor:
+    """The times (B,) that the sampler `name` makes of u (B,) in (0, 1), in the dtype of u."""
+    return TIME_SAMPLERS[name](u, path)
