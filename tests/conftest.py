@@ -86,6 +86,42 @@ def tiny(texts: Path, shared_data: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 120 small grey PNGs, 40 in each of circle/, cross/ and square/: one shape each, jittered in place, size and shade."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rows, columns = np.mgrid[0:16, 0:16] - 7.5
+    for kind in ("circle", "cross", "square"):
+        (folder / kind).mkdir()
+        for i in range(40):
+            draw = random.Random(f"{kind} {i}")
+            y, x = abs(rows - draw.uniform(-2, 2)), abs(columns - draw.uniform(-2, 2))
+            size, shade = draw.uniform(3, 5.5), draw.uniform(150, 255)
+            inside = {
+                "circle": size - np.hypot(y, x),
+                "square": size - np.maximum(y, x),
+                "cross": np.minimum(size - np.maximum(y, x), 1.5 - np.minimum(y, x)),
+            }
+            pixels = shade * np.clip(inside[kind] + 0.5, 0, 1)  # a soft edge, one pixel wide
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_data(pictures: Path, shared_data: Path) -> list[str]:
+    """Settings of those pictures as data, prepared once a session."""
+    return [
+        "data=imagefolder",
+        f"data.path={pictures}",
+        f"data.dir={shared_data}",
+        "data.resolution=16",
+        "data.channels=1",
+    ]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     import torch

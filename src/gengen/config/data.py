@@ -1,6 +1,7 @@
 """Data configs: which set, from which source, cut and batched how."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
@@ -20,6 +21,10 @@ class DataConfig:
     num_workers: int = option(0, "processes that read ahead; changes no result", low=0, on_resume="free")
     max_bad: float = option(0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1)
 
+    def facts(self) -> dict[str, Any]:
+        """What this config alone fixes of the model, before any data is read."""
+        return {}
+
     def check(self) -> None:
         """Raise UserError where fields do not go together."""
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -27,7 +32,13 @@ class DataConfig:
 
 
 @register_data(
-    "storybook", "books", "tinystories", "text", prepare="gengen.data.text:prepare_for", datamodule="gengen.data.text:datamodule_for"
+    "storybook",
+    "books",
+    "tinystories",
+    "text",
+    kind="text",
+    prepare="gengen.data.text:prepare_for",
+    datamodule="gengen.data.text:datamodule_for",
 )
 @dataclass
 class TextConfig(DataConfig):
@@ -46,3 +57,35 @@ class TextConfig(DataConfig):
     tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")
     vocab_size: int | None = positive(None, "tokens that BPE is trained to at most; null = model.vocab_size")
     prompts: list[str] = option(["Once upon a time"], "prompts of the samples written during training", on_resume="free")
+
+
+@register_data(
+    "animals",
+    "mnist",
+    "emoji",
+    "cifar10",
+    "imagefolder",
+    kind="image",
+    prepare="gengen.data.images:prepare_for",
+    datamodule="gengen.data.images:datamodule_for",
+)
+@dataclass
+class ImageConfig(DataConfig):
+    """Images: files -> squares of one size in uint8, with a class and a caption where the source has them."""
+
+    source: str = choice("files", ["animals", "mnist", "emoji", "hub", "files"], "where images come from")
+    hub: str | None = option(None, "data set id on the hub")
+    path: str | None = option(None, "your own folder of .png, .jpg and .webp: a folder a class; captions from its metadata.jsonl")
+    licence: str = option("unknown", "terms the data comes under, shown and recorded")
+    resolution: int = positive(32, "pixels a side")
+    channels: int = option(3, "1 = grey, 3 = RGB", low=1, high=3)
+    flip: bool = option(False, "mirror half of the training images, drawn anew each epoch; only where a mirrored image keeps its class")
+    validation: float = option(0.1, "share held out for validation", above=0, below=1)
+
+    def facts(self) -> dict[str, Any]:
+        return {"resolution": self.resolution, "channels": self.channels}
+
+    def check(self) -> None:
+        super().check()
+        if self.channels == 2:
+            raise UserError("data.channels=2: images are grey (1) or RGB (3)")

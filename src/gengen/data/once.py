@@ -1,0 +1,90 @@
+"""Folders of prepared data that are made once.
+
+A folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that want
+the same one, one makes it and the other waits.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from gengen.config.errors import UserError
+
+Prepared = TypeVar("Prepared")
+
+
+def made_once(home: Path, open_: Callable[[], Prepared], build: Callable[[Path, Path], None], say: Callable[[str], None]) -> Prepared:
+    """What `open_` finds in the folder `home`; where it finds it missing or damaged, a UserError, the folder is made first.
+
+    build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
+    """
+    with suppress(UserError):
+        return open_()
+    try:
+        with _workspace(home, say) as making:
+            try:
+                return open_()  # made while this process waited
+            except UserError as damage:
+                say(f"data: {damage}\n  preparing it again" if home.exists() else f"data: preparing {home}")
+            built = making / "built"
+            built.mkdir()
+            build(built, making / "spool")
+            _sync(built)
+            if home.exists():
+                os.rename(home, making / "damaged")
+            os.rename(built, home)
+            _sync(home.parent)
+            return open_()
+    except OSError as error:
+        raise UserError(f"data: {home} cannot be prepared ({error})") from error
+
+
+@contextmanager
+def _workspace(home: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """An empty folder beside `home`, for one process at a time: the lock is the system's, and falls with its process."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    making = home.with_name(f".{home.name}.making")
+    with open(home.with_name(f".{home.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("data: another process prepares the same data; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
+        making.mkdir()
+        try:
+            yield making
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, and make its content survive a power cut."""
+    with open(path, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def file_facts(path: Path, hashed: bool) -> tuple[int, str]:
+    """(bytes, what tells the content: its sha256 or the time of its last change); reading will say what is wrong with a
+    file that cannot be opened."""
+    stat = path.stat()
+    if not hashed:
+        return stat.st_size, f"changed {stat.st_mtime_ns}"
+    try:
+        return stat.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return stat.st_size, "unreadable"
