@@ -18,11 +18,13 @@ from gengen.config.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: the dataclass of its config, and "module:Class" for each part that is built from it."""
+    """One registered name: what it is made of, the dataclass of its config, and "module:Class" for each part built from it."""
 
     name: str
+    kind: str  # text or image: a model is trained on data of its kind
     config: type
     builds: dict[str, str] = field(default_factory=dict)
+    sampling: type | None = None  # the config dataclass of the family's `sample` command
 
     def load(self, part: str) -> Any:
         """Import and return one part, such as "model" or "objective:pretrain"."""
@@ -40,10 +42,10 @@ class Registry:
         self.kind = kind
         self.entries: dict[str, Entry] = {}
 
-    def add(self, name: str, config: type, builds: dict[str, str]) -> None:
-        if name in self.entries and self.entries[name].config is not config:
-            raise UserError(f"{self.kind} {name!r} is registered twice: {self.entries[name].config} and {config}")
-        self.entries[name] = Entry(name, config, builds)
+    def add(self, entry: Entry) -> None:
+        if entry.name in self.entries and self.entries[entry.name].config is not entry.config:
+            raise UserError(f"{self.kind} {entry.name!r} is registered twice: {self.entries[entry.name].config} and {entry.config}")
+        self.entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self.entries:
@@ -58,28 +60,45 @@ MODELS = Registry("model")
 DATA = Registry("data")
 
 
-def register_model(name: str, *, model: str, objectives: dict[str, str], generator: str) -> Callable[[type], type]:
-    """Register a model family: its network, an objective for each stage it can be trained in, and its generator."""
+def register_model(
+    name: str,
+    *,
+    kind: str,
+    model: str,
+    objectives: dict[str, str],
+    generator: str,
+    sampling: type,
+    encode: str | None = None,
+) -> Callable[[type], type]:
+    """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the config of
+    its `sample` command.
+
+    encode(prepared, model_config, runs_dir, run, say) -> prepared: for a family that is trained on data as another run's model
+    encodes it. `run` is the directory of a run that exists, or None; what sampling will need of the other model is in the
+    `dependencies` of what it returns, {name: folder}, and is copied into a new run.
+    """
     builds = {"model": model, "generator": generator} | {f"objective:{stage}": path for stage, path in objectives.items()}
+    if encode:
+        builds["encode"] = encode
 
     def register(config: type) -> type:
-        MODELS.add(name, config, builds)
+        MODELS.add(Entry(name, kind, config, builds, sampling))
         return config
 
     return register
 
 
-def register_data(*names: str, prepare: str, datamodule: str) -> Callable[[type], type]:
+def register_data(*names: str, kind: str, prepare: str, datamodule: str) -> Callable[[type], type]:
     """Register data sets that share one config dataclass, one way to be prepared and one datamodule:
 
     prepare(config, model_config, say, tokenizer_json) -> prepared data, with `config` (settled), `fingerprint`,
-    `model_facts` (what the data fixes of the model) and `describe()`;
+    `model_facts` (what the data fixes of the model), `dependencies` (folders a run keeps a copy of) and `describe()`;
     datamodule(config, prepared, model_config, seed=, rank=, world=) -> LightningDataModule with `val_batches()`.
     """
 
     def register(config: type) -> type:
         for name in names:
-            DATA.add(name, config, {"prepare": prepare, "datamodule": datamodule})
+            DATA.add(Entry(name, kind, config, {"prepare": prepare, "datamodule": datamodule}))
         return config
 
     return register

@@ -13,9 +13,10 @@ from gengen.config.fields import allowed
 from gengen.config.help import flat_help, train_help
 from gengen.config.redact import redact
 from gengen.config.resume import resumed
-from gengen.config.sample import SampleConfig
+from gengen.config.sample import TextSampling
 from gengen.config.schema import plain, schema
 from gengen.config.train import TrainConfig
+from gengen.registry import DATA, MODELS
 
 
 def compose(*argv: str) -> TrainConfig:
@@ -45,18 +46,20 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_text_arrives_verbatim(text: str) -> None:
-    sample = compose_flat(SampleConfig, read_command_line(["runs/a=b, c", f"prompt={text}", f"out={text}"]))
+    sample = compose_flat(TextSampling, read_command_line(["runs/a=b, c", f"prompt={text}", f"out={text}"]))
     assert (sample.prompt, sample.out, sample.run) == ([text] if text else [], text or None, "runs/a=b, c")
     assert getattr(compose("data=text", f"data.path={text}").data, "path") == (text or None)
 
 
 def test_a_list_is_given_an_item_at_a_time() -> None:
-    assert compose_flat(SampleConfig, read_command_line(["r", "stop=a,b", "stop=12"])).stop == ["a,b", "12"]
+    assert compose_flat(TextSampling, read_command_line(["r", "stop=a,b", "stop=12"])).stop == ["a,b", "12"]
 
 
 @pytest.mark.parametrize("group,option", [(group, option) for group, options in groups().items() for option in options])
 def test_every_yaml_composes(group: str, option: str) -> None:
-    config = compose(f"{group}={option}")
+    images = {"model": [name for name in MODELS if MODELS[name].kind == "image"], "data": [n for n in DATA if DATA[n].kind == "image"]}
+    fitting = {"model": ["data=animals"], "data": ["model=unet"]}[group] if option in images.get(group, ()) else []
+    config = compose(f"{group}={option}", *fitting)
     if group in ("model", "data", "stage", "optim", "logger"):
         assert getattr(config, group).name == option
 
@@ -118,8 +121,9 @@ def test_a_folder_of_ones_own_joins(tmp_path: Path) -> None:
 
 def test_a_plugin_registers_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models.py").write_text(
-        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.registry import register_model\n"
-        "@register_model('mine', model='my_models:Mine', objectives={}, generator='my_models:Gen')\n"
+        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.config.sample import SampleConfig\n"
+        "from gengen.registry import register_model\n"
+        "@register_model('mine', kind='text', sampling=SampleConfig, model='my_models:Mine', objectives={}, generator='my_models:Gen')\n"
         "@dataclass\nclass MineConfig(ModelConfig):\n    name: str = 'mine'\n    depth: int = 3\n"
     )
     (tmp_path / "model").mkdir()
@@ -133,7 +137,7 @@ def test_help_explains_every_field() -> None:
     text = train_help(read_command_line(["--help"]))
     for key, (f, _) in schema(TrainConfig, plain(compose())).items():
         assert key in text and f.metadata["doc"] and f.metadata["doc"] in text, key
-    assert "unknown" not in flat_help("sample", SampleConfig) and "top_p" in flat_help("sample", SampleConfig)
+    assert "unknown" not in flat_help("sample", TextSampling) and "top_p" in flat_help("sample", TextSampling)
     with pytest.raises(UserError, match="did you mean trainer"):
         train_help(read_command_line(["--help", "trianer"]))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
-from gengen.config.sample import SampleConfig
+from gengen.config.sample import TextSampling
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.decoding import draw, next_token_probabilities, uniforms
 from gengen.generation.text import Continuation, TextGenerator
@@ -341,7 +341,7 @@ def test_a_diverged_model_is_named() -> None:
 
 
 def test_defaults_are_those_of_the_command() -> None:
-    command = {f.name: f.default for f in fields(SampleConfig)} | {"stop": ()}
+    command = {f.name: f.default for f in fields(TextSampling)} | {"stop": ()}
     for method in (TextGenerator.generate, TextGenerator.stream):
         for name, parameter in inspect.signature(method).parameters.items():
             assert name in ("self", "prompt", "prompts", "interrupted") or parameter.default == command[name], name

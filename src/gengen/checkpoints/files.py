@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write_text(beside, text)
+    beside.write_bytes(content)
+    fsync(beside)
     os.replace(beside, path)
     fsync(path.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of plain files, so that `target` is there whole or not at all; what was there is replaced."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    for path in beside.iterdir():
+        fsync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(beside, target)
+    fsync(target.parent)
 
 
 def sha256(path: Path) -> str:

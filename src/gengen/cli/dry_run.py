@@ -1,11 +1,15 @@
 """`dry_run=true`: what a run would be, without a file written."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import yaml
 
-from gengen.config.schema import plain
+from gengen.checkpoints.files import read_json
+from gengen.cli.train import check_runs
+from gengen.config.model import ModelConfig
+from gengen.config.schema import build, plain
 from gengen.config.train import TrainConfig
 from gengen.registry import MODELS
 
@@ -24,9 +28,18 @@ def size_line(config: TrainConfig) -> str:
     return f"{config.model.name} {size}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
 
 
+def facts(config: TrainConfig) -> dict[str, Any]:
+    """What data and the runs that the model is built on fix of it, as far as their configs say."""
+    known = config.data.facts()
+    for path in check_runs(config):
+        known |= build(ModelConfig, read_json(path / "config.json")["model"]).latents()
+    return known
+
+
 def describe(config: TrainConfig) -> str:
     """Config, parameters, memory and FLOPs."""
-    config = replace(config, model=config.model.resolved())
+    config = replace(config, model=replace(config.model.resolved(), **facts(config)))
+    config.model.check()
     with torch.device("meta"):
         entry = MODELS[config.model.name]
         objective = entry.load(f"objective:{config.stage.name}")(config, entry.load("model")(config.model), None)

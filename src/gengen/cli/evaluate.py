@@ -1,12 +1,14 @@
-"""`evaluate`: the validation metrics of a run's saved weights."""
+"""`evaluate`: the metrics of a run's saved weights, on held-out data and of what they generate."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gengen.checkpoints.files import read_json, replace_text, to_json
 from gengen.cli.saved import asked
 from gengen.config.sample import EvaluateConfig
+from gengen.registry import MODELS
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +19,7 @@ def main(argv: list[str]) -> int:
     from gengen.cli.train import brought_tokenizer, prepare_data
     from gengen.config.schema import build
     from gengen.config.train import TrainConfig
-    from gengen.generation.load import find_checkpoint
+    from gengen.generation.load import find_checkpoint, load_generator
     from gengen.hardware import pick_device
     from gengen.training.build import build_datamodule, build_objective
     from gengen.training.console import Console
@@ -25,12 +27,19 @@ def main(argv: list[str]) -> int:
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, print)
     run = directory.parent.parent
     config: TrainConfig = build(TrainConfig, read_json(directory / "config.json"))
-    prepared = prepare_data(config, Console(), brought_tokenizer(run), directory)
+    prepared = prepare_data(config, Console(), brought_tokenizer(run), directory, run)
     objective = build_objective(config, prepared)
+    objective.ema = None  # the weights that are asked for are the ones to evaluate
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))
     metrics = objective.evaluate(build_datamodule(replace(config, trainer=replace(config.trainer, devices=1)), prepared).val_batches())
-    result = {"checkpoint": directory.name, "weights": wanted.weights} | (metrics or {})
-    replace_text(run / "evaluation.json", to_json(result))
+    result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | (metrics or {})
     print(json.dumps(result))
+    if MODELS[config.model.name].kind == "image":
+        from gengen.evaluation.runs import evaluate_run
+
+        generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
+        result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
+    replace_text(run / "evaluation.json", to_json(result))
+    print(f"{run / 'evaluation.json'}")
     return 0

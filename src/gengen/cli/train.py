@@ -1,6 +1,6 @@
 """`train`: from a command line to a trained run. Everything that can be wrong is found before torch is imported."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         source = find(config.init_from, Path(config.runs_dir))
         if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model"]:
             raise UserError(f"init_from={config.init_from} brings its model along; leave out {' '.join(stated)}")
-    from gengen.checkpoints.files import read_json, replace_text
+    else:
+        check_runs(config)
+    from gengen.checkpoints.files import copy_folder, read_json, replace_text
     from gengen.checkpoints.format import read_tokenizer
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
@@ -99,8 +101,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     device = pick_device(config.trainer.device, config.trainer.devices)
     settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
     config = replace(config, trainer=settled, model=config.model.resolved())
-    prepared = prepare_data(config, console, tokenizer, checkpoint)
+    prepared = prepare_data(config, console, tokenizer, checkpoint, source.parent.parent if source else None)
     config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
+    config.model.check()  # now that it knows its data
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
             steps = steps_within_budget(config, prepared)
@@ -113,17 +116,22 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     if (run.path / "config.json").exists():
         raise UserError(f"{run.path} was begun by another process meanwhile; run={run.name} goes on with it")
     config = replace(config, run=run.name)
-    run.write_config(stored(config))
+    for name, folder in prepared.dependencies.items():
+        copy_folder(folder, run.path / name)
     if tokenizer is not None:
         replace_text(run.path / "tokenizer.json", tokenizer)
+    run.write_config(stored(config))
     return execute(job(config, run.path, checkpoint, source), console, prepared, run)
 
 
-def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None) -> Any:
-    """The run's data, prepared; raises UserError where a checkpoint was trained on other data."""
+def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None) -> Any:
+    """The run's data, prepared, and encoded where its family is trained on what another model makes of it; `run` is the run that
+    holds that model already. Raises UserError where a checkpoint was trained on other data."""
     from gengen.checkpoints.format import verify
 
     prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    if "encode" in (entry := MODELS[config.model.name]).builds:
+        prepared = entry.load("encode")(prepared, config.model, Path(config.runs_dir), run, console.say)
     if checkpoint is not None and (was := verify(checkpoint)["data"]) != prepared.fingerprint:
         raise UserError(
             f"the data is not what {checkpoint} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
@@ -132,7 +140,7 @@ def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None,
 
 
 def check_paths(config: TrainConfig) -> None:
-    """A missing file of the user's is answered before anything slow."""
+    """A missing file or run of the user's is answered before anything slow."""
     path = getattr(config.data, "path", None)
     if path and not Path(path).exists():
         from gengen.config.errors import did_you_mean
@@ -141,7 +149,18 @@ def check_paths(config: TrainConfig) -> None:
         names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
         raise UserError(f"data.path={path}: no such file or folder" + did_you_mean(Path(path).name, names, all_if_none=False))
     if getattr(config.data, "source", None) == "files" and not path:
-        raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER, a .txt, .jsonl or .parquet file or a folder of them")
+        raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER")
+
+
+def check_runs(config: TrainConfig) -> list[Path]:
+    """The directories of the runs that a new run's model is built on: each must be named and be there."""
+    found = []
+    for f in fields(config.model):
+        if f.metadata.get("run"):
+            if (wanted := getattr(config.model, f.name)) is None:
+                raise UserError(f"model={config.model.name} needs model.{f.name}=runs/NAME, {f.metadata['doc']}")
+            found.append(find(wanted, Path(config.runs_dir)))
+    return found
 
 
 def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
@@ -175,7 +194,7 @@ def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
             console.say(f"{run.path} is finished: step {step} of {config.trainer.max_steps}")
             run.unlock()
             return 0
-        prepared = prepare_data(config, console, brought_tokenizer(run.path), checkpoint)
+        prepared = prepare_data(config, console, brought_tokenizer(run.path), checkpoint, run.path)
         if checkpoint:
             store.set_aside_after(run.checkpoints, step, console.say)
         run.write_config(stored(config))
@@ -202,7 +221,7 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
     if console is None:
         console = Console(quiet=True)
     if prepared is None:
-        prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None)
+        prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None, Path(task.run))
     paths = [Path(path) if path else None for path in (task.checkpoint, task.init_from)]
     if run is None:
         with Interruption() as interruption:

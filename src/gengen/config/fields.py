@@ -35,6 +35,11 @@ def choice(default: str | None, choices: Sequence[str], doc: str, on_resume: OnR
     return option(default, doc, choices=choices, on_resume=on_resume)
 
 
+def run_of(doc: str) -> Any:
+    """A field that names a run, which must exist when a new run begins; that is looked up before anything slow."""
+    return field(default=None, metadata={"doc": doc, "run": True, "on_resume": "fixed"})
+
+
 def allowed(f: "Field[Any]") -> str:
     """What a field accepts, in words; empty if its type says it all."""
     m = f.metadata

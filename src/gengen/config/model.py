@@ -1,10 +1,12 @@
 """Model configs, one dataclass a family. Dimensions left at null come from the family's size table."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from gengen.config.errors import UserError
-from gengen.config.fields import choice, option, positive
+from gengen.config.fields import choice, option, positive, run_of
+from gengen.config.sample import AutoencoderSampling, DiffusionSampling, TextSampling
 from gengen.registry import register_model
 
 
@@ -22,6 +24,10 @@ class ModelConfig:
         table = self.sizes.get(getattr(self, "size", ""), {})
         empty = {f.name for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **{key: value for key, value in table.items() if key in empty})
+
+    def latents(self) -> dict[str, Any]:
+        """What images become that this model encodes: resolution and channels; nothing, if it encodes none."""
+        return {}
 
     def check(self) -> None:
         """Raise UserError where fields do not go together."""
@@ -53,9 +59,11 @@ GPT_SIZES = {
 
 @register_model(
     "gpt",
+    kind="text",
     model="gengen.models.gpt:GPT",
     objectives={"pretrain": "gengen.training.language:Pretraining"},
     generator="gengen.generation.text:TextGenerator",
+    sampling=TextSampling,
 )
 @dataclass
 class GPTConfig(ModelConfig):
@@ -83,3 +91,169 @@ class GPTConfig(ModelConfig):
             raise UserError(f"model.width={c.width} does not fit model.heads={c.heads}: the head size, width / heads, must be even")
         if c.heads % c.kv_heads:
             raise UserError(f"model.heads={c.heads} does not fit model.kv_heads={c.kv_heads}: kv_heads must divide heads")
+
+
+@dataclass
+class ImageModelConfig(ModelConfig):
+    """What every model of images has. A run records what its data has."""
+
+    resolution: int | None = positive(None, "pixels (or latents) a side")
+    channels: int | None = positive(None, "colours (or latent channels)")
+    classes: list[str] = option([], "names of the classes, in the order of their labels; none = unlabelled")
+
+
+def _unet(widths: list[int], blocks: int, attention: list[int], patch: int) -> dict[str, Any]:
+    return {"widths": widths, "blocks": blocks, "attention": attention, "patch": patch}
+
+
+UNET_SIZES = {
+    "nano": _unet([32], 1, [0], 4),
+    "micro": _unet([48, 96], 1, [1], 4),
+    "tiny": _unet([64, 128], 1, [1], 4),
+    "mini": _unet([64, 128, 128], 2, [1, 2], 1),
+    "small": _unet([128, 256, 256, 256], 2, [1], 1),
+    "base": _unet([192, 384, 576, 768], 2, [1, 2, 3], 1),
+}
+
+
+@register_model(
+    "unet",
+    kind="image",
+    model="gengen.models.unet:UNet",
+    objectives={"pretrain": "gengen.training.diffusion:Diffusion"},
+    generator="gengen.generation.image:ImageGenerator",
+    sampling=DiffusionSampling,
+)
+@dataclass
+class UNetConfig(ImageModelConfig):
+    """Diffusion on pixels: a UNet that is told the noise level, the class and, later, a text."""
+
+    name: str = option("unet", "registered name of the model family")
+    size: str = choice("tiny", list(UNET_SIZES), "row of the size table that fills every null below")
+    widths: list[int] | None = option(None, "channels of each level, finest first; each level halves the resolution")
+    blocks: int | None = positive(None, "residual blocks a level on the way down; one more on the way up")
+    attention: list[int] | None = option(None, "levels with self-attention, counted from 0, the finest")
+    patch: int | None = positive(None, "pixels a side that enter the network as one position")
+    head_size: int = positive(32, "channels of an attention head")
+    text_width: int | None = positive(None, "features of the text that cross-attention looks at; null = no cross-attention")
+    dropout: float = option(0.0, "dropped share inside each residual block", low=0, below=1)
+    drop_condition: float = option(0.1, "share of images trained without their class, drawn per image", low=0, below=1)
+    path: str = choice("flow", ["flow", "cosine", "edm"], "how an image turns into noise")
+    shift: float = positive(1.0, "flow: above 1, more of the time is spent at high noise (for large images)")
+    prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
+    times: str = choice("logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on")
+    weighting: str = choice("none", ["none", "min_snr", "edm"], "how much each noise level counts")
+    sigma_data: float = positive(0.5, "standard deviation of the data")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third more work")
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = UNET_SIZES
+
+    def check(self) -> None:
+        c = self.resolved()
+        assert c.widths and c.attention is not None and c.patch
+        if bad := [level for level in c.attention if not 0 <= level < len(c.widths)]:
+            raise UserError(
+                f"model.attention={c.attention} names level {bad[0]}; model.widths={c.widths} has levels 0 to {len(c.widths) - 1}"
+            )
+        if bad := [width for width in c.widths if width < 1 or width % c.head_size]:
+            raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
+        if c.resolution and c.resolution % (least := c.patch * 2 ** (len(c.widths) - 1)):
+            raise UserError(f"resolution {c.resolution} is no multiple of {least}: model.patch={c.patch}, halved {len(c.widths) - 1} times")
+        if c.prediction == "eps" and c.path != "edm":
+            raise UserError(f"model.prediction=eps divides by zero where model.path={c.path} is pure noise: take velocity, v or x0")
+
+
+LDM_SIZES = {name: row | {"patch": 1} for name, row in UNET_SIZES.items()}
+
+
+@register_model(
+    "ldm",
+    kind="image",
+    model="gengen.models.unet:UNet",
+    objectives={"pretrain": "gengen.training.diffusion:Diffusion"},
+    generator="gengen.generation.image:ImageGenerator",
+    sampling=DiffusionSampling,
+    encode="gengen.generation.codec:encode",
+)
+@dataclass
+class LDMConfig(UNetConfig):
+    """Latent diffusion: the same UNet on the whitened latents of an autoencoder that was trained before."""
+
+    name: str = option("ldm", "registered name of the model family")
+    codec: str | None = run_of("a run of an autoencoder, of which what sampling needs is copied into the new run")
+    sigma_data: float = positive(1.0, "standard deviation of the data; latents are whitened to 1")
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = LDM_SIZES
+
+
+def _autoencoder(widths: list[int], blocks: int, patch: int, latent_channels: int) -> dict[str, Any]:
+    return {"widths": widths, "blocks": blocks, "patch": patch, "latent_channels": latent_channels}
+
+
+AUTOENCODER_SIZES = {
+    "nano": _autoencoder([16, 32], 1, 2, 4),
+    "tiny": _autoencoder([32, 64], 1, 2, 4),
+    "small": _autoencoder([64, 128, 128], 1, 1, 4),
+    "base": _autoencoder([128, 256, 512, 512], 2, 1, 4),
+}
+
+
+def _register_autoencoder(name: str) -> Callable[[type], type]:
+    return register_model(
+        name,
+        kind="image",
+        model="gengen.models.autoencoder:Autoencoder",
+        objectives={"pretrain": "gengen.training.autoencoding:Autoencoding"},
+        generator="gengen.generation.autoencoder:AutoencoderGenerator",
+        sampling=AutoencoderSampling,
+    )
+
+
+@_register_autoencoder("vae")
+@_register_autoencoder("autoencoder_kl")
+@_register_autoencoder("vqvae")
+@dataclass
+class AutoencoderConfig(ImageModelConfig):
+    """An encoder to latents and a decoder back, convolutional. The families differ in nothing but these settings."""
+
+    size: str = choice("tiny", list(AUTOENCODER_SIZES), "row of the size table that fills every null below")
+    widths: list[int] | None = option(None, "channels of each level, finest first; each level after the first halves the resolution")
+    blocks: int | None = positive(None, "residual blocks a level")
+    patch: int | None = positive(None, "pixels a side that enter the network as one position")
+    latent_channels: int | None = positive(None, "channels of the latents")
+    quantizer: str | None = choice(None, ["vq", "fsq"], "latents from a codebook, or each channel rounded; null = Gaussian latents")
+    codebook: int = positive(512, "vq: vectors in the codebook")
+    commitment: float = option(0.25, "vq: how much the encoder is drawn to the codebook, beside the codebook to the encoder", low=0)
+    levels: list[int] = option([8, 5, 5, 5], "fsq: values each latent channel can take; their product is the number of codes")
+    loss: str = choice(
+        "elbo",
+        ["elbo", "l1_l2"],
+        "elbo: nats of 8-bit values under a logistic of learned scale; l1_l2: |error| + error^2; summed over pixels",
+    )
+    perceptual: float = option(0.0, "weight of the distance in EfficientNet-Lite0's features, times the number of pixels", low=0)
+    beta: float = option(1.0, "weight of the KL to N(0, 1), summed over latents, or of the quantizer's penalty", low=0)
+    kl_warmup: float = option(0.0, "share of max_steps in which that weight rises to beta", low=0, high=1)
+    free_bits: float = option(0.0, "nats a latent that cost nothing: an image's KL counts in a channel where it exceeds them", low=0)
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = AUTOENCODER_SIZES
+
+    def latents(self) -> dict[str, Any]:
+        c = self.resolved()
+        assert c.resolution and c.patch and c.widths
+        return {"resolution": c.resolution // c.patch // 2 ** (len(c.widths) - 1), "channels": c.latent_channels}
+
+    def check(self) -> None:
+        c = self.resolved()
+        assert c.widths is not None and c.patch
+        if not c.widths or min(c.widths) < 1:
+            raise UserError(f"model.widths={c.widths}: at least one level is needed, each of one channel or more")
+        if bad := [width for width in c.widths if width > 16 and width % 16]:
+            raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of 16, the channels that are normalised together")
+        if c.resolution and c.resolution % (least := c.patch * 2 ** (len(c.widths) - 1)):
+            raise UserError(f"resolution {c.resolution} is no multiple of {least}: model.patch={c.patch}, halved {len(c.widths) - 1} times")
+        if c.quantizer == "fsq" and (len(c.levels) != c.latent_channels or min(c.levels) < 2):
+            raise UserError(f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}")
+        if c.quantizer and (c.loss == "elbo" or c.kl_warmup or c.free_bits):
+            raise UserError(f"model.quantizer={c.quantizer} has no KL: take model.loss=l1_l2, and model.kl_warmup and model.free_bits at 0")
+        if c.perceptual and c.loss == "elbo":
+            raise UserError(f"model.perceptual={c.perceptual} belongs to no likelihood: take model.loss=l1_l2")

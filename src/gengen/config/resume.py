@@ -39,7 +39,7 @@ def escaped(tree: Tree) -> Tree:
         if isinstance(value, str):
             put(tree, key, verbatim(value))
         elif isinstance(value, list):
-            put(tree, key, [verbatim(item) for item in value])
+            put(tree, key, [verbatim(item) if isinstance(item, str) else item for item in value])
     return tree
 
 

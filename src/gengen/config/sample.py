@@ -1,7 +1,9 @@
 """The configs of the commands that read a run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 
 
@@ -19,20 +21,96 @@ class RunConfig:
 
 @dataclass
 class SampleConfig(RunConfig):
-    """What to draw from a run."""
+    """What to draw from a run, whatever its family."""
+
+    n: int = positive(1, "samples to draw, of each prompt where there are prompts")
+    seed: int = option(0, "sample i is a function of seed and i alone", low=0)
+
+    def check(self) -> None:
+        """Raise UserError where fields do not go together."""
+
+
+@dataclass
+class TextSampling(SampleConfig):
+    """What to draw from a language model."""
 
     prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch")
-    n: int = positive(1, "samples of each prompt")
     max_tokens: int = positive(200, "new tokens at most")
     temperature: float = option(0.8, "divides the logits; 0 takes the likeliest token", low=0)
     top_k: int | None = positive(None, "draw from the k likeliest tokens only")
     top_p: float | None = option(None, "draw from the fewest tokens that hold this much probability", above=0, high=1)
     stop: list[str] = option([], "end a sample before this text; repeat for several")
-    seed: int = option(0, "sample i is a function of seed and i alone", low=0)
     stream: bool = option(False, "print the text while it is drawn (one sample)")
     out: str | None = option(None, "also write the samples to this .jsonl file")
 
+    def check(self) -> None:
+        if self.out and not Path(self.out).parent.is_dir():
+            raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
+        if self.stream and (self.out or self.n * max(1, len(self.prompt)) > 1):
+            raise UserError("stream=true draws one sample to the screen: one prompt, n=1 and no out")
+
 
 @dataclass
-class EvaluateConfig(RunConfig):
+class PictureSampling(SampleConfig):
+    """What to write of sampled images."""
+
+    n: int = positive(16, "images to draw")
+    out: str | None = option(None, "folder for grid.png, the single files and samples.json; null = samples/sample-SEED of the run")
+
+    def folder(self) -> Path:
+        """Where the images go."""
+        if self.out:
+            return Path(self.out)
+        path = Path(str(self.run)) if Path(str(self.run)).exists() else Path(self.runs_dir) / str(self.run)
+        run = path.parent.parent if path.parent.name == "checkpoints" else path
+        return run / "samples" / f"sample-{self.seed}"
+
+
+@dataclass
+class DiffusionSettings:
+    """How a diffusion model is sampled."""
+
+    sampler: str = choice("heun", ["heun", "dpmpp_2m", "ddim", "ancestral"], "diffusion: how noise is turned into an image")
+    steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
+    guidance: float = option(1.5, "diffusion: 1 = off; above, away from the estimate without the class (or from guide's)", low=0)
+    guide_from: float = option(0.0, "guide only where the share of noise, sigma / (alpha + sigma), is at least this", low=0, high=1)
+    guide_to: float = option(1.0, "and at most this", low=0, high=1)
+    rescale: float = option(0.0, "share by which a guided estimate is brought back to the unguided one's spread", low=0, high=1)
+    guide: str | None = option(None, "run or checkpoint of a smaller or earlier model to guide away from (autoguidance)")
+    precision: str = choice("fp32", ["fp32", "bf16"], "bf16 draws faster; an image then depends a little on those beside it")
+    batch_size: int = positive(64, "images drawn at once; in fp32 changes none of them")
+
+
+@dataclass
+class DiffusionSampling(DiffusionSettings, PictureSampling):
+    """What to draw from a diffusion model."""
+
+    labels: list[str] = option([], "classes to draw, by name or number, commas between them; taken in turn. None: all in turn")
+    animation: bool = option(True, "also write denoising.gif: the estimate of the images after each step")
+
+
+@dataclass
+class AutoencoderSampling(PictureSampling):
+    """What to draw from an autoencoder."""
+
+    n: int = positive(16, "images to draw; paths to draw between images; channels to traverse")
+    what: str = choice(
+        "prior", ["prior", "interpolation", "traversal", "reconstruction"],
+        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; or images beside their reconstructions",
+    )  # fmt: skip
+    images: list[str] = option([], "files to reconstruct, to go between (two) or to traverse (one); repeat for several")
+    steps: int = option(8, "pictures on a path or along a channel", low=2)
+
+    def check(self) -> None:
+        wanted = {"prior": (0, 0), "interpolation": (0, 2), "traversal": (0, 1), "reconstruction": (1, None)}[self.what]
+        if not (len(self.images) in wanted or (wanted[1] is None and self.images)):
+            raise UserError(f"what={self.what} takes {' or '.join(map(str, wanted))} images=FILE, not {len(self.images)}")
+
+
+@dataclass
+class EvaluateConfig(DiffusionSettings, RunConfig):
     """What to measure of a run."""
+
+    samples: int = option(1000, "images to draw and judge; 0 = none", low=0)
+    seed: int = option(0, "image i is a function of seed and i alone", low=0)
+    efficientnet: bool = option(False, "also measure fd_efflite0, in the features of a network trained on photographs")

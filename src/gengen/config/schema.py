@@ -29,14 +29,14 @@ def unwrap(kind: Any) -> tuple[Any, bool]:
 
 def type_name(kind: Any) -> str:
     base, optional = unwrap(kind)
-    name = "list of str" if get_origin(base) is list else base.__name__
+    name = f"list of {get_args(base)[0].__name__}" if get_origin(base) is list else base.__name__
     return name + (" or null" if optional else "")
 
 
 def is_text(kind: Any) -> bool:
     """Whether values of this type are taken from the command line as they stand."""
     base, _ = unwrap(kind)
-    return base is str or get_origin(base) is list
+    return base is str or base == list[str]
 
 
 def class_of(kind: Any, node: Any) -> Any:
@@ -88,6 +88,8 @@ def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
     if optional and text in ("null", "None", ""):
         return None
     try:
+        if base == list[int]:  # 64,128 or [64, 128]
+            return [int(item) for item in text.strip("[]").split(",") if item.strip()]
         if base is bool:
             return {"true": True, "false": False}[text.lower()]
         number = float(text)
@@ -104,7 +106,7 @@ def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
     if value is None and optional:
         return None
     if get_origin(base) is list:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if isinstance(value, list) and all(type(item) is get_args(base)[0] for item in value):
             return list(value)
         raise wrong_value(key, value, f, kind)
     if base is float and isinstance(value, int) and not isinstance(value, bool):

@@ -7,6 +7,7 @@ from gengen.config.data import DataConfig
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 from gengen.config.model import ModelConfig
+from gengen.registry import DATA, MODELS
 
 
 def seconds(key: str, text: str) -> float:
@@ -92,6 +93,13 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError where groups do not go together."""
+        model, data = MODELS.entries.get(self.model.name), DATA.entries.get(self.data.name)
+        if model and data and model.kind != data.kind:
+            fitting = [name for name in DATA if DATA[name].kind == model.kind]
+            raise UserError(
+                f"model={model.name} is a model of kind {model.kind}, data={data.name} of kind {data.kind}"
+                f"\n  choose one of data={', '.join(fitting)}"
+            )
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
         if self.trainer.max_steps is None and self.trainer.devices > 1:

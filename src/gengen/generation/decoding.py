@@ -1,12 +1,13 @@
 """From logits to tokens: pure functions over a batch, computed in fp32 or finer."""
 
 from collections.abc import Sequence
-from hashlib import sha256
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gengen.generation.noise import stream
 
 
 def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -56,9 +57,5 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
-    """Draws from [0, 1), (n, count) fp64: row i is a function of (seed, indices[i]) alone, and the same for every count.
-
-    The stream is numpy's, since torch's CPU generator keeps only 32 bits of a seed: among 65,000 samples, two would agree.
-    """
-    streams = [np.random.default_rng(int.from_bytes(sha256(f"{seed}/{index}".encode()).digest())) for index in indices]
-    return torch.from_numpy(np.stack([stream.random(count) for stream in streams]))
+    """Draws from [0, 1), (n, count) fp64: row i is a function of (seed, indices[i]) alone, and the same for every count."""
+    return torch.from_numpy(np.stack([stream(seed, index).random(count) for index in indices]))

@@ -1,17 +1,20 @@
 """From a language model to text: prompts of any lengths in one batch, a KV cache, stop strings, streaming."""
 
 import codecs
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
+from gengen.checkpoints.files import replace_text
 from gengen.checkpoints.format import read_tokenizer
 from gengen.config.errors import UserError
-from gengen.config.sample import SampleConfig
+from gengen.config.sample import TextSampling
 from gengen.config.schema import build
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.decoding import draw, next_token_probabilities, uniforms
@@ -109,6 +112,33 @@ class TextGenerator:
                     pass
         return [Sample(prompts[i // n], row.text, row.tokens, row.finish_reason, i, seed) for i, row in enumerate(rows)]
 
+    def command(self, config: TextSampling, say: Callable[[str], None]) -> None:
+        """What `sample` does: draw, show, and write to `out`."""
+        settings: dict[str, Any] = {
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            "stop": config.stop,
+            "seed": config.seed,
+        }
+        prompts = config.prompt or [""]
+        if config.stream:
+            print(prompts[0], end="", flush=True)
+            for piece in self.stream(prompts[0], **settings):
+                print(piece, end="", flush=True)
+            print()
+            return
+        start = time.perf_counter()
+        samples = self.generate(prompts, n=config.n, **settings)
+        spent = time.perf_counter() - start
+        for sample in samples:
+            say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{sample.text}")
+        tokens = sum(len(sample.tokens) for sample in samples)
+        say(f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s")
+        if config.out:
+            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
+
     def stream(
         self, prompt: str, *, max_tokens: int = 200, temperature: float = 0.8, top_k: int | None = None, top_p: float | None = None,
         stop: str | Sequence[str] = (), seed: int = 0, interrupted: Callable[[], bool] | None = None,
@@ -126,7 +156,7 @@ class TextGenerator:
 
         return pieces()
 
-    def _continuations(self, prompt: str, settings: SampleConfig) -> list[Continuation]:
+    def _continuations(self, prompt: str, settings: TextSampling) -> list[Continuation]:
         """n samples yet to be drawn of a prompt, which follows an end of text, as documents do in training."""
         tokens = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]
         if len(tokens) > self.context:
@@ -135,7 +165,7 @@ class TextGenerator:
         return [Continuation(self.tokenizer, tokens, settings.stop, settings.max_tokens) for _ in range(settings.n)]
 
     def _decode(
-        self, rows: list[Continuation], first_index: int, settings: SampleConfig, interrupted: Callable[[], bool]
+        self, rows: list[Continuation], first_index: int, settings: TextSampling, interrupted: Callable[[], bool]
     ) -> Iterator[None]:
         """Add a token to each unfinished row, then yield, until all are finished. Between yields no mode is left switched."""
         longest = max(len(row.prompt) for row in rows)
@@ -206,11 +236,11 @@ def never() -> bool:
 
 def checked(
     n: int, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, stop: str | Sequence[str], seed: int
-) -> SampleConfig:
-    """The settings, each held to its field of SampleConfig."""
+) -> TextSampling:
+    """The settings, each held to its field of TextSampling."""
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop:
         raise UserError("stop: every text holds the empty string")
     tree = dict(n=n, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, seed=seed)
-    config: SampleConfig = build(SampleConfig, tree)
+    config: TextSampling = build(TextSampling, tree)
     return config

@@ -1,5 +1,8 @@
 """What a training step costs, by formula."""
 
+from collections.abc import Callable
+from typing import Any
+
 from gengen.config.model import GPTConfig
 from gengen.models.gpt import padded
 
@@ -17,3 +20,13 @@ def gpt_flops_per_token(config: GPTConfig, context: int) -> float:
     attention = c.width * (c.heads + 2 * c.kv_heads) * head_size + c.width**2
     weights = c.layers * (attention + 3 * c.width * c.ff) + c.width * padded(c.vocab_size)
     return 6.0 * weights + 12 * c.layers * c.heads * head_size * context / 2
+
+
+def forward_flops(model: Callable[..., Any], *inputs: Any) -> float:
+    """Floating-point operations of one forward pass, 2 for each multiplication-addition of convolutions, matrix products and
+    attention; the rest is left out. Model and inputs may be on the meta device, where nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return float(counter.get_total_flops())

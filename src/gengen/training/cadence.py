@@ -187,7 +187,9 @@ class Cadence(L.Callback):
             return
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
-        if line := objective.write_samples(stem, self.interruption):
+        with objective.averaged():
+            line = objective.write_samples(stem, self.interruption)
+        if line:
             self.console.say(f"sample {line}")
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
 

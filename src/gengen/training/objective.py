@@ -1,7 +1,7 @@
 """What every objective shares: one batch in, one step out."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,7 @@ class Objective(L.LightningModule):
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The metrics over all ranks' batches; None if interrupted. Touches no training state and no generator."""
-        self.model.eval()
-        try:
+        with self.averaged():
             sums = torch.zeros(self.sums, dtype=torch.float64, device=self.device)  # all a rank without batches has
             for batch in batches:
                 if interrupted():
@@ -158,7 +157,19 @@ class Objective(L.LightningModule):
                     part = self.evaluation_sums({name: tensor.to(self.device) for name, tensor in batch.items()})
                 sums += part
             return self.evaluation_metrics(self.all_reduced(sums))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode and has the weights it is sampled with: their EMA, where one is kept."""
+        trained = {} if self.ema is None else {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
+        self.model.eval()
+        try:
+            if self.ema is not None:
+                load_weights(self.model, self.ema, Path("ema"))
+            yield
         finally:
+            if trained:
+                load_weights(self.model, trained, Path("trained"))
             self.model.train()
 
     def autocast(self) -> AbstractContextManager[Any]:
