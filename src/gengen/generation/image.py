@@ -1,0 +1,153 @@
+"""From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gengen.config.errors import UserError, did_you_mean
+from gengen.config.model import LDMConfig, UNetConfig
+from gengen.config.sample import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
+from gengen.config.schema import build
+from gengen.diffusion.denoiser import denoiser
+from gengen.diffusion.guidance import Denoiser, guide
+from gengen.diffusion.paths import PATHS
+from gengen.diffusion.paths import Path as NoisePath
+from gengen.diffusion.samplers import SAMPLERS
+from gengen.generation.codec import Codec, load_codec
+from gengen.generation.load import load_generator
+from gengen.generation.noise import Noise
+from gengen.generation.pictures import to_uint8, write_pictures
+from gengen.models.unet import NULL, UNet
+
+
+def path_of(config: UNetConfig) -> NoisePath:
+    """The path a model was trained on."""
+    return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
+
+
+def labels_of(wanted: Sequence[str | int], classes: Sequence[str], n: int) -> list[int]:
+    """n labels: the wanted classes in turn, by name or number; without a wish all classes in turn, NULL where there are none."""
+    names = {name.lower(): number for number, name in enumerate(classes)}
+
+    def number(label: str | int) -> int:
+        text = str(label).strip().lower()
+        if text in names:
+            return names[text]
+        if text.isdigit() and int(text) < len(classes):
+            return int(text)
+        known = did_you_mean(text, names) if names else "; this model was trained without classes"
+        raise UserError(f"labels={label}: no such class{known}")
+
+    parts = [part for label in wanted for part in ([label] if str(label).lower() in names else str(label).split(","))]
+    turn = [number(part) for part in parts] or list(range(len(classes))) or [NULL]
+    return [turn[i % len(turn)] for i in range(n)]
+
+
+class ImageGenerator:
+    """Draws images with a diffusion model; what `gengen.load` returns for one.
+
+    Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
+    """
+
+    command_hint = "n=16"
+
+    def __init__(self, model: UNet, codec: Codec | None = None):
+        self.model, self.codec = model, codec
+        self.config, self.classes, self.device = model.config, model.config.classes, model.conv_in.weight.device
+
+    @classmethod
+    def from_checkpoint(cls, model: UNet, directory: Path) -> Self:
+        device = model.conv_in.weight.device
+        return cls(model, load_codec(directory.parent.parent / "codec", device) if isinstance(model.config, LDMConfig) else None)
+
+    def generate(
+        self, n: int = 16, labels: Sequence[str | int] = (), *, seed: int = 0, frames: list[Tensor] | None = None,
+        interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, **settings: Any,
+    ) -> Tensor:  # fmt: skip
+        """n images, (n, C, H, W) uint8. labels: names or numbers, taken in turn; none = all classes in turn.
+
+        settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling explains
+        them. guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list that
+        receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn.
+        """
+        c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
+        told = torch.tensor(labels_of(labels, self.classes, n), device=self.device)
+        images, movies = [], []
+        training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, n, c.batch_size):
+                if interrupted():
+                    break
+                rows = slice(start, min(n, start + c.batch_size))
+                movie: list[Tensor] | None = None if frames is None else []
+                images.append(self.pixels(self.draw(told[rows], range(rows.start, rows.stop), c, guide, movie)))
+                movies.append(movie)
+        finally:
+            self.model.train(training)
+        if frames is not None:
+            frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
+        return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def draw(
+        self, labels: Tensor, samples: range, c: DiffusionSampling, guide: "ImageGenerator | None", movie: list[Tensor] | None
+    ) -> Tensor:
+        """Samples of these numbers in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of each estimate."""
+        path, m = path_of(self.config), self.config
+        assert m.channels and m.resolution
+        noise = Noise(c.seed, samples, (m.channels, m.resolution, m.resolution), self.device)
+        times = path.times(c.steps)
+        callback = None if movie is None else lambda i, t, x, x0: movie.append(self.pixels(x0))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
+            return SAMPLERS[c.sampler](self.guided(labels, c, guide), path.sigma(times[0]) * noise(), times, path, noise, callback)
+
+    def guided(self, labels: Tensor, c: DiffusionSampling, guide_: "ImageGenerator | None") -> Denoiser:
+        """The denoiser of these classes, guided away from the reference."""
+        path = path_of(self.config)
+        reference = guide_.denoiser(labels) if guide_ else self.denoiser(torch.full_like(labels, NULL))
+        scale = c.guidance if self.classes or guide_ else 1.0
+        ends = [math.inf if share == 1 else path.time_at(share / (1 - share)) for share in (c.guide_from, c.guide_to)]
+        return guide(self.denoiser(labels), reference, scale, (ends[0], ends[1]), c.rescale)
+
+    def denoiser(self, labels: Tensor) -> Denoiser:
+        """This model as a function (x_t, t) -> x_0, told these classes."""
+        c = self.config
+        return denoiser(lambda x, level: self.model(x, level, labels), path_of(c), c.prediction, c.sigma_data)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the model draws, as pixels, (B, C, H, W) uint8."""
+        return to_uint8(self.codec.decode(x) if self.codec else x).cpu()
+
+    @staticmethod
+    def settings(how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
+        """The model to guide away from, loaded, and the other settings by name."""
+        guide_ = load_generator(how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
+        return guide_, {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
+
+    def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
+        """What `evaluate` judges: a call that draws an image, uint8, for each label."""
+        guide_, settings = self.settings(config, config)
+        return lambda labels: self.generate(
+            len(labels), labels.tolist() if self.classes else (), seed=config.seed, guide=guide_, **settings
+        )
+
+    def command(self, config: DiffusionSampling, say: Callable[[str], None]) -> None:
+        """What `sample` does: draw, and write to the folder `out`."""
+        guide_, settings = self.settings(config, config)
+        frames: list[Tensor] | None = [] if config.animation else None
+        start = time.perf_counter()
+        images = self.generate(config.n, config.labels, seed=config.seed, frames=frames, guide=guide_, **settings)
+        spent = time.perf_counter() - start
+        labels = labels_of(config.labels, self.classes, config.n)
+        named = [{"label": label, "class": self.classes[label]} if label >= 0 else {} for label in labels]
+        facts = [{"index": i, "seed": config.seed} | settings | of for i, of in enumerate(named)]
+        folder = config.folder()
+        write_pictures(folder, images, facts, frames=frames or ())
+        say(f"{config.n} images in {spent:.1f} s, {config.n / spent:.1f} images/s: {folder}/grid.png")

@@ -1,0 +1,146 @@
+"""Images from a diffusion model: what a sample depends on, and what is written of it."""
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gengen.config.errors import UserError
+from gengen.config.model import UNetConfig
+from gengen.config.sample import DiffusionSampling
+from gengen.generation.image import ImageGenerator, labels_of
+from gengen.generation.noise import Noise
+from gengen.generation.pictures import grid, to_float, to_uint8
+from gengen.models.unet import UNet
+
+SMALL = UNetConfig(resolution=8, channels=1, classes=["cat", "dog", "bird, small"], widths=[32], blocks=1, attention=[0], patch=2)
+
+
+def generator(config: UNetConfig = SMALL, seed: int = 0) -> ImageGenerator:
+    """A network of random weights: its images are noise of its own kind."""
+    torch.manual_seed(seed)
+    net = UNet(config.resolved())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return ImageGenerator(net)
+
+
+def drawn(gen: ImageGenerator, samples: range, **settings: object) -> torch.Tensor:
+    """Samples in fp32, before they are rounded to pixels."""
+    labels = torch.tensor(labels_of([], gen.classes, samples.stop)[samples.start :])
+    return gen.draw(labels, samples, DiffusionSampling(steps=6, **settings), None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddim", "ancestral"])
+def test_sample_i_does_not_depend_on_how_many_are_drawn(sampler: str) -> None:
+    gen = generator()
+    sixteen = drawn(gen, range(16), sampler=sampler)
+    torch.testing.assert_close(drawn(gen, range(4), sampler=sampler), sixteen[:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn(gen, range(7, 9), sampler=sampler), sixteen[7:9], atol=1e-4, rtol=0)
+    images = gen.generate(16, sampler=sampler, steps=6)
+    assert (images.int() - gen.generate(16, sampler=sampler, steps=6, batch_size=5).int()).abs().max() <= 1
+
+
+def test_one_generator_for_a_batch_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = generator()
+    shared = torch.randn(16, 1, 8, 8)
+    monkeypatch.setattr(Noise, "__call__", lambda self: shared[: len(self.streams)])
+    with pytest.raises(AssertionError):  # samples 7 and 8 are drawn like 0 and 1
+        torch.testing.assert_close(drawn(gen, range(7, 9)), drawn(gen, range(16))[7:9], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("path", "prediction"), [*product(["flow", "cosine", "edm"], ["velocity", "v", "x0", "edm"])])
+def test_every_path_and_prediction_is_sampled_as_trained(path: str, prediction: str) -> None:
+    """A network that says the exact target for one image draws that image, whatever the path and what it is asked."""
+    from gengen.diffusion.parameterizations import target
+    from gengen.generation.image import path_of
+
+    config = replace(SMALL, path=path, prediction=prediction)
+    gen, way = generator(config), path_of(config)
+    x0 = torch.linspace(-0.9, 0.9, 64).view(1, 1, 8, 8)
+
+    def network(x: torch.Tensor, level: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        t = torch.exp(4 * level) if path == "edm" else level
+        unscaled = x * (way.alpha(t) ** 2 * config.sigma_data**2 + way.sigma(t) ** 2).sqrt().view(-1, 1, 1, 1)
+        eps = way.to_eps(unscaled, x0.expand_as(x), t)
+        return target(prediction, x0.expand_as(x), eps, t, way, config.sigma_data)
+
+    gen.model.forward = network  # type: ignore[method-assign, assignment]
+    for sampler in ("heun", "dpmpp_2m", "ddim", "ancestral"):
+        torch.testing.assert_close(drawn(gen, range(2), sampler=sampler), x0.expand(2, -1, -1, -1), atol=2e-3, rtol=0)
+
+
+def test_guidance_goes_from_the_null_class_through_the_class_and_beyond() -> None:
+    """With one Euler step the sample is the estimate at pure noise, which guidance moves on a straight line."""
+    gen = generator()
+    labels = torch.tensor([0, 1, 2])
+    none, off, double = (
+        gen.draw(labels, range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=g), None, None) for g in (0.0, 1.0, 2.0)
+    )
+    torch.testing.assert_close(double, 2 * off - none, atol=1e-5, rtol=1e-5)
+    assert (off - none).abs().max() > 1e-3
+    unlabelled = gen.draw(torch.full((3,), -1), range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=1.0), None, None)
+    torch.testing.assert_close(none, unlabelled)
+
+
+def test_autoguidance_takes_another_model_told_the_same_class() -> None:
+    gen, worse = generator(), generator(seed=1)
+    c = DiffusionSampling(steps=1, sampler="ddim", guidance=1.5)
+    labels = torch.tensor([0, 1])
+    alone = [g.draw(labels, range(2), replace(c, guidance=1.0), None, None) for g in (gen, worse)]
+    torch.testing.assert_close(gen.draw(labels, range(2), c, worse, None), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5)
+
+
+def test_an_interval_of_guidance_is_kept() -> None:
+    gen = generator()
+    assert torch.equal(drawn(gen, range(2), guidance=3.0, guide_from=0.999, guide_to=0.9991), drawn(gen, range(2), guidance=1.0))
+    assert not torch.equal(drawn(gen, range(2), guidance=3.0, guide_from=0.2, guide_to=0.6), drawn(gen, range(2), guidance=1.0))
+
+
+def test_labels_by_name_number_and_in_turn() -> None:
+    classes = ["cat", "dog", "bird, small"]
+    assert labels_of(["cat,dog"], classes, 3) == [0, 1, 0]
+    assert labels_of(["Bird, small", "1"], classes, 2) == [2, 1]
+    assert labels_of([], classes, 4) == [0, 1, 2, 0] and labels_of([], [], 2) == [-1, -1]
+    for wanted, words in ((["cta"], "cat"), (["3"], "no such class"), (["-1"], "no such class")):
+        with pytest.raises(UserError, match=words):
+            labels_of(wanted, classes, 1)
+    with pytest.raises(UserError, match="without classes"):
+        labels_of(["cat"], [], 1)
+
+
+def test_an_interruption_leaves_the_rest_undrawn() -> None:
+    polls = iter([False, True])
+    assert len(generator().generate(8, steps=2, batch_size=2, interrupted=lambda: next(polls))) == 2
+
+
+def test_what_sample_writes(tmp_path: Path) -> None:
+    gen, said = generator(), list[str]()
+    config = DiffusionSampling(run="r", n=5, labels=["dog"], steps=3, seed=7, out=str(tmp_path / "drawn"), guidance=2.0)
+    gen.command(config, said.append)
+    names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
+    assert names == [*(f"{i:05}.png" for i in range(5)), "denoising.gif", "grid.png", "samples.json"]
+    facts = json.loads((tmp_path / "drawn" / "samples.json").read_text())
+    said_of = [(f["file"], f["index"], f["seed"], f["class"], f["guidance"]) for f in facts]
+    assert said_of == [(f"{i:05}.png", i, 7, "dog", 2.0) for i in range(5)]
+    with Image.open(tmp_path / "drawn" / "00003.png") as image:
+        pixels = torch.from_numpy(np.array(image))
+    assert torch.equal(pixels, gen.generate(5, ["dog"], steps=3, seed=7, guidance=2.0)[3, 0])
+    with Image.open(tmp_path / "drawn" / "denoising.gif") as movie:
+        assert getattr(movie, "n_frames") == 3
+    assert "grid.png" in said[-1]
+
+
+def test_pixels_round_trip_and_a_grid_keeps_them() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    assert torch.equal(to_uint8(to_float(images)), images)
+    assert to_uint8(torch.tensor([-2.0, -1.0, 0.999, 1.0, 3.0])).tolist() == [0, 0, 255, 255, 255]
+    sheet = grid(images, columns=2, gap=1)
+    assert sheet.shape == (1, 19, 19) and torch.equal(sheet[0, 10:18, 1:9], images[2, 0]) and sheet[0, 9].eq(128).all()

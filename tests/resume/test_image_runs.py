@@ -1,0 +1,81 @@
+"""The image families, stopped and resumed: every file as if never stopped, the average of the weights and the codec included."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_resume import last_checkpoint, same_checkpoint
+
+from gengen.cli import main
+from gengen.generation import codec
+
+CADENCE = ["trainer.max_steps=14", "trainer.save_every=4", "trainer.eval_every=7", "trainer.sample_every=7", "trainer.log_every=3"]
+MACHINE = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", "data.batch_size=12", "data.micro_batch_size=6"]
+UNET = ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "optim.ema=0.99"]
+AUTOENCODER = ["model.widths=[16,32]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
+FAMILIES = {
+    "unet": [*UNET, "model.patch=4"],
+    "ldm": [*UNET, "model.patch=1"],
+    "vae": [*AUTOENCODER, "optim.ema=0.99"],
+    "autoencoder_kl": AUTOENCODER,
+    "vqvae": AUTOENCODER,
+}
+
+
+@pytest.fixture(scope="session")
+def codec_run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small autoencoder to encode with."""
+    runs = tmp_path_factory.mktemp("codec-runs")
+    assert main(["train", "model=autoencoder_kl", *picture_data, *AUTOENCODER, *CADENCE, *MACHINE, f"runs_dir={runs}", "run=codec"]) == 0
+    return runs / "codec"
+
+
+def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]:
+    extra = [f"model.codec={codec_run}"] if family == "ldm" else []
+    return [f"model={family}", *picture_data, "data.flip=true", *FAMILIES[family], *CADENCE, *MACHINE, *extra]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stops_change_nothing(family: str, picture_data: list[str], codec_run: Path, tmp_path: Path) -> None:
+    """Stopped within an epoch of 9 steps and in the next, with other workers; the curve and the pictures are the same too."""
+    argv = settings(family, picture_data, codec_run)
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=straight"]) == 0
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
+    if family == "ldm":  # the run keeps what it needs: neither the autoencoder's run nor the cached latents have to be there
+        shutil.rmtree(next(Path(argv_value(argv, "data.dir")).glob("prepared/*latents*")))
+    assert main(["train", "run=r", f"runs_dir={tmp_path}", "stop_at=11", "data.num_workers=1"]) == 0
+    assert main(["train", "run=r", f"runs_dir={tmp_path}", "data.num_workers=0"]) == 0
+    same_checkpoint(last_checkpoint(tmp_path / "straight"), last_checkpoint(tmp_path / "r"))
+    pictures = [{p.name: p.read_bytes() for p in (tmp_path / name / "samples").iterdir()} for name in ("straight", "r")]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2
+
+
+def argv_value(argv: list[str], key: str) -> str:
+    return next(a.split("=", 1)[1] for a in reversed(argv) if a.startswith(key + "="))
+
+
+def test_an_ldm_goes_on_without_its_codecs_run(picture_data: list[str], codec_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "codec"
+    shutil.copytree(codec_run, moved)
+    argv = settings("ldm", picture_data, moved)
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
+    shutil.rmtree(moved)
+    assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
+    assert main(["sample", str(tmp_path / "r"), "n=2", "steps=2", "labels=cross", f"out={tmp_path / 'drawn'}"]) == 0
+    assert (tmp_path / "drawn" / "grid.png").exists()
+
+
+def test_a_run_whose_codec_was_exchanged_is_refused(
+    picture_data: list[str], codec_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = settings("ldm", picture_data, codec_run)
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
+    other = [a for a in settings("autoencoder_kl", picture_data, codec_run) if "flip" not in a]
+    assert main(["train", *other, "seed=5", f"runs_dir={tmp_path}", "run=other", "stop_at=4"]) == 0
+    with_other = settings("ldm", picture_data, tmp_path / "other")
+    assert main(["train", *with_other, f"runs_dir={tmp_path}", "run=s", "stop_at=4"]) == 0
+    shutil.rmtree(tmp_path / "r" / "codec")
+    shutil.copytree(tmp_path / "s" / "codec", tmp_path / "r" / "codec")
+    assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 2
+    assert "fingerprint" in capsys.readouterr().err
+    assert codec.FORMAT == 1
