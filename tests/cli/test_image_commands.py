@@ -1,0 +1,78 @@
+"""The commands on images: one line of a mistake, and figures of the weights that were asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gengen.cli import main
+from gengen.training.metrics import read_metrics
+
+SMALL = [
+    "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9", "data.batch_size=12",
+    "trainer.max_steps=8", "trainer.save_every=8", "trainer.eval_every=8", "trainer.sample_every=8", "trainer.log_every=4",
+    "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("image-runs")
+    assert main(["train", "model=unet", *picture_data, *SMALL, f"runs_dir={runs}", "run=r"]) == 0
+    return runs / "r"
+
+
+def test_evaluate_measures_the_weights_it_is_asked_for(run: Path) -> None:
+    """The average, as training's last evaluation did; the raw weights differ from it."""
+    losses = {}
+    for weights in ("ema", "raw"):
+        assert main(["evaluate", str(run), f"weights={weights}", "samples=12", "steps=2"]) == 0
+        losses[weights] = json.loads((run / "evaluation.json").read_text())["val/loss"]
+    assert losses["ema"] == pytest.approx(read_metrics(run / "metrics.csv")[-1]["val/loss"], rel=1e-9)
+    assert losses["raw"] != pytest.approx(losses["ema"], rel=1e-4)
+
+
+def test_evaluation_says_floor_and_ceiling_beside_the_samples(run: Path) -> None:
+    assert main(["evaluate", str(run), "samples=12", "steps=2", "guidance=2", "seed=3"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["settings"]["guidance"] == 2 and found["facts"]["seed"] == 3
+    assert {"fd_smallcnn", "kid_smallcnn", "coverage", "accuracy", "auth_pct"} <= set(found["samples"]) & set(found["real"])
+    assert found["real"]["fd_smallcnn"] < found["noise"]["fd_smallcnn"]
+    assert (run / "evaluation" / "samples.png").exists() and (run / "evaluation" / "nearest.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "model=unet"], ["tinystories", "data=animals"]),
+        (["train", "data=animals"], ["model=gpt", "kind"]),
+        (["train", "model=ldm", "data=animals"], ["model.codec=runs/NAME"]),
+        (["train", "model=ldm", "data=animals", "model.codec=runs/nosuch"], ["no run 'runs/nosuch'"]),
+        (["train", "model=unet", "data=animals", "model.path=flwo"], ["flow"]),
+        (["train", "model=unet", "data=animals", "model.prediction=eps"], ["velocity"]),
+        (["train", "model=unet", "data=animals", "model.widths=64,x"], ["list of int"]),
+    ],
+)
+def test_a_mistake_is_one_message(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and "Traceback" not in error, error
+
+
+def test_sampling_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, words in (
+        (["labels=crss"], "cross"),
+        (["sampler=heum"], "heun"),
+        (["prompt=hello"], "unknown key prompt"),
+        (["steps=0"], "steps"),
+    ):
+        assert main(["sample", str(run), *argv]) == 2
+        assert words in capsys.readouterr().err, argv
+
+
+def test_a_codec_must_be_an_autoencoder_of_such_images(
+    run: Path, picture_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "model=ldm", f"model.codec={run}", *picture_data, f"runs_dir={tmp_path}"]) == 2
+    assert "no autoencoder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,24 @@
+"""Made-up pictures and their judge, trained once a session."""
+
+import pytest
+from made_up_pictures import Prepared, made_up
+
+from gengen.evaluation import judges
+
+
+@pytest.fixture(scope="session")
+def short_training():
+    """Judges of this session see 2,400 images: 8 epochs of 300, the least there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judges, "SEEN", 2400)
+        yield
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, short_training) -> Prepared:
+    return made_up(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def judge(prepared):
+    return judges.judge_for(prepared, lambda line: None)
