@@ -9,6 +9,7 @@ import pytest
 
 from gengen.cli import main
 from gengen.config.compose import compose_train, field_settings, read_command_line
+from gengen.registry import DATA
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -20,16 +21,35 @@ SMALL = [
 ]  # fmt: skip
 
 
+SMALL_IMAGES = [
+    "data=imagefolder", "data.resolution=16", "data.channels=1", "model.blocks=1", "data.batch_size=12", "trainer.max_steps=6",
+    "trainer.save_every=2", "trainer.eval_every=3", "trainer.sample_every=6", "trainer.log_every=2", "trainer.precision=fp32",
+    "trainer.device=cpu", "trainer.compile=false",
+]  # fmt: skip
+SHAPES = {"unet": ["model.widths=[32]", "model.attention=[0]", "model.patch=4"]}
+SHAPES["ldm"] = SHAPES["unet"][:2]
+
+
 def commands(page: Path) -> list[list[str]]:
     """The shell commands of a page's ```bash blocks, comments left out, continued lines joined."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     return [shlex.split(line, comments=True) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def scaled(argv: list[str], data: Path) -> list[str]:
+def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     """The command with a tiny model; what a run already fixes is left as it is."""
     command, rest = argv[0], argv[1:]
     known = {key for key, _ in field_settings(read_command_line(rest))} if command in ("train", "prepare") else set()
+    chosen = dict(a.split("=", 1) for a in rest if "=" in a)
+    family = chosen.get("model", "gpt") if command == "train" else family_of(rest)
+    if family and family != "gpt":
+        if command == "train":
+            shape = SHAPES.get(family, ["model.widths=[16,32]", "model.patch=2"])
+            return [*argv, *SMALL_IMAGES, *shape, f"data.path={pictures}", f"data.dir={data}"]
+        argv = ["labels=cross,circle" if a.startswith("labels=") else a for a in argv]  # classes of the stand-in pictures
+        return [*argv, *(["samples=12"] if command == "evaluate" else []), *(["steps=2"] if family in ("unet", "ldm") else [])]
+    if command == "prepare" and DATA.entries[chosen["data"]].kind == "image":
+        return [*argv[:1], "data=imagefolder", f"data.path={pictures}", "data.resolution=16", f"data.dir={data}"]
     if command == "sample":
         return [*argv, *([] if "max_tokens" in " ".join(rest) else ["max_tokens=8"])]
     if command == "prepare":
@@ -43,14 +63,27 @@ def scaled(argv: list[str], data: Path) -> list[str]:
     return argv
 
 
+def family_of(rest: list[str]) -> str | None:
+    """The family of the run that a command reads."""
+    run = Path(rest[0]) if rest and "=" not in rest[0] else Path()
+    return json.loads((run / "config.json").read_text())["model"]["name"] if (run / "config.json").exists() else None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_every_command_runs(
-    page: Path, stand_in_archive: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    stand_in_archive: Path,
+    texts: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     (work / "my-texts").symlink_to(texts)
+    (work / "my-images").symlink_to(pictures)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for words in commands(page):
         if words[0] == "make":
@@ -61,7 +94,7 @@ def test_every_command_runs(
             assert words[0] in ("make", "git", "cd", "bash", "pip"), f"{page.name}: {words}"
             continue
         assert (ROOT / words[1]).exists(), words
-        argv = scaled([Path(words[1]).stem, *words[2:]], stand_in_archive)
+        argv = scaled([Path(words[1]).stem, *words[2:]], stand_in_archive, pictures)
         if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
             from gengen.cli.sweep import jobs
 
@@ -89,6 +122,15 @@ def test_the_size_table_of_the_docs_is_the_one_of_the_code() -> None:
     for name, s in GPT_SIZES.items():
         row = f"| {name} | {s['layers']} x {s['width']} | {s['heads']} / {s['kv_heads']} | {s['ff']} | {s['vocab_size']} | {s['context']} |"
         assert row in text, row
+
+
+def test_the_unet_sizes_of_the_docs_are_those_of_the_code() -> None:
+    from gengen.config.model import UNET_SIZES
+
+    text = (ROOT / "docs" / "images.md").read_text()
+    for name, s in UNET_SIZES.items():
+        widths, levels = (", ".join(map(str, s[key])) for key in ("widths", "attention"))
+        assert f"| {name} | {widths} | {s['blocks']} | {levels} | {s['patch']} |" in text, name
 
 
 def test_the_defaults_that_docs_quote() -> None:
