@@ -36,7 +36,7 @@ class Evaluated:
 
 
 def figures(title: str, found: dict[str, float], real: dict[str, float], trained: str = "") -> str:
-    floor = f"{found['fd_smallcnn']:.2f} ({found['fd_smallcnn'] / real['fd_smallcnn']:.2f}x)"
+    floor = f"{found['fd_smallcnn']:.3f} ({found['fd_smallcnn'] / real['fd_smallcnn']:.2f}x)"
     accuracy = f"{100 * found['accuracy']:.1f} %" if "accuracy" in found else ""
     coverage = f"{found['coverage']:.3f} ({found['coverage'] / real['coverage']:.2f})"
     rest = f"{found['precision']:.3f} | {found['recall']:.3f} | {found['density']:.3f} | {coverage} | {found['auth_pct']:.1f} %"
@@ -47,7 +47,7 @@ def section(runs: dict[str, Evaluated]) -> str:
     first = next(runs[name] for name in TITLES if name in runs)
     facts, real = first.evaluation["facts"], first.evaluation["real"]
     lines = [
-        f"`{facts['n']}` class-balanced samples each, judged in the features of a classifier that is right on "
+        f"{facts['n']:,} class-balanced samples each, judged in the features of a classifier that is right on "
         f"{100 * real['accuracy']:.1f} % of as many held-out images; distances to {facts['reference']:,} training images. In brackets: "
         "times the distance of real held-out images, and share of their coverage.",
         "",
@@ -64,7 +64,7 @@ def section(runs: dict[str, Evaluated]) -> str:
             z = f"{run.config['model']['name']}, {run.trained()}"
             lines += [
                 f"Held-out images through the {z}: PSNR {r['psnr']:.2f} dB, SSIM {r['ssim']:.4f}, "
-                f"distance of reconstructions {r['rfd_smallcnn']:.2f}.",
+                f"distance of reconstructions {r['rfd_smallcnn']:.3f}.",
                 "",
             ]
     for name, title in TITLES.items():

@@ -28,7 +28,7 @@ def test_evaluate_measures_the_weights_it_is_asked_for(run: Path) -> None:
     for weights in ("ema", "raw"):
         assert main(["evaluate", str(run), f"weights={weights}", "samples=12", "steps=2"]) == 0
         losses[weights] = json.loads((run / "evaluation.json").read_text())["val/loss"]
-    assert losses["ema"] == pytest.approx(read_metrics(run / "metrics.csv")[-1]["val/loss"], rel=1e-9)
+    assert losses["ema"] == pytest.approx(read_metrics(run / "metrics.csv")[-1]["val/loss"], rel=1e-6)  # the file keeps seven digits
     assert losses["raw"] != pytest.approx(losses["ema"], rel=1e-4)
 
 

@@ -41,5 +41,4 @@ def main(argv: list[str]) -> int:
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
     replace_text(run / "evaluation.json", to_json(result))
-    print(f"{run / 'evaluation.json'}")
     return 0

@@ -13,8 +13,8 @@ def main(argv: list[str]) -> int:
     from gengen.generation.load import load_generator
 
     generator = load_generator(str(config.run), Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
-    generator.command(config, print)
-    print(f"{since_process_start():.1f} s from process start")
+    if summary := generator.command(config, print):
+        print(f"{summary}, {since_process_start():.1f} s from process start")
     return 0
 
 

@@ -112,14 +112,15 @@ class AutoencoderGenerator:
 
     # --- the command
 
-    def command(self, config: AutoencoderSampling, say: Callable[[str], None]) -> None:
-        """What `sample` does: draw, and write to the folder `out`."""
+    def command(self, config: AutoencoderSampling, say: Callable[[str], None]) -> str:
+        """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
         start = time.perf_counter()
         ways = {"prior": self._prior, "interpolation": self._interpolation, "traversal": self._traversal}
         images, facts, columns = (ways | {"reconstruction": self._reconstruction})[config.what](config)
         folder = config.folder()
         write_pictures(folder, images.cpu(), facts, columns)
-        say(f"{len(images)} images in {time.perf_counter() - start:.1f} s: {folder}/grid.png")
+        say(f"{folder}/grid.png")
+        return f"{len(images)} images in {time.perf_counter() - start:.1f} s"
 
     def _prior(self, c: AutoencoderSampling) -> Drawn:
         return self.generate(c.n, seed=c.seed), [{"index": i, "seed": c.seed} for i in range(c.n)], None

@@ -138,8 +138,8 @@ class ImageGenerator:
             len(labels), labels.tolist() if self.classes else (), seed=config.seed, guide=guide_, **settings
         )
 
-    def command(self, config: DiffusionSampling, say: Callable[[str], None]) -> None:
-        """What `sample` does: draw, and write to the folder `out`."""
+    def command(self, config: DiffusionSampling, say: Callable[[str], None]) -> str:
+        """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
         guide_, settings = self.settings(config, config)
         frames: list[Tensor] | None = [] if config.animation else None
         start = time.perf_counter()
@@ -150,4 +150,5 @@ class ImageGenerator:
         facts = [{"index": i, "seed": config.seed} | settings | of for i, of in enumerate(named)]
         folder = config.folder()
         write_pictures(folder, images, facts, frames=frames or ())
-        say(f"{config.n} images in {spent:.1f} s, {config.n / spent:.1f} images/s: {folder}/grid.png")
+        say(f"{folder}/grid.png")
+        return f"{config.n} images in {spent:.1f} s, {config.n / spent:.1f} images/s"

@@ -112,8 +112,8 @@ class TextGenerator:
                     pass
         return [Sample(prompts[i // n], row.text, row.tokens, row.finish_reason, i, seed) for i, row in enumerate(rows)]
 
-    def command(self, config: TextSampling, say: Callable[[str], None]) -> None:
-        """What `sample` does: draw, show, and write to `out`."""
+    def command(self, config: TextSampling, say: Callable[[str], None]) -> str:
+        """What `sample` does: draw, show, and write to `out`. Returns a line that sums it up; none of a stream."""
         settings: dict[str, Any] = {
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
@@ -128,16 +128,16 @@ class TextGenerator:
             for piece in self.stream(prompts[0], **settings):
                 print(piece, end="", flush=True)
             print()
-            return
+            return ""
         start = time.perf_counter()
         samples = self.generate(prompts, n=config.n, **settings)
         spent = time.perf_counter() - start
         for sample in samples:
             say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{sample.text}")
         tokens = sum(len(sample.tokens) for sample in samples)
-        say(f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s")
         if config.out:
             replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
+        return f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s"
 
     def stream(
         self, prompt: str, *, max_tokens: int = 200, temperature: float = 0.8, top_k: int | None = None, top_p: float | None = None,
