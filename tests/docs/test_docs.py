@@ -69,7 +69,10 @@ def family_of(rest: list[str]) -> str | None:
     return json.loads((run / "config.json").read_text())["model"]["name"] if (run / "config.json").exists() else None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+LONG = {"images.md", "train.md"}  # over 5 s
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES])
 def test_every_command_runs(
     page: Path,
     stand_in_archive: Path,

@@ -43,4 +43,7 @@ def train_help(line: CommandLine) -> str:
 def flat_help(command: str, cls: type) -> str:
     """The keys of a command without groups."""
     known: Schema = schema(cls, {})
-    return "\n".join([f"python scripts/{command}.py RUN [key=value ...]", ""] + [field_line(k, f, t, None) for k, (f, t) in known.items()])
+    about = (cls.__doc__ or "").splitlines()[0]
+    return "\n".join(
+        [f"python scripts/{command}.py RUN [key=value ...]    {about}", ""] + [field_line(k, f, t, None) for k, (f, t) in known.items()]
+    )

@@ -15,7 +15,6 @@ from gengen.data import order
 from gengen.data.image_files import decode
 from gengen.data.image_prepare import ImageSet, PreparedImages, prepare
 from gengen.data.sources import Say
-from gengen.data.text import From
 
 __all__ = ["ImageData", "ImageSet", "PreparedImages", "decode", "prepare"]
 
@@ -68,7 +67,7 @@ class ImageData(L.LightningDataModule):
         return DataLoader(
             Steps(self.prepared, self.config.flip, self.seed, self.config.batch_size, self.rank, self.world),
             batch_size=None,
-            sampler=From(start_step),
+            sampler=order.From(start_step),
             num_workers=self.config.num_workers,
             generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
         )

@@ -7,7 +7,10 @@ its own, so every token is a label exactly once an epoch. Step s takes positions
 images is the same with the images for windows: an epoch is a permutation of them.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -67,3 +70,13 @@ def images(first: int, count: int, seed: int, n: int) -> tuple[np.ndarray, np.nd
         mirrored.append(flips(seed, epoch, n)[part])
         first, count = first + len(part), count - len(part)
     return np.concatenate(index), np.concatenate(mirrored)
+
+
+@dataclass(frozen=True)
+class From:
+    """start, start + 1, ... Without a length, so that Lightning never takes a run for the middle of an epoch."""
+
+    start: int
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start)

@@ -1,8 +1,7 @@
 """Prepared text as batches: whole steps in an order that is a function of the step, and validation windows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import replace
 
 import lightning.pytorch as L
 import numpy as np
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.config.model import ModelConfig
-from gengen.data.order import window
+from gengen.data.order import From, window
 from gengen.data.prepare import PreparedText, prepare
 from gengen.data.shards import TokenStream
 from gengen.data.sources import Say
@@ -51,16 +50,6 @@ class Steps(Dataset[dict[str, Tensor]]):
     def row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         start, counted = window(position, self.seed, len(self.stream), self.context)
         return shifted(self.stream.read(start - 1, self.context + 1), counted)  # the first label's input is the token before it
-
-
-@dataclass(frozen=True)
-class From:
-    """start, start + 1, ... Without a length, so that Lightning never takes a run for the middle of an epoch."""
-
-    start: int
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self.start)
 
 
 class TextData(L.LightningDataModule):

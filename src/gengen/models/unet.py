@@ -162,15 +162,15 @@ class UNet(nn.Module):
                 x = F.avg_pool2d(x, 2)
                 left.append(x)
             for stage in stages:  # type: ignore[attr-defined]
-                x = self.run(stage, x, condition, text, text_mask)
+                x = self.through(stage, x, condition, text, text_mask)
                 left.append(x)
         for stage in self.middle:
-            x = self.run(stage, x, condition, text, text_mask)
+            x = self.through(stage, x, condition, text, text_mask)
         for number, stages in enumerate(self.up):
             if number:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             for stage in stages:  # type: ignore[attr-defined]
-                x = self.run(stage, torch.cat([x, left.pop()], dim=1), condition, text, text_mask)
+                x = self.through(stage, torch.cat([x, left.pop()], dim=1), condition, text, text_mask)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))).float(), c.patch)
 
     def told(self, labels: Tensor | None, rows: int) -> Tensor:
@@ -180,7 +180,7 @@ class UNet(nn.Module):
             labels = torch.full((rows,), NULL, device=self.classes.weight.device)
         return self.classes(torch.where(labels < 0, none, labels))
 
-    def run(self, stage: nn.Module, x: Tensor, *condition: Tensor | None) -> Tensor:
+    def through(self, stage: nn.Module, x: Tensor, *condition: Tensor | None) -> Tensor:
         if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(stage, x, *condition, use_reentrant=False)
         return stage(x, *condition)
