@@ -8,7 +8,6 @@ prediction), once as it comes in fp32, once tuned by hand (bf16 autocast, channe
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -151,5 +150,4 @@ def main(rounds: int = 3, steps: int = 4, threads: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory():
-        main(**{key: int(value) for key, value in (argument.split("=") for argument in sys.argv[1:])})
+    main(**{key: int(value) for key, value in (argument.split("=") for argument in sys.argv[1:])})

@@ -98,6 +98,13 @@ def test_autoguidance_takes_another_model_told_the_same_class() -> None:
     torch.testing.assert_close(gen.draw(labels, range(2), c, worse, None), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5)
 
 
+def test_a_guide_must_mean_the_same() -> None:
+    gen = generator()
+    for other, words in ((replace(SMALL, path="cosine"), "model.path"), (replace(SMALL, classes=["cat"]), "model.classes")):
+        with pytest.raises(UserError, match=words):
+            gen.generate(2, steps=1, guide=generator(other))
+
+
 def test_an_interval_of_guidance_is_kept() -> None:
     gen = generator()
     assert torch.equal(drawn(gen, range(2), guidance=3.0, guide_from=0.999, guide_to=0.9991), drawn(gen, range(2), guidance=1.0))

@@ -7,7 +7,6 @@ import pytest
 from test_resume import last_checkpoint, same_checkpoint
 
 from gengen.cli import main
-from gengen.generation import codec
 
 CADENCE = ["trainer.max_steps=14", "trainer.save_every=4", "trainer.eval_every=7", "trainer.sample_every=7", "trainer.log_every=3"]
 MACHINE = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", "data.batch_size=12", "data.micro_batch_size=6"]
@@ -78,4 +77,3 @@ def test_a_run_whose_codec_was_exchanged_is_refused(
     shutil.copytree(tmp_path / "s" / "codec", tmp_path / "r" / "codec")
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 2
     assert "fingerprint" in capsys.readouterr().err
-    assert codec.FORMAT == 1

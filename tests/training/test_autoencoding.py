@@ -23,7 +23,6 @@ from gengen.training.autoencoding import (
     level_nats,
     perceptual_distance,
     perplexity,
-    psnr,
     risen,
 )
 from gengen.training.objective import Batch
@@ -116,12 +115,6 @@ def test_free_bits_by_hand() -> None:
 def test_kl_warm_up_is_a_function_of_the_step() -> None:
     assert [risen(step, 100, 0.1) for step in (0, 4, 9, 10, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     assert risen(0, 100, 0.0) == 1.0 and risen(0, 3, 0.1) == 1.0
-
-
-def test_psnr_by_hand() -> None:
-    """An error of 0.2 everywhere, a tenth of the range: 20 dB. What lies outside the range is clipped, as in the file."""
-    x = torch.full((2, 1, 4, 4), 0.9)
-    torch.testing.assert_close(psnr(x, torch.stack([x[0] - 0.2, x[0] + 5])), torch.tensor([20.0, 20 * math.log10(2 / 0.1)]))
 
 
 def test_perplexity_counts_what_is_used_alike() -> None:

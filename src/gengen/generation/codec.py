@@ -33,6 +33,7 @@ class Codec:
 
     def __init__(self, generator: AutoencoderGenerator):
         self.generator, self.model = generator, generator.model
+        self.hash = codec_hash(self.model)
 
     def encode(self, images: Tensor) -> Posterior:
         """Images (N, C, H, W) in [-1, 1] -> mean and standard deviation of their whitened latents, (N, Z, h, w) fp32 each."""

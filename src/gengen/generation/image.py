@@ -77,6 +77,8 @@ class ImageGenerator:
         receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn.
         """
         c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
+        if guide:
+            self.check_guide(guide)
         told = torch.tensor(labels_of(labels, self.classes, n), device=self.device)
         images, movies = [], []
         training = self.model.training
@@ -94,6 +96,15 @@ class ImageGenerator:
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
         return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
+
+    def check_guide(self, guide: "ImageGenerator") -> None:
+        """Both models must mean the same by x_t and by a label. Raises UserError where they do not."""
+        for key in ("path", "shift", "resolution", "channels", "classes"):
+            ours, theirs = getattr(self.config, key), getattr(guide.config, key)
+            if ours != theirs:
+                raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
+        if (self.codec and self.codec.hash) != (guide.codec and guide.codec.hash):
+            raise UserError("guide: its latents are another codec's than this model's")
 
     @torch.inference_mode()
     def draw(

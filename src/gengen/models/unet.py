@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass there is several times bf16's speed."""
+    """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass is faster there than bf16's."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, seen)
     with torch.autocast("cpu", enabled=False):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gengen.config.model import AutoencoderConfig
 from gengen.config.train import TrainConfig
+from gengen.evaluation.features import efficientnet
+from gengen.evaluation.metrics import psnr
 from gengen.generation.autoencoder import AutoencoderGenerator
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import enlarged, grid, to_uint8, write_png
@@ -72,12 +74,6 @@ def risen(step: int, max_steps: int, share: float) -> float:
     return min(1.0, (step + 1) / max(1, round(share * max_steps)))
 
 
-def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, (B,): 10 log10(peak^2 / mse), the peak being 2, from -1 to 1."""
-    mse = (images - reconstructions.clamp(-1, 1)).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / mse.clamp(min=1e-10))
-
-
 def perplexity(counts: Tensor) -> float:
     """exp of the entropy of codes counted (K,): how many a uniform choice would be among."""
     p = counts / counts.sum()
@@ -88,7 +84,8 @@ class Autoencoding(Objective):
     """Reconstruction, and what the bottleneck costs: with loss=elbo and beta=1 the negative ELBO in nats.
 
     Evaluation weighs the KL with beta, without warm-up and free bits, and draws an image's noise from (seed, index of the image);
-    PSNR is that of the decoded posterior mean; KL is in nats a latent; bits are those that tell a value of one of 256 levels.
+    PSNR is that of the decoded posterior mean, of an exact copy 100 dB; KL is in nats a latent; bits are those that tell a value
+    of one of 256 levels.
     """
 
     unit = "images"
@@ -133,7 +130,8 @@ class Autoencoding(Objective):
         noise = Noise(self.config.seed, batch["index"].tolist(), self.model.latent_shape, images.device)()
         reconstructions, cost = self.model(images, noise)
         loss = self.distortion(images, reconstructions) + self.c.beta * cost.flatten(1).sum(1)
-        likeness = psnr(images, self.model(images)[0])
+        shown = self.model(images)[0].clamp(-1, 1)
+        likeness = psnr((images + 1) / 2, (shown + 1) / 2).clamp(max=100)
         sums = torch.stack([loss.sum(), likeness.sum(), cost.sum(), self.count(batch)]).double()
         if not self.codes:
             return sums
@@ -169,8 +167,6 @@ class Autoencoding(Objective):
     @cached_property
     def features(self) -> Features:
         """The frozen network's. It is no submodule, so it is in no optimizer, EMA or checkpoint."""
-        from gengen.evaluation.features import efficientnet
-
         network = efficientnet(self.config.data.dir, print)
         return network.to(self.device).perceptual_features
 

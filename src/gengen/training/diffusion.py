@@ -30,6 +30,7 @@ class Diffusion(Objective):
     A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time; and labels.
     """
 
+    sums = 2
     unit = "images"
     model: UNet
 
@@ -69,8 +70,6 @@ class Diffusion(Objective):
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=self.device)
 
-    sums = 2
-
     def evaluation_sums(self, batch: Batch) -> Tensor:
         """At times and with noise that are a function of the image's index: the same at every evaluation."""
         c, index = self.diffusion, batch["index"]
@@ -88,9 +87,9 @@ class Diffusion(Objective):
         """A grid of up to 40 images, a column a class, always of the same seed, to stem.png."""
         dependencies = self.prepared.dependencies
         generator = ImageGenerator(self.model, load_codec(dependencies["codec"], self.device) if dependencies else None)
-        columns = min(10, max(1, len(self.diffusion.classes))) if self.diffusion.classes else 8
-        images = generator.generate(4 * columns, range(columns) if self.diffusion.classes else (), seed=self.config.seed,
-                                    sampler="dpmpp_2m", interrupted=interrupted)  # fmt: skip
+        labels = range(min(10, len(self.diffusion.classes)))
+        columns = len(labels) or 8
+        images = generator.generate(4 * columns, labels, seed=self.config.seed, sampler="dpmpp_2m", interrupted=interrupted)
         if interrupted():
             return None
         write_png(stem.with_suffix(".png"), grid(enlarged(images), columns))
