@@ -67,8 +67,8 @@ def test_a_mean_of_means_would_be_noticed(tiny: list[str], tmp_path: Path, ragge
     whole = gradient(tiny, tmp_path, "whole")
     right = Pretraining.backward_share
 
-    def wrong(self: Pretraining, part: dict[str, Tensor], total: Tensor) -> None:
-        right(self, part, self.count(part).clamp(min=1) * 4)
+    def wrong(self: Pretraining, loss_sum: Any, part: dict[str, Tensor], total: Tensor) -> Tensor:
+        return right(self, loss_sum, part, self.count(part).clamp(min=1) * 4)
 
     monkeypatch.setattr(Pretraining, "backward_share", wrong)
     with pytest.raises(AssertionError):

@@ -146,11 +146,13 @@ def read_tokenizer(directory: Path) -> str | None:
 
 
 def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tensor]:
-    """The weights to sample from: `ema` or `raw`, or by default EMA where the checkpoint has it."""
+    """The weights to sample from: `ema` or `raw`, or by default EMA where the checkpoint has it. What has no average (of a GAN, the
+    discriminator) is as trained."""
     has_ema = (directory / "ema.safetensors").exists()
     if weights == "ema" and not has_ema:
         raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
-    return read_tensors(directory / ("ema.safetensors" if has_ema and weights != "raw" else "model.safetensors"))
+    trained = read_tensors(directory / "model.safetensors")
+    return trained | read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else trained
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path) -> None:

@@ -76,7 +76,17 @@ class Cadence(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         assert isinstance(objective, Objective)
         if trainer.is_global_zero:
-            columns = ["step", "seconds", "train/loss", *objective.metrics, "lr", "grad_norm", f"{objective.unit}_per_second", "mfu"]
+            columns = [
+                "step",
+                "seconds",
+                "train/loss",
+                *objective.metrics,
+                "lr",
+                "grad_norm",
+                *objective.signals,
+                f"{objective.unit}_per_second",
+                "mfu",
+            ]
             self.metrics = Metrics(self.run.path / "metrics.csv", columns)
 
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
@@ -95,6 +105,7 @@ class Cadence(L.Callback):
             objective.bad_steps.fill_(state["bad_steps"])
             if own["ema"] is not None and objective.ema is not None:
                 objective.ema = own["ema"]
+            objective.load_more_state(own["more"])
             set_rng(state["rng"])  # last, so that nothing of the setting up has drawn from it
             self.clock.before = own["facts"]["clocks"]["seconds"]
         self.clock.started = time.monotonic()
@@ -120,6 +131,7 @@ class Cadence(L.Callback):
             },
             "tokenizer": tokenizer.to_json() if tokenizer else None,
             "ema": objective.ema,
+            "more": objective.more_state(),
             "facts": {"data": self.prepared.fingerprint, "clocks": {"seconds": self.clock(), "saved": time.time()}},
         }
 
@@ -165,6 +177,7 @@ class Cadence(L.Callback):
         self._mark = (trainer.global_step, time.monotonic())
         speed = steps * logged["count"] / max(spent, 1e-9)
         row = {"train/loss": logged["loss"], "grad_norm": logged["grad_norm"], f"{objective.unit}_per_second": speed}
+        row |= {name: logged[name] for name in objective.signals}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.peak_flops:
             row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
@@ -177,6 +190,8 @@ class Cadence(L.Callback):
         if metrics is None:
             return {}
         self.evaluated, self.latest = trainer.global_step, metrics
+        if warning := objective.warning(metrics):
+            self.console.say(f"warning: step {trainer.global_step}: {warning}")
         if self.best is None or metrics[objective.monitor] < self.best[1]:
             self.best = (trainer.global_step, metrics[objective.monitor])
         return metrics

@@ -7,12 +7,14 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.training.optimizers import build_optimizer, rate
 
+Optimizer = torch.optim.Optimizer | LightningOptimizer
 Batch = dict[str, Tensor]
 """Tensors with the rows of a batch as first dimension."""
 
@@ -31,6 +33,8 @@ class Objective(L.LightningModule):
     metrics: tuple[str, ...] = ("val/loss",)  # what `evaluation_metrics` returns, the columns of metrics.csv
     monitor = "val/loss"  # the metric whose lowest value makes a checkpoint the best
     sums = 1  # how many numbers `evaluation_sums` returns
+    signals: tuple[str, ...] = ()  # what `updates` leaves in `logged` beside loss and grad_norm, further columns of metrics.csv
+    averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     unit = "samples"  # what `count` counts, for the throughput
 
     def __init__(self, config: TrainConfig, model: nn.Module):
@@ -38,7 +42,7 @@ class Objective(L.LightningModule):
         self.config = config
         self.model = model
         self._network: tuple[Any] = (model,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
-        self.ema = {n: t.detach().clone() for n, t in unique_state(model).items()} if config.optim.ema else None
+        self.ema = {name: tensor.detach().clone() for name, tensor in self.followed().items()} if config.optim.ema else None
         self.bad_steps = torch.zeros((), dtype=torch.long)  # steps in a row that were not finite
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
 
@@ -70,6 +74,18 @@ class Objective(L.LightningModule):
         """The metrics that those sums make."""
         raise NotImplementedError
 
+    def warning(self, metrics: dict[str, float]) -> str | None:
+        """What an evaluation's metrics warn of, and what to try; one line."""
+        return None
+
+    def more_state(self) -> dict[str, Any]:
+        """What the next step depends on beside weights, the optimizer that Lightning knows, the average and the random generators:
+        a tree of tensors and of what JSON holds."""
+        return {}
+
+    def load_more_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `more_state`."""
+
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """Write samples of the current weights to files named after `stem`; returns a line to show, None if interrupted."""
         raise NotImplementedError
@@ -86,13 +102,20 @@ class Objective(L.LightningModule):
             torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * world + self.global_rank)
         batch = self.with_draws(batch)
         total = self.all_reduced(self.count(batch))
-        self.logged = {"loss": torch.zeros((), device=self.device), "count": total}
-        *first, last = self.micro_batches(batch)
-        with self.no_sync():
-            for part in first:
-                self.backward_share(part, total)
-        self.backward_share(last, total)
-        self.update()
+        self.logged = {"count": total}
+        finite = self.updates(batch, total)
+        self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
+        if self.ema is not None:
+            self.follow(finite)
+
+    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+        """Everything that changes weights in this step; returns whether all of it was finite. One update of the whole model, unless
+        a subclass has more networks than one."""
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert isinstance(optimizer, LightningOptimizer)
+        loss = self.accumulate(self.loss_sum, batch, total)
+        self.logged["loss"], self.logged["grad_norm"], finite = self.update(self.model, optimizer, loss)
+        return finite
 
     def with_draws(self, batch: Batch) -> Batch:
         """The batch with this rank's rows of the step's draws."""
@@ -108,42 +131,67 @@ class Objective(L.LightningModule):
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
-    def backward_share(self, part: Batch, total: Tensor) -> None:
-        """Add this micro-batch's share of the step's gradient. DDP averages over ranks, hence the factor."""
-        with self.autocast():
-            loss = self.loss_sum(part) / total
-        self.logged["loss"] += loss.detach()
-        self.manual_backward(loss * self.trainer.world_size)
+    def accumulate(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, part: nn.Module | None = None) -> Tensor:
+        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `part`: the network that has it,
+        where that is not the whole model; DDP, which waits for the whole, then leaves it to us."""
+        loss = torch.zeros((), device=self.device)
+        *first, last = self.micro_batches(batch)
+        with self.no_sync():
+            for rows in first if part is None else [*first, last]:
+                loss += self.backward_share(loss_sum, rows, total)
+        if part is None:
+            return loss + self.backward_share(loss_sum, last, total)
+        for parameter in part.parameters() if self.trainer.world_size > 1 else ():
+            if parameter.grad is not None:
+                parameter.grad = self.all_reduced(parameter.grad) / self.trainer.world_size
+        return loss
 
-    def update(self) -> None:
-        """Clip, check, step, and follow with the EMA; without a word from the device to the host."""
-        optimizer = self.optimizers(use_pl_optimizer=True)
-        assert not isinstance(optimizer, list)
-        c = self.config.optim
-        for group in optimizer.param_groups:
-            group["lr"] = c.lr * rate(self.global_step, self.trainer.max_steps, c)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip or float("inf"))
-        loss = self.all_reduced(self.logged["loss"])
+    def backward_share(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
+        """Add this micro-batch's share of the step's gradient, and return its share of the loss. DDP averages over ranks, hence the
+        factor."""
+        with self.autocast():
+            loss = loss_sum(part) / total
+        self.manual_backward(loss * self.trainer.world_size)
+        return loss.detach()
+
+    def update(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clip the network's gradients, check them, step; without a word from the device to the host. Returns the loss over all
+        ranks, the norm of the gradient, and whether both were finite; where not, no weight and no moment has changed."""
+        self.schedule(optimizer)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf"))
+        loss = self.all_reduced(loss)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        optimizer.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # the fused kernel then leaves weights and moments alone
+        kernel = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        kernel.found_inf = (~finite).float()  # type: ignore[attr-defined]  # the fused kernel then leaves weights and moments alone
         optimizer.step()
         optimizer.zero_grad()
-        self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
-        self.logged |= {"loss": loss, "grad_norm": norm}
-        if self.ema is not None:
-            self.follow(finite)
+        return loss, norm, finite
+
+    def schedule(self, optimizer: Optimizer) -> None:
+        """Set what the step decides of an optimizer."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.optim.lr * rate(self.global_step, self.trainer.max_steps, self.config.optim)
+
+    def decay(self) -> float:
+        """Of the average in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
+        assert self.config.optim.ema
+        return min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
 
     @torch.no_grad()
     def follow(self, finite: Tensor) -> None:
-        """Move the EMA of weights and buffers; its decay warms up as (1 + t) / (10 + t), so that early weights fade."""
-        assert self.ema is not None and self.config.optim.ema
-        decay = min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
-        for name, tensor in unique_state(self.model).items():
+        """Move the EMA of weights and buffers."""
+        assert self.ema is not None
+        decay = self.decay()
+        for name, tensor in self.followed().items():
             average = self.ema[name] = self.ema[name].to(tensor.device)
             if average.is_floating_point():
                 average.lerp_(tensor.detach(), (1 - decay) * finite.to(average.dtype))
             else:
                 average.copy_(tensor)
+
+    def followed(self) -> dict[str, Tensor]:
+        """The weights and buffers that an average is kept of."""
+        return {name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.averaged_part)}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -165,7 +213,7 @@ class Objective(L.LightningModule):
         self.model.eval()
         try:
             if self.ema is not None:
-                load_weights(self.model, self.ema, Path("ema"))
+                load_weights(self.model, trained | self.ema, Path("ema"))
             yield
         finally:
             if trained:
