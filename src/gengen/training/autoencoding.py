@@ -21,6 +21,7 @@ from gengen.models.autoencoder import Autoencoder
 from gengen.models.efficientnet import EfficientNetLite0
 from gengen.models.flops import forward_flops
 from gengen.training.objective import Batch, Objective
+from gengen.training.patch_adversary import PatchAdversary
 
 Features = Callable[[Tensor], list[Tensor]]
 
@@ -97,6 +98,8 @@ class Autoencoding(Objective):
         assert isinstance(config.model, AutoencoderConfig)
         self.c = config.model
         self.elbo, self.codes = model.log_scale is not None, model.bottleneck.codes
+        self.adversary: PatchAdversary | None = None
+        self.signals = ("d_loss", "d_grad_norm") if self.c.adversarial else ()
         self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl") + ("val/bits_per_dim",) * self.elbo
         self.sums = 4 + self.codes
 
@@ -109,7 +112,10 @@ class Autoencoding(Objective):
         images = batch["images"]
         reconstructions, cost = self.network(images, batch.get("noise"))
         weight = self.c.beta * risen(self.global_step, self.trainer.max_steps if self._trainer else 1, self.c.kl_warmup)
-        return (self.distortion(images, reconstructions) + weight * above_free_bits(cost, self.c.free_bits)).sum()
+        loss = self.distortion(images, reconstructions) + weight * above_free_bits(cost, self.c.free_bits)
+        if self.adversary and self.adversary.plays(self.global_step, self.trainer.max_steps):
+            loss = loss + self.adversary.cost(images, reconstructions)
+        return loss.sum()
 
     def distortion(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """What the reconstructions lack, by image, (B,) fp32."""
@@ -122,6 +128,40 @@ class Autoencoding(Objective):
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["images"]), device=batch["images"].device)
+
+    # --- a step with an adversary, whose update comes first
+
+    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+        self.logged |= {name: torch.zeros(()) for name in self.signals}
+        if self.adversary is None or not self.adversary.plays(self.global_step, self.trainer.max_steps):
+            return super().updates(batch, total)
+        network = self.adversary.network
+        loss, norm, adversary_finite = self.update(
+            network, self.adversary.optimizer, self.accumulate(self.adversary_loss_sum, batch, total, network)
+        )
+        self.logged |= {"d_loss": loss, "d_grad_norm": norm}
+        network.requires_grad_(False)
+        finite = super().updates(batch, total)
+        network.requires_grad_(True)
+        return finite & adversary_finite
+
+    def adversary_loss_sum(self, batch: Batch) -> Tensor:
+        assert self.adversary is not None
+        with torch.no_grad():
+            reconstructions, _ = self.network(batch["images"], batch.get("noise"))
+        return self.adversary.loss(batch["images"], reconstructions).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.c.adversarial:
+            self.adversary = PatchAdversary(self.config, self.device)
+        return super().configure_optimizers()
+
+    def more_state(self) -> dict[str, Any]:
+        return {"adversary": self.adversary.state()} if self.adversary else {}
+
+    def load_more_state(self, state: dict[str, Any]) -> None:
+        if self.adversary:
+            self.adversary.load(state["adversary"])
 
     # --- evaluation
 

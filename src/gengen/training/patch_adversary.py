@@ -1,0 +1,57 @@
+"""The adversarial part of an autoencoder's loss: a discriminator tells patches of an image from those of its reconstruction."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gengen.adversarial.losses import LOSSES, squared_slope
+from gengen.config.model import AutoencoderConfig, GANConfig
+from gengen.config.train import TrainConfig
+from gengen.models.gan import Discriminator
+from gengen.training.checkpointing import by_index, by_name
+from gengen.training.optimizers import build_optimizer
+
+GAMMA = 1.0  # of R1 and R2
+LOSS = LOSSES["relativistic"]  # a reconstruction comes with the image it is compared with
+
+
+class PatchAdversary:
+    """A discriminator of patches (Isola et al. 2017; Esser et al. 2021, eq. 5) as deep as the autoencoder, and its optimizer.
+
+    It is no module of the objective: in no EMA, sampled by nothing, and kept in a checkpoint beside the optimizer.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        assert isinstance(config.model, AutoencoderConfig)
+        c = self.c = config.model.resolved()
+        shape = GANConfig(resolution=c.resolution, channels=c.channels, widths=c.widths, blocks=c.blocks, patch=c.patch)
+        self.network: nn.Module = Discriminator(shape, patches=True).to(device)
+        self.optimizer = build_optimizer(self.network, config.optim)
+
+    def plays(self, step: int, max_steps: int) -> bool:
+        """Whether it takes part in update number `step` (from 0)."""
+        return step >= self.c.adversarial_from * max_steps
+
+    def logits(self, images: Tensor) -> Tensor:  # (B, C, R, R) -> (B, P)
+        return self.network(images, torch.empty(0))  # it is told no labels
+
+    def cost(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """What the reconstructions cost the autoencoder, (B,): times the number of pixels, as its other terms are sums over them."""
+        cost = LOSS.generator(self.logits(images), self.logits(reconstructions)).mean(1)
+        return self.c.adversarial * images[0].numel() * cost
+
+    def loss(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Its own loss, (B,), with both penalties, in fp32."""
+        with torch.autocast(images.device.type, enabled=False):
+            images, reconstructions = images.requires_grad_(), reconstructions.requires_grad_()
+            real, fake = self.logits(images), self.logits(reconstructions)
+            penalties = squared_slope(real, images) + squared_slope(fake, reconstructions)
+        return LOSS.discriminator(real, fake).mean(1) + GAMMA / 2 * penalties
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.network.state_dict(), "optimizer": by_name(self.optimizer.state_dict())}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(by_index(state["optimizer"]))
