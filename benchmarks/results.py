@@ -1,6 +1,6 @@
 """Write the section on images of docs/results.md, and its pictures, from runs that were evaluated.
 
-    python benchmarks/results.py codec=runs/codec pixels=runs/pixels latents=runs/latents vae=runs/vae
+    python benchmarks/results.py codec=runs/codec pixels=runs/pixels latents=runs/latents vae=runs/vae gan=runs/gan ...
 
 Every figure comes from the runs' evaluation.json, config.json and metrics.csv. The pictures are the models' own samples.
 """
@@ -17,7 +17,8 @@ from gengen.training.metrics import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
-TITLES = {"pixels": "diffusion on pixels", "latents": "latent diffusion", "vae": "VAE, prior samples"}
+TITLES = {"pixels": "diffusion on pixels", "latents": "latent diffusion", "vae": "VAE, prior samples", "gan": "GAN"}
+TITLES |= {"gan-1": "GAN, seed 1", "gan-2": "GAN, seed 2", "dcgan": "DCGAN"}
 
 
 class Evaluated:
@@ -35,12 +36,12 @@ class Evaluated:
         return f"{self.seconds:.0f} s, {self.step:,} steps of {self.config['data']['batch_size']}, {self.speed:.0f} images/s"
 
 
-def figures(title: str, found: dict[str, float], real: dict[str, float], trained: str = "") -> str:
+def figures(title: str, found: dict[str, float], real: dict[str, float], trained: str = "", drawn: str = "") -> str:
     floor = f"{found['fd_smallcnn']:.3f} ({found['fd_smallcnn'] / real['fd_smallcnn']:.2f}x)"
     accuracy = f"{100 * found['accuracy']:.1f} %" if "accuracy" in found else ""
     coverage = f"{found['coverage']:.3f} ({found['coverage'] / real['coverage']:.2f})"
     rest = f"{found['precision']:.3f} | {found['recall']:.3f} | {found['density']:.3f} | {coverage} | {found['auth_pct']:.1f} %"
-    return f"| {title} | {trained} | {accuracy} | {floor} | {found['kid_smallcnn']:.4f} | {rest} |"
+    return f"| {title} | {trained} | {accuracy} | {floor} | {found['kid_smallcnn']:.4f} | {rest} | {drawn} |"
 
 
 def section(runs: dict[str, Evaluated]) -> str:
@@ -51,10 +52,14 @@ def section(runs: dict[str, Evaluated]) -> str:
         f"{100 * real['accuracy']:.1f} % of as many held-out images; distances to {facts['reference']:,} training images. In brackets: "
         "times the distance of real held-out images, and share of their coverage.",
         "",
-        "| | training | accuracy | fd_smallcnn | kid | precision | recall | density | coverage | auth_pct |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | training | accuracy | fd_smallcnn | kid | precision | recall | density | coverage | auth_pct | drawing |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         figures("real, held out (the floor)", real, real),
-        *(figures(title, runs[name].evaluation["samples"], real, runs[name].trained()) for name, title in TITLES.items() if name in runs),
+        *(
+            figures(title, run.evaluation["samples"], real, run.trained(), f"{run.evaluation['images_per_second']:.0f} images/s")
+            for name, title in TITLES.items()
+            if (run := runs.get(name))
+        ),
         figures("noise (the ceiling)", first.evaluation["noise"], real),
         "",
     ]
@@ -70,7 +75,11 @@ def section(runs: dict[str, Evaluated]) -> str:
     for name, title in TITLES.items():
         if name in runs:
             settings = runs[name].evaluation["settings"]
-            how = "" if name == "vae" else f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+            how = (
+                ""
+                if name not in ("pixels", "latents")
+                else f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+            )
             lines += [f"{title[0].upper()}{title[1:]}{how}", "", f"![{title}](pictures/{name}.png)", ""]
     return "\n".join(lines)
 

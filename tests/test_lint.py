@@ -44,6 +44,7 @@ ROOMS = {  # room -> what it may import of the others
     "config": {"config", "registry"},
     "models": {"config", "models"},
     "diffusion": {"config", "diffusion"},
+    "adversarial": {"adversarial"},
     "checkpoints": {"checkpoints", "config"},
     "data": {"config", "data"},
     "generation": {"checkpoints", "config", "data", "diffusion", "generation", "hardware", "models", "registry"},
@@ -51,6 +52,7 @@ ROOMS = {  # room -> what it may import of the others
 FOREIGN = {
     "models": ("lightning", "hydra"),
     "diffusion": ("lightning", "hydra"),
+    "adversarial": ("lightning", "hydra"),
     "checkpoints": ("lightning", "hydra"),
     "generation": ("lightning", "hydra", "datasets"),
 }

@@ -51,6 +51,9 @@ def test_evaluation_says_floor_and_ceiling_beside_the_samples(run: Path) -> None
         (["train", "model=unet", "data=animals", "model.path=flwo"], ["flow"]),
         (["train", "model=unet", "data=animals", "model.prediction=eps"], ["velocity"]),
         (["train", "model=unet", "data=animals", "model.widths=64,x"], ["list of int"]),
+        (["train", "model=gan", "data=animals", "model.augment=colour,cutout"], ["'colour'", "color, translation, cutout"]),
+        (["train", "model=gan", "data=animals", "model.loss=wgan"], ["relativistic"]),
+        (["train", "model=dcgan", "data=animals", "model.gamma=1"], ["model=gan"]),
     ],
 )
 def test_a_mistake_is_one_message(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

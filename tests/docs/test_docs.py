@@ -22,12 +22,12 @@ SMALL = [
 
 
 SMALL_IMAGES = [
-    "data=imagefolder", "data.resolution=16", "data.channels=1", "model.blocks=1", "data.batch_size=12", "trainer.max_steps=6",
+    "data=imagefolder", "data.resolution=16", "data.channels=1", "data.batch_size=12", "trainer.max_steps=6",
     "trainer.save_every=2", "trainer.eval_every=3", "trainer.sample_every=6", "trainer.log_every=2", "trainer.precision=fp32",
     "trainer.device=cpu", "trainer.compile=false",
 ]  # fmt: skip
-SHAPES = {"unet": ["model.widths=[32]", "model.attention=[0]", "model.patch=4"]}
-SHAPES["ldm"] = SHAPES["unet"][:2]
+SHAPES = {"unet": ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4"]}
+SHAPES["ldm"] = SHAPES["unet"][:3]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -44,7 +44,7 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     family = chosen.get("model", "gpt") if command == "train" else family_of(rest)
     if family and family != "gpt":
         if command == "train":
-            shape = SHAPES.get(family, ["model.widths=[16,32]", "model.patch=2"])
+            shape = SHAPES.get(family, ["model.widths=[16,32]", "model.blocks=1", "model.patch=2"])
             return [*argv, *SMALL_IMAGES, *shape, f"data.path={pictures}", f"data.dir={data}"]
         argv = ["labels=cross,circle" if a.startswith("labels=") else a for a in argv]  # classes of the stand-in pictures
         return [*argv, *(["samples=12"] if command == "evaluate" else []), *(["steps=2"] if family in ("unet", "ldm") else [])]

@@ -18,6 +18,16 @@ FAMILIES = {
     "vae": [*AUTOENCODER, "optim.ema=0.99"],
     "autoencoder_kl": AUTOENCODER,
     "vqvae": AUTOENCODER,
+    "gan": [
+        "model.widths=[8,16]",
+        "model.patch=2",
+        "model.latent_size=8",
+        "model.penalty_every=3",
+        "model.augment=color,translation,cutout",
+    ],
+    "gan, hinge": ["model.widths=[8,16]", "model.patch=2", "model.loss=hinge", "model.spectral_norm=true", "model.gamma=0"],
+    "dcgan": ["model.widths=[8,16]", "model.latent_size=8", "optim.ema=0.9"],
+    "autoencoder_kl, adversarial": [*AUTOENCODER, "model.adversarial=0.1", "model.adversarial_from=0.3", "optim.ema=0.99"],
 }
 
 
@@ -31,7 +41,7 @@ def codec_run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]:
     extra = [f"model.codec={codec_run}"] if family == "ldm" else []
-    return [f"model={family}", *picture_data, "data.flip=true", *FAMILIES[family], *CADENCE, *MACHINE, *extra]
+    return [f"model={family.split(',')[0]}", *picture_data, "data.flip=true", *FAMILIES[family], *CADENCE, *MACHINE, *extra]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

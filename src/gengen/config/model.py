@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive, run_of
-from gengen.config.sample import AutoencoderSampling, DiffusionSampling, TextSampling
+from gengen.config.sample import AutoencoderSampling, DiffusionSampling, GANSampling, TextSampling
 from gengen.registry import register_model
 
 
@@ -102,6 +102,14 @@ class ImageModelConfig(ModelConfig):
     classes: list[str] = option([], "names of the classes, in the order of their labels; none = unlabelled")
 
 
+def check_levels(resolution: int | None, patch: int, widths: list[int]) -> None:
+    """Raise UserError unless there are levels, and a resolution, where it is known, that can be halved from each to the next."""
+    if not widths or min(widths) < 1:
+        raise UserError(f"model.widths={widths}: at least one level is needed, each of one channel or more")
+    if resolution and resolution % (least := patch * 2 ** (len(widths) - 1)):
+        raise UserError(f"resolution {resolution} is no multiple of {least}: model.patch={patch}, halved {len(widths) - 1} times")
+
+
 def _unet(widths: list[int], blocks: int, attention: list[int], patch: int) -> dict[str, Any]:
     return {"widths": widths, "blocks": blocks, "attention": attention, "patch": patch}
 
@@ -157,8 +165,7 @@ class UNetConfig(ImageModelConfig):
             )
         if bad := [width for width in c.widths if width < 1 or width % c.head_size]:
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
-        if c.resolution and c.resolution % (least := c.patch * 2 ** (len(c.widths) - 1)):
-            raise UserError(f"resolution {c.resolution} is no multiple of {least}: model.patch={c.patch}, halved {len(c.widths) - 1} times")
+        check_levels(c.resolution, c.patch, c.widths)
         if c.prediction == "eps" and c.path != "edm":
             raise UserError(f"model.prediction=eps divides by zero where model.path={c.path} is pure noise: take velocity, v or x0")
 
@@ -231,6 +238,10 @@ class AutoencoderConfig(ImageModelConfig):
         "elbo: nats of 8-bit values under a logistic of learned scale; l1_l2: |error| + error^2; summed over pixels",
     )
     perceptual: float = option(0.0, "weight of the distance in EfficientNet-Lite0's features, times the number of pixels", low=0)
+    adversarial: float = option(
+        0.0, "weight of what a discriminator of patches says of the reconstruction, times the number of pixels", low=0
+    )
+    adversarial_from: float = option(0.5, "share of max_steps after which that counts, when reconstructions have settled", low=0, below=1)
     beta: float = option(1.0, "weight of the KL to N(0, 1), summed over latents, or of the quantizer's penalty", low=0)
     kl_warmup: float = option(0.0, "share of max_steps in which that weight rises to beta", low=0, high=1)
     free_bits: float = option(0.0, "nats a latent that cost nothing: an image's KL counts in a channel where it exceeds them", low=0)
@@ -245,15 +256,119 @@ class AutoencoderConfig(ImageModelConfig):
     def check(self) -> None:
         c = self.resolved()
         assert c.widths is not None and c.patch
-        if not c.widths or min(c.widths) < 1:
-            raise UserError(f"model.widths={c.widths}: at least one level is needed, each of one channel or more")
         if bad := [width for width in c.widths if width > 16 and width % 16]:
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of 16, the channels that are normalised together")
-        if c.resolution and c.resolution % (least := c.patch * 2 ** (len(c.widths) - 1)):
-            raise UserError(f"resolution {c.resolution} is no multiple of {least}: model.patch={c.patch}, halved {len(c.widths) - 1} times")
+        check_levels(c.resolution, c.patch, c.widths)
         if c.quantizer == "fsq" and (len(c.levels) != c.latent_channels or min(c.levels) < 2):
             raise UserError(f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}")
         if c.quantizer and (c.loss == "elbo" or c.kl_warmup or c.free_bits):
             raise UserError(f"model.quantizer={c.quantizer} has no KL: take model.loss=l1_l2, and model.kl_warmup and model.free_bits at 0")
         if c.perceptual and c.loss == "elbo":
             raise UserError(f"model.perceptual={c.perceptual} belongs to no likelihood: take model.loss=l1_l2")
+        if c.adversarial and c.loss == "elbo":
+            raise UserError(f"model.adversarial={c.adversarial} belongs to no likelihood: take model.loss=l1_l2")
+
+
+@dataclass
+class AdversarialConfig(ImageModelConfig):
+    """What a GAN is trained by, whatever its networks."""
+
+    latent_size: int = positive(64, "numbers in z, the noise that becomes an image")
+    loss: str = choice(
+        "relativistic",
+        ["relativistic", "nonsaturating", "hinge"],
+        "relativistic: which of a real and a generated image is real; nonsaturating and hinge: whether each one is",
+    )
+    spectral_norm: bool = option(False, "limit the discriminator's slope by the largest singular value of each of its layers")
+    gamma: float = option(0.0, "weight of the penalties on the discriminator's squared slope at real (R1) and generated (R2) images", low=0)
+    final_gamma: float | None = option(None, "what gamma has become when the burn-in ends; null = it stays", low=0)
+    penalty_every: int = positive(1, "steps between penalties, whose weight is then as many times as large")
+    augment: str = option("", "DiffAugment for small sets: of color, translation and cutout those wanted, commas between them")
+    burn_in: float = option(
+        1.0, "share of max_steps in which gamma, beta2 and the half-life of the average reach their last values", above=0, high=1
+    )
+    first_beta2: float | None = option(None, "optim.beta2 at the first step; null = it stays the same", low=0, below=1)
+
+    @property
+    def penalised(self) -> bool:
+        return bool(self.gamma or self.final_gamma)
+
+    def augmentations(self) -> list[str]:
+        return [name.strip() for name in self.augment.split(",") if name.strip()]
+
+    def check(self) -> None:
+        known = ["color", "translation", "cutout"]
+        if bad := [name for name in self.augmentations() if name not in known]:
+            raise UserError(f"model.augment={self.augment}: {bad[0]!r} is none of {', '.join(known)}")
+
+
+def _gan(widths: list[int], blocks: int, patch: int) -> dict[str, Any]:
+    return {"widths": widths, "blocks": blocks, "patch": patch}
+
+
+GAN_SIZES = {
+    "nano": _gan([32, 64], 1, 4),
+    "tiny": _gan([64, 128], 1, 4),
+    "mini": _gan([48, 96, 192], 1, 2),
+    "small": _gan([64, 128, 256, 256], 1, 1),
+    "base": _gan([128, 256, 512, 512], 2, 1),
+}
+
+
+def _register_gan(name: str, model: str) -> Callable[[type], type]:
+    return register_model(
+        name,
+        kind="image",
+        model=model,
+        objectives={"pretrain": "gengen.training.adversarial:Adversarial"},
+        generator="gengen.generation.gan:GANGenerator",
+        sampling=GANSampling,
+    )
+
+
+@_register_gan("gan", "gengen.models.gan:GAN")
+@dataclass
+class GANConfig(AdversarialConfig):
+    """Residual networks without normalisation, trained by the recipe of R3GAN."""
+
+    name: str = option("gan", "registered name of the model family")
+    size: str = choice("tiny", list(GAN_SIZES), "row of the size table that fills every null below")
+    widths: list[int] | None = option(None, "channels of each level, finest first; each level halves the resolution")
+    blocks: int | None = positive(None, "residual blocks a level, in either network")
+    patch: int | None = positive(None, "pixels a side that are one position of the finest level")
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = GAN_SIZES
+
+    def check(self) -> None:
+        super().check()
+        c = self.resolved()
+        assert c.widths is not None and c.patch
+        check_levels(c.resolution, c.patch, c.widths)
+
+
+@_register_gan("dcgan", "gengen.models.dcgan:DCGAN")
+@dataclass
+class DCGANConfig(AdversarialConfig):
+    """The classic, with batch normalisation and without a penalty, for comparison."""
+
+    name: str = option("dcgan", "registered name of the model family")
+    widths: list[int] | None = option(None, "channels from the finest level to 4 x 4; null = 64 at half the resolution, doubled each level")
+    loss: str = choice("nonsaturating", ["relativistic", "nonsaturating", "hinge"], "as that of model=gan")
+
+    def resolved(self) -> Self:
+        if self.widths is not None or self.resolution is None:
+            return self
+        return replace(self, widths=[64 * 2**level for level in range(max(1, (self.resolution // 4).bit_length() - 1))])
+
+    def check(self) -> None:
+        super().check()
+        c = self.resolved()
+        if c.widths is not None:
+            check_levels(None, 1, c.widths)
+            if c.resolution is not None and c.resolution != 4 * 2 ** len(c.widths):
+                raise UserError(f"resolution {c.resolution} is not 4 doubled len(model.widths) = {len(c.widths)} times")
+        if self.penalised:
+            raise UserError(
+                f"model.gamma={self.gamma}, model.final_gamma={self.final_gamma}: batch normalisation makes a logit depend on the whole "
+                "batch, so an image has no slope of its own to penalise: take model=gan"
+            )

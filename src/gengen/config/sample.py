@@ -108,6 +108,17 @@ class AutoencoderSampling(PictureSampling):
 
 
 @dataclass
+class GANSampling(PictureSampling):
+    """What to draw from a GAN."""
+
+    n: int = positive(16, "images to draw, or paths to draw between images")
+    labels: list[str] = option([], "classes to draw, by name or number, commas between them; taken in turn. None: all in turn")
+    truncation: float = positive(1.0, "factor on z: below 1, images nearer to the average one, fewer odd ones and less variety")
+    what: str = choice("images", ["images", "interpolation"], "images; or paths between two each, a row a path, and interpolation.gif")
+    steps: int = option(8, "pictures on a path", low=2)
+
+
+@dataclass
 class EvaluateConfig(DiffusionSettings, RunConfig):
     """What to measure of a run."""
 

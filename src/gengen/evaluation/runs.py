@@ -1,5 +1,6 @@
 """What `evaluate` says of a run of images: reconstructions, samples, and their nearest training images."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -31,15 +32,21 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
     if draw is None or config.samples == 0:
         return result
     kept: list[Tensor] = []
+    spent = 0.0
 
     def generate(labels: Tensor) -> Tensor:
+        nonlocal spent
+        start = time.perf_counter()
         kept.append(draw(labels))
+        spent = time.perf_counter() - start
         return kept[0]
 
     features = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
     conditional = bool(getattr(generator, "classes", []))
     figures = evaluate_images(generate, prepared, say, config.samples, config.seed, conditional=conditional, efficientnet=features)
     result |= {"settings": {f.name: asdict(config)[f.name] for f in fields(DiffusionSettings)}} | figures
+    result["images_per_second"] = len(kept[0]) / spent
+    say(f"drawing        {result['images_per_second']:.0f} images/s")
     for name in ("samples", "real", "noise"):
         say(in_line(name, figures[name]))
     folder.mkdir(exist_ok=True)

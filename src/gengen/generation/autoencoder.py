@@ -13,7 +13,7 @@ from torch import Tensor
 from gengen.config.errors import UserError
 from gengen.config.sample import AutoencoderSampling, EvaluateConfig
 from gengen.data.image_files import decode
-from gengen.generation.noise import Noise, stream
+from gengen.generation.noise import Noise, slerp, stream
 from gengen.generation.pictures import to_float, to_uint8, write_pictures
 from gengen.models.autoencoder import Autoencoder
 
@@ -21,15 +21,6 @@ Drawn = tuple[Tensor, list[dict[str, Any]], int | None]
 """Images uint8 (N, C, H, W), what there is to say of each, and how many make a row."""
 
 SPAN = 3.0  # standard deviations to either side that a traversal goes
-
-
-def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985). Between draws from N(0, 1)
-    all of them have the norm of such draws; on the straight line they would be shorter."""
-    cosine = (a * b).sum() / (a.norm() * b.norm())
-    angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
-    weights = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle)]) / torch.sin(angle)  # (2, T)
-    return torch.einsum("kt,k...->t...", weights, torch.stack([a, b]))
 
 
 class AutoencoderGenerator:

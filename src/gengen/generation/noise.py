@@ -25,3 +25,12 @@ class Noise:
         """The next draw, (samples, *shape) fp32."""
         drawn = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams])
         return torch.from_numpy(drawn).to(self.device)
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985). Between draws from N(0, 1)
+    all of them have the norm of such draws; on the straight line they would be shorter."""
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+    weights = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle)]) / torch.sin(angle)  # (2, T)
+    return torch.einsum("kt,k...->t...", weights, torch.stack([a, b]))

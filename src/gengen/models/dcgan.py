@@ -1,0 +1,64 @@
+"""The classic GAN of convolutions, for comparison (Radford et al. 2016): batch normalisation, no residuals, a tanh at the end."""
+
+import torch
+from torch import Tensor, nn
+
+from gengen.config.model import DCGANConfig
+from gengen.models.gan import SLOPE, Classes, limit_slopes, projected
+
+
+def initialised(network: nn.Module) -> None:
+    """Weights of N(0, .02^2), as in the paper's section 4."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(layer.weight, std=0.02)
+
+
+class Generator(nn.Module):
+    """z and a vector of its class to 4 x 4, then transposed convolutions, each to twice the resolution."""
+
+    def __init__(self, c: DCGANConfig):
+        super().__init__()
+        assert c.widths and c.channels and c.latent_size
+        self.classes = Classes(len(c.classes), c.latent_size)
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(2 * c.latent_size, c.widths[-1], 4, bias=False),
+            nn.BatchNorm2d(c.widths[-1]),
+            nn.ReLU(),
+        ]
+        for level in reversed(range(1, len(c.widths))):
+            layers += [nn.ConvTranspose2d(c.widths[level], c.widths[level - 1], 4, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(c.widths[level - 1]), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(c.widths[0], c.channels, 4, 2, 1), nn.Tanh())
+        initialised(self)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:  # (B, Z), (B,) -> (B, C, R, R) in [-1, 1]
+        return self.layers(torch.cat([z, self.classes(labels)], dim=1)[:, :, None, None]).float()
+
+
+class Discriminator(nn.Module):
+    """Strided convolutions to 4 x 4 and one over all of it; the class by projection, which is younger than the rest."""
+
+    def __init__(self, c: DCGANConfig):
+        super().__init__()
+        assert c.widths and c.channels
+        layers: list[nn.Module] = [nn.Conv2d(c.channels, c.widths[0], 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        for before, width in zip(c.widths, c.widths[1:], strict=False):
+            layers += [nn.Conv2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE)]
+        self.layers = nn.Sequential(*layers)
+        self.logit, self.classes = nn.Linear(16 * c.widths[-1], 1), Classes(len(c.classes), 16 * c.widths[-1])
+        initialised(self)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # (B, C, R, R), (B,) -> (B,)
+        return projected(self.layers(images).flatten(1), self.logit, self.classes, labels)
+
+
+class DCGAN(nn.Module):
+    """The two networks. The generator is what is sampled."""
+
+    def __init__(self, config: DCGANConfig):
+        super().__init__()
+        self.config = config.resolved()
+        self.generator, self.discriminator = Generator(self.config), Discriminator(self.config)
+        if config.spectral_norm:
+            limit_slopes(self.discriminator)

@@ -1,0 +1,127 @@
+"""Generator and discriminator of a GAN: residual, without normalisation (Huang et al. 2024, sec. 4)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from gengen.config.model import GANConfig
+
+SLOPE = 0.2  # of leaky ReLUs, below 0
+
+
+def activation(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+def conv(inputs: int, outputs: int, size: int, gain: float = 1.0) -> nn.Conv2d:
+    """A convolution after an activation, that keeps the size and the variance (He et al. 2015), times gain^2."""
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
+    nn.init.normal_(layer.weight, std=gain * math.sqrt(2 / (1 + SLOPE**2) / (inputs * size**2)))
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), at the beginning x: without a normalisation, what keeps a deep network in range (Zhang et al. 2019)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_in, self.conv_out = conv(channels, channels, 3), conv(channels, channels, 3, gain=0)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+        return x + self.conv_out(activation(self.conv_in(activation(x))))
+
+
+class Classes(nn.Embedding):
+    """A vector for each class, and one for an image whose class is not told (its label is negative)."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__(classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:  # (B,) -> (B, width)
+        return super().forward(torch.where(labels < 0, self.num_embeddings - 1, labels))
+
+
+class Generator(nn.Module):
+    """From z ~ N(0, 1) and a class to an image: a linear map to the coarsest level, then blocks, twice the resolution each level."""
+
+    def __init__(self, c: GANConfig):
+        super().__init__()
+        assert c.widths and c.blocks and c.patch and c.channels and c.resolution and c.latent_size
+        self.patch, self.widths = c.patch, c.widths
+        self.side = c.resolution // c.patch // 2 ** (len(c.widths) - 1)
+        self.classes = Classes(len(c.classes), c.latent_size)
+        self.first = nn.Linear(2 * c.latent_size, c.widths[-1] * self.side**2)
+        self.levels = nn.ModuleList()
+        for level in reversed(range(len(c.widths))):
+            blocks: list[nn.Module] = [ResidualBlock(c.widths[level]) for _ in range(c.blocks)]
+            if level:
+                blocks.append(nn.Conv2d(c.widths[level], c.widths[level - 1], 1))
+            self.levels.append(nn.Sequential(*blocks))
+        self.last = conv(c.widths[0], c.channels * c.patch**2, 3, gain=0.5)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """z: (B, Z); labels: (B,), negative = none -> (B, C, R, R) fp32, in (-1, 1): black and white are reached and are not passed."""
+        x = self.first(torch.cat([z, self.classes(labels)], dim=1)).unflatten(1, (self.widths[-1], self.side, self.side))
+        x = x.contiguous(memory_format=torch.channels_last)
+        for number, level in enumerate(self.levels):
+            if number:
+                x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = level(x)
+        return F.pixel_shuffle(self.last(activation(x)).float(), self.patch).tanh()
+
+
+class Discriminator(nn.Module):
+    """A logit for an image and its class: the generator's mirror image, its features projected on the class (Miyato & Koyama 2018,
+    eq. 3). With `patches` instead one for each position of the coarsest level, as PatchGAN has it (Isola et al. 2017)."""
+
+    def __init__(self, c: GANConfig, patches: bool = False):
+        super().__init__()
+        assert c.widths and c.blocks and c.patch and c.channels and c.resolution
+        self.patch, self.patches = c.patch, patches
+        self.first = nn.Conv2d(c.channels * c.patch**2, c.widths[0], 3, padding=1)
+        self.levels = nn.ModuleList()
+        for level, width in enumerate(c.widths):
+            blocks: list[nn.Module] = [nn.Conv2d(c.widths[level - 1], width, 1)] if level else []
+            self.levels.append(nn.Sequential(*blocks, *(ResidualBlock(width) for _ in range(c.blocks))))
+        side, width = c.resolution // c.patch // 2 ** (len(c.widths) - 1), c.widths[-1]
+        self.classes = None if patches else Classes(len(c.classes), width)
+        self.last = nn.Conv2d(width, 1, 1) if patches else nn.Linear(width * side**2, width)
+        self.logit = None if patches else nn.Linear(width, 1)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """images: (B, C, R, R), labels: (B,), negative = none -> logits (B,), or (B, h w); fp32."""
+        x = self.first(F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last))
+        for number, level in enumerate(self.levels):
+            x = level(F.avg_pool2d(x, 2) if number else x)
+        x = activation(x)
+        if self.logit is None or self.classes is None:
+            return self.last(x).flatten(1).float()
+        return projected(activation(self.last(x.flatten(1))), self.logit, self.classes, labels)
+
+
+def projected(features: Tensor, logit: nn.Linear, classes: Classes, labels: Tensor) -> Tensor:
+    """A logit from features (B, D) and labels (B,): a linear map, and the product with the class's vector. (B,) fp32."""
+    return logit(features).float()[:, 0] + (features.float() * classes(labels)).sum(1) / math.sqrt(features.shape[1])
+
+
+class GAN(nn.Module):
+    """The two networks. The generator is what is sampled."""
+
+    def __init__(self, config: GANConfig):
+        super().__init__()
+        self.config = config.resolved()
+        self.generator, self.discriminator = Generator(self.config), Discriminator(self.config)
+        if config.spectral_norm:
+            limit_slopes(self.discriminator)
+
+
+def limit_slopes(network: nn.Module) -> None:
+    """Spectral normalisation of every convolution and linear map (Miyato et al. 2018)."""
+    for layer in list(network.modules()):
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight)  # of which only the direction counts, and zeros have none
+            spectral_norm(layer)

@@ -1,0 +1,210 @@
+"""Training of GANs: in each step one update of the discriminator, then one of the generator."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gengen.adversarial.augment import DRAWS, augment
+from gengen.adversarial.losses import LOSSES, eased, lazy_gain, squared_slope
+from gengen.config.model import AdversarialConfig
+from gengen.config.train import TrainConfig
+from gengen.evaluation.metrics import kid, prdc
+from gengen.generation.gan import GANGenerator
+from gengen.generation.noise import Noise
+from gengen.generation.pictures import enlarged, grid, write_png
+from gengen.models.dcgan import DCGAN
+from gengen.models.flops import forward_flops
+from gengen.models.gan import GAN
+from gengen.training.checkpointing import by_index, by_name
+from gengen.training.objective import Batch, Objective, Optimizer
+from gengen.training.optimizers import build_optimizer
+
+NEIGHBOURS = 5  # the k of coverage
+COLLAPSED = 0.1  # coverage, as a share of that of real images, below which a warning is given
+
+
+class Adversarial(Objective):
+    """A generator against a discriminator (Goodfellow et al. 2014), with the losses, penalties and schedules of its config.
+
+    A batch is {"images", "labels"}; generated images are of the same labels as the real ones they are paired with. The generator's
+    optimizer is the one Lightning steps and counts; the discriminator's is stepped beside it. Nothing here is computed over a batch,
+    so the gradients do not depend on how it is cut (batch normalisation aside).
+
+    val/loss is the discriminator's on held-out images; val/kid is measured on their pixels, averaged down to 8 x 8; val/coverage is
+    the share of those images that have a generated one within reach of their 5 nearest neighbours, over that for training images:
+    all three by batch, against as many samples. A generator that collapses has a coverage near 0.
+    """
+
+    unit = "images"
+    metrics = ("val/loss", "val/kid", "val/coverage")
+    monitor = "val/kid"
+    signals = ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2")
+    averaged_part = "generator."
+    sums = 6
+    model: GAN | DCGAN
+
+    def __init__(self, config: TrainConfig, model: GAN | DCGAN, prepared: Any):
+        super().__init__(config, model)
+        assert isinstance(config.model, AdversarialConfig)
+        self.prepared, self.c, self.loss = prepared, config.model, LOSSES[config.model.loss]
+        self.penalties = torch.zeros(2)  # R1 and R2 of the last step that had them, by image
+        self.generator: Callable[..., Tensor] = model.generator.__call__
+
+    def use_compiled(self) -> None:
+        """The generator alone: torch.compile has no second derivatives, which the penalties take of the discriminator."""
+        self.generator = torch.compile(self.model.generator)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.discriminator_optimizer = build_optimizer(self.model.discriminator, self.config.optim)
+        return build_optimizer(self.model.generator, self.config.optim)
+
+    def more_state(self) -> dict[str, Any]:
+        return {"discriminator": by_name(self.discriminator_optimizer.state_dict()), "penalties": self.penalties}
+
+    def load_more_state(self, state: dict[str, Any]) -> None:
+        self.discriminator_optimizer.load_state_dict(by_index(state["discriminator"]))
+        self.penalties = state["penalties"].to(self.device)
+
+    # --- a step
+
+    def draws(self, rows: int, generator: torch.Generator) -> Batch:
+        """For the discriminator's update and for the generator's: z, and what augments a real and a generated image."""
+        z = torch.randn(rows, 2, self.c.latent_size, generator=generator)
+        return {"z": z, "u": torch.rand(rows, 2, 2, DRAWS, generator=generator)}
+
+    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+        generator, discriminator = self.model.generator, self.model.discriminator
+        self.seen = torch.zeros(3, device=self.device)  # D(real) - D(fake), R1 and R2, summed over images
+        loss = self.accumulate(self.discriminator_loss_sum, batch, total, discriminator)
+        d_loss, d_norm, d_finite = self.update(discriminator, self.discriminator_optimizer, loss)
+        gap, *penalties = self.all_reduced(self.seen) / total
+        if self.gain():
+            self.penalties = torch.stack(penalties)
+
+        discriminator.requires_grad_(False)
+        loss = self.accumulate(self.loss_sum, batch, total, generator)
+        discriminator.requires_grad_(True)
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert not isinstance(optimizer, list)
+        g_loss, g_norm, g_finite = self.update(generator, optimizer, loss)
+
+        signals = [d_loss, d_norm, gap, *self.penalties]
+        self.logged |= {"loss": g_loss, "grad_norm": g_norm} | dict(zip(self.signals, signals, strict=True))
+        return d_finite & g_finite
+
+    def discriminator_loss_sum(self, batch: Batch) -> Tensor:
+        """The discriminator's loss and, in the steps that have them, R1 and R2, which are taken in fp32 and through the augmentation."""
+        images, labels, (real_u, fake_u) = batch["images"], batch["labels"], batch["u"][:, 0].unbind(1)
+        with torch.no_grad():
+            fakes = self.generator(batch["z"][:, 0], labels)
+        gain = self.gain()
+        with torch.autocast(self.device.type, enabled=gain == 0 and torch.is_autocast_enabled(self.device.type)):
+            images, fakes = images.requires_grad_(gain > 0), fakes.requires_grad_(gain > 0)
+            real, fake = self.judged(images, labels, real_u), self.judged(fakes, labels, fake_u)
+            loss = self.loss.discriminator(real, fake).sum()
+            self.seen[0] += (real - fake).detach().sum()
+            if gain == 0:
+                return loss
+            r1, r2 = squared_slope(real, images).sum(), squared_slope(fake, fakes).sum()
+            self.seen[1:] += torch.stack([r1, r2]).detach()
+            return loss + gain * self.gamma() / 2 * (r1 + r2)
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """The generator's loss."""
+        labels, (real_u, fake_u) = batch["labels"], batch["u"][:, 1].unbind(1)
+        fake = self.judged(self.generator(batch["z"][:, 1], labels), labels, fake_u)
+        real = self.judged(batch["images"], labels, real_u) if self.loss.paired else fake
+        return self.loss.generator(real, fake).sum()
+
+    def judged(self, images: Tensor, labels: Tensor, u: Tensor) -> Tensor:
+        """Logits of images as the discriminator is shown them, fp32."""
+        with torch.autocast(images.device.type, enabled=False):
+            shown = augment(images, u, self.c.augmentations())
+        return self.model.discriminator(shown, labels).float()
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["images"]), device=self.device)
+
+    # --- schedules
+
+    def burnt_in(self) -> float:
+        """How much of the burn-in is over, 0 to 1."""
+        return min(1.0, self.global_step / max(1.0, self.c.burn_in * self.trainer.max_steps))
+
+    def gain(self) -> float:
+        """The weight of this step's penalties beside gamma; 0 in a step without."""
+        return lazy_gain(self.global_step, self.c.penalty_every) if self.c.penalised else 0.0
+
+    def gamma(self) -> float:
+        return eased(self.burnt_in(), self.c.gamma, self.c.gamma if self.c.final_gamma is None else self.c.final_gamma)
+
+    def schedule(self, optimizer: Optimizer) -> None:
+        super().schedule(optimizer)
+        o = self.config.optim
+        beta2 = o.beta2 if self.c.first_beta2 is None else eased(self.burnt_in(), self.c.first_beta2, o.beta2)
+        for group in optimizer.param_groups:
+            group["betas"] = (o.beta1, beta2)
+
+    def decay(self) -> float:
+        """The average's half-life, in steps, rises from 0 to that of optim.ema."""
+        assert self.config.optim.ema
+        half_life = eased(self.burnt_in(), 0.0, -math.log(2) / math.log(self.config.optim.ema))
+        return 0.5 ** (1 / half_life) if half_life else 0.0
+
+    # --- evaluation
+
+    def evaluation_sums(self, batch: Batch) -> Tensor:
+        images, labels, index = batch["images"], batch["labels"], batch["index"]
+        fakes = self.model.generator(Noise(self.config.seed, index.tolist(), (self.c.latent_size,), self.device)(), labels)
+        real, fake = self.model.discriminator(images, labels), self.model.discriminator(fakes, labels)
+        loss, rows = self.loss.discriminator(real, fake).sum(), len(images)
+        if rows <= NEIGHBOURS:
+            return torch.tensor([loss, rows, 0, 0, 0, 0], dtype=torch.float64, device=self.device)
+        spread = index.cpu() * len(self.prepared.train) // len(self.prepared.val)
+        others = self.prepared.batch("train", spread, torch.zeros(rows, dtype=torch.bool))["images"]
+        real_pixels, fake_pixels, other_pixels = (F.adaptive_avg_pool2d(x.float().cpu(), 8).flatten(1) for x in (images, fakes, others))
+        reached, possible = (prdc(real_pixels, x, NEIGHBOURS)["coverage"] for x in (fake_pixels, other_pixels))
+        apart = kid(real_pixels, fake_pixels)
+        return torch.tensor([loss, rows, rows * apart, rows * reached, rows * possible, rows], dtype=torch.float64, device=self.device)
+
+    def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
+        loss, images, apart, reached, possible, compared = sums.tolist()
+        return {
+            "val/loss": loss / images,
+            "val/kid": apart / compared if compared else math.inf,
+            "val/coverage": reached / possible if possible else math.nan,
+        }
+
+    def warning(self, metrics: dict[str, float]) -> str | None:
+        if not metrics["val/coverage"] < COLLAPSED or self.global_step < self.trainer.max_steps / 4:
+            return None
+        return (
+            f"samples reach {metrics['val/coverage']:.0%} of the held-out images that training images reach: the generator is collapsing. "
+            "A larger model.gamma, a lower optim.lr, or model.augment=color,translation,cutout for a small set may help"
+        )
+
+    def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
+        """A grid of 40 images, a column a class, always of the same seed, to stem.png."""
+        columns = min(10, len(self.c.classes)) or 8
+        images = GANGenerator(self.model).generate(4 * columns, range(columns) if self.c.classes else (), seed=self.config.seed)
+        if interrupted():
+            return None
+        write_png(stem.with_suffix(".png"), grid(enlarged(images), columns))
+        return str(stem.with_suffix(".png"))
+
+    def flops_per_row(self) -> float:
+        """Of G's forward pass F and D's f: the generator's update 3 F and, through the discriminator, 2 f; the discriminator's update
+        F and, for two images, 3 f each; with penalties 3 f more each: the slope, and twice that backwards through it."""
+        c = self.c
+        with torch.device("meta"):
+            labels, model = torch.zeros(1, dtype=torch.long), type(self.model)(c)  # type: ignore[arg-type]
+            images = torch.empty(1, c.channels or 0, c.resolution or 0, c.resolution or 0)
+            generator = forward_flops(model.generator, torch.empty(1, c.latent_size), labels)
+            discriminator = forward_flops(model.discriminator, images, labels)
+        penalty = 6 / c.penalty_every if c.penalised else 0
+        return 4 * generator + (8 + self.loss.paired + penalty) * discriminator
