@@ -17,8 +17,8 @@ from gengen.training.metrics import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
-TITLES = {"pixels": "diffusion on pixels", "latents": "latent diffusion", "vae": "VAE, prior samples", "gan": "GAN"}
-TITLES |= {"gan-1": "GAN, seed 1", "gan-2": "GAN, seed 2", "dcgan": "DCGAN"}
+TITLES = {"pixels": "diffusion on pixels", "latents": "latent diffusion", "vae": "VAE, prior samples"}
+TITLES |= {"gan": "GAN", "gan-1": "GAN, seed 1", "gan-2": "GAN, seed 2", "dcgan": "DCGAN"}
 
 
 class Evaluated:
@@ -74,12 +74,8 @@ def section(runs: dict[str, Evaluated]) -> str:
             ]
     for name, title in TITLES.items():
         if name in runs:
-            settings = runs[name].evaluation["settings"]
-            how = (
-                ""
-                if name not in ("pixels", "latents")
-                else f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
-            )
+            settings = runs[name].evaluation.get("settings")
+            how = f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}" if settings else ""
             lines += [f"{title[0].upper()}{title[1:]}{how}", "", f"![{title}](pictures/{name}.png)", ""]
     return "\n".join(lines)
 

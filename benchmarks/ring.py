@@ -26,7 +26,7 @@ from gengen.training.rng import seed_everything
 
 MODES, RADIUS, STD = 8, 1.0, 0.02
 SAMPLES = 8192
-PLAIN = ["model.loss=nonsaturating", "model.gamma=0", "model.final_gamma=null"]
+PLAIN = ["model.loss=nonsaturating", "model.gamma=0"]
 
 
 class Mlp(nn.Sequential):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gengen.adversarial.augment import DRAWS, augment
-from gengen.adversarial.losses import LOSSES, eased, lazy_gain, squared_slope
+from gengen.adversarial.losses import LOSSES, cosine, lazy_gain, squared_slope
 
 GAMMA = 0.7
 
@@ -206,9 +206,9 @@ def test_a_lazy_penalty_weighs_as_much_as_one_in_each_step() -> None:
 
 
 def test_easing_goes_along_half_a_cosine_and_stays() -> None:
-    assert [eased(p, 1.0, 0.1) for p in (0, 0.5, 1, 1.5, 100)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1], abs=1e-12)
-    assert eased(0.25, 1.0, 0.1) == pytest.approx(0.1 + 0.9 * (2 + math.sqrt(2)) / 4)
+    assert [cosine(p, 1.0, 0.1) for p in (0, 0.5, 1, 1.5, 100)] == pytest.approx([1, 0.55, 0.1, 0.1, 0.1], abs=1e-12)
+    assert cosine(0.25, 1.0, 0.1) == pytest.approx(0.1 + 0.9 * (2 + math.sqrt(2)) / 4)
     for start, end in ((1.0, 0.1), (0.0, 500.0)):
-        values = [eased(i / 50, start, end) for i in range(51)]
+        values = [cosine(i / 50, start, end) for i in range(51)]
         assert all((b - a) * (end - start) > 0 for a, b in pairwise(values))
-    assert eased(0.3, 2.0, 2.0) == 2.0
+    assert cosine(0.3, 2.0, 2.0) == 2.0

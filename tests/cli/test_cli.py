@@ -191,7 +191,7 @@ def test_a_later_run_starts_from_an_earlier_one(trained: Path, tiny: list[str], 
     first, last = (load_generator(str(run)).generate("the", max_tokens=20)[0].text for run in (trained, tmp_path / "next"))
     assert first == last
     assert main(["train", *argv[:-1], "run=other", "model.width=64"]) == 2
-    assert "brings its model along; leave out model.width=64" in capsys.readouterr().err
+    assert "brings its model along, a gpt; leave out model.width=64" in capsys.readouterr().err
 
 
 def test_tinystories_without_a_hub_says_what_it_uses(

@@ -79,3 +79,16 @@ def test_a_codec_must_be_an_autoencoder_of_such_images(
     assert main(["train", "model=ldm", f"model.codec={run}", *picture_data, f"runs_dir={tmp_path}"]) == 2
     assert "no autoencoder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_starts_from_another_of_images(
+    run: Path, picture_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The family may be named beside init_from, which brings the recipe along; its shape may not be."""
+    few = [setting for setting in SMALL if not setting.startswith("model.")]
+    argv = ["train", *picture_data, *few, f"init_from={run}", f"runs_dir={tmp_path}"]
+    assert main([*argv, "model=unet", "run=next", "stop_at=1", "optim.lr=1e-9"]) == 0
+    assert json.loads((tmp_path / "next" / "config.json").read_text())["model"]["widths"] == [32]
+    for wrong in ("model=gan", "model.patch=2"):
+        assert main([*argv, "model=unet", wrong, "run=other"] if "." in wrong else [*argv, wrong, "run=other"]) == 2
+        assert f"a unet; leave out {wrong}" in capsys.readouterr().err

@@ -213,3 +213,13 @@ def test_ema_weights_are_taken_where_there_are_any(prepared: PreparedImages, tmp
     name = "encoder.0.weight"
     assert torch.equal(dict(kept.named_parameters())[name], average[name])
     assert json.loads((encoded(prepared, folder).folder / "codec" / "manifest.json").read_text())["step"] == 7
+
+
+def test_the_hash_of_a_codec_stays_what_it_was() -> None:
+    """Runs and caches hold it. A new field of the config that does not shape a codec belongs in codec.LATER."""
+    for settings in ({}, {"adversarial": 0.1, "adversarial_from": 0.2}):
+        model = autoencoder(**settings)
+        with torch.no_grad():
+            for i, parameter in enumerate(model.parameters()):
+                parameter.copy_((torch.arange(parameter.numel()) % 64).view(parameter.shape) / 64 + i)
+        assert codec.codec_hash(model) == "68d8ddcc2a397e7c7d4f2faeccc02b656670a03f5910d2a79cceaba0afeb13ca"

@@ -13,7 +13,8 @@ from PIL import Image
 from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
 from gengen.config.sample import DiffusionSampling
-from gengen.generation.image import ImageGenerator, labels_of
+from gengen.generation.image import ImageGenerator
+from gengen.generation.labels import labels_of
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import grid, to_float, to_uint8
 from gengen.models.unet import UNet

@@ -46,7 +46,7 @@ def moments(run: Path, which: str) -> dict[str, Tensor]:
 
 def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversarial:
     """An objective at some step, without a trainer, of images 16 x 16."""
-    eager = ["model.penalty_every=1", "model.final_gamma=null", f"trainer.max_steps={max_steps}"]
+    eager = ["model.penalty_every=1", "model.final_gamma=1", f"trainer.max_steps={max_steps}"]
     line = ["model=gan", "data=animals", *SMALL, *MACHINE, *eager, *settings]
     config: TrainConfig = compose_train(read_command_line(line))
     config = replace(config, model=replace(config.model.resolved(), resolution=16, channels=1, classes=["a", "b"]))  # type: ignore[call-arg]
@@ -163,7 +163,7 @@ def test_penalties_are_fp32_where_training_is_bf16(picture_data: list[str], tmp_
     for enabled in (False, True):
         images = batch["images"].clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            logits = objective.judged(images, batch["labels"], batch["u"][:, 0, 0])
+            logits = objective.logits(images, batch["labels"], batch["u"][:, 0, 0])
         slopes.append(adversarial.squared_slope(logits, images).sum().item())
     assert abs(slopes[1] / slopes[0] - 1) > 1e-5  # the comparison above would see it
 
@@ -194,7 +194,7 @@ def test_without_penalties_images_need_no_gradient() -> None:
 def test_schedules_go_from_their_first_to_their_last_values() -> None:
     settings = [
         "model.gamma=2",
-        "model.final_gamma=0.2",
+        "model.final_gamma=0.1",
         "model.first_beta2=0.9",
         "optim.beta2=0.99",
         "optim.ema=0.99",
@@ -224,36 +224,53 @@ def test_the_average_is_the_generators_alone_and_is_what_is_sampled(picture_data
 
 
 def evaluated(objective: Adversarial, fakes: Tensor) -> dict[str, float]:
-    """The metrics where these images, in turn, are what the generator draws."""
+    """The metrics where these images, in turn, are what the generator draws: once for the loss, once to compare."""
     held_out = objective.prepared.batch("val", torch.arange(128), None)["images"]
-    at = iter(fakes.split(64))
+    at = iter([*fakes.split(64)] * 2)
     objective.model.generator.forward = lambda z, labels: next(at)  # type: ignore[method-assign,assignment]
-    sums = torch.zeros(objective.sums, dtype=torch.float64)
-    with torch.no_grad():
-        for rows in torch.arange(128).split(64):
-            sums += objective.evaluation_sums({"images": held_out[rows], "labels": rows % 2, "index": rows})
-    return objective.evaluation_metrics(sums)
+    batches = [{"images": held_out[rows], "labels": rows % 2, "index": rows} for rows in torch.arange(128).split(64)]
+    metrics = objective.evaluate(batches)
+    assert metrics is not None
+    return metrics
 
 
 def test_a_collapse_is_measured_and_warned_of() -> None:
+    """Four images, drawn again and again, are a collapse; as many as there are in the data are none."""
     objective = objective_of(step=50)
     images = objective.prepared.batch("train", torch.arange(128, 256), None)["images"]
-    good, bad = evaluated(objective, images), evaluated(objective, images[:1].expand(128, -1, -1, -1))
-    assert good["val/coverage"] == pytest.approx(1, abs=0.35) and bad["val/coverage"] < 0.1
-    assert abs(good["val/kid"]) < bad["val/kid"] / 10
+    good, bad = evaluated(objective, images), evaluated(objective, images[:4].repeat(32, 1, 1, 1))
+    assert good["val/coverage"] == pytest.approx(1, abs=0.35) and bad["val/coverage"] < 0.2
+    assert abs(good["val/kid"]) < bad["val/kid"] / 3
     assert objective.warning(good) is None
     warning = objective.warning(bad)
     assert warning is not None and "model.gamma" in warning and "\n" not in warning
     assert objective_of(step=10).warning(bad) is None  # the beginning of every run looks like that
 
 
-def test_evaluation_needs_no_more_images_than_there_are() -> None:
+def test_metrics_do_not_depend_on_how_the_evaluation_is_cut() -> None:
     objective = objective_of()
-    few = batch_of(objective, 4)
-    with torch.no_grad():
-        metrics = objective.evaluation_metrics(objective.evaluation_sums(few))
-    assert math.isfinite(metrics["val/loss"]) and metrics["val/kid"] == math.inf and math.isnan(metrics["val/coverage"])
-    assert objective.warning(metrics) is None
+    held_out = objective.prepared.batch("val", torch.arange(128), None)["images"]
+    whole, parts = (
+        objective.evaluate([{"images": held_out[rows], "labels": rows % 2, "index": rows} for rows in torch.arange(128).split(size)])
+        for size in (128, 5)
+    )
+    assert whole is not None and parts == pytest.approx(whole, rel=1e-5) and all(math.isfinite(value) for value in whole.values())
+
+
+def test_too_few_held_out_images_are_refused_before_anything_is_trained(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["data=imagefolder", f"data.path={pictures}", f"data.dir={tmp_path / 'data'}", "data.resolution=16", "data.channels=1"]
+    assert main(["train", "model=gan", *data, *SMALL, *MACHINE, "data.validation=0.02", f"runs_dir={tmp_path}", "run=r"]) == 2
+    assert "data.validation" in capsys.readouterr().err
+
+
+def test_a_budget_counts_steps_with_and_without_penalties_by_their_share() -> None:
+    """By a median of all steps those with a penalty, a quarter of them, would cost nothing."""
+    trial = [9.0, 1, 1, 1] + [3.0, 1, 1, 1] * 3
+    assert objective_of("model.penalty_every=4").seconds_a_step(trial) == 1.5
+    assert objective_of("model.penalty_every=1").seconds_a_step(trial) == 1.0
+    assert objective_of("model.penalty_every=32").seconds_a_step([9.0] + [1.0] * 15) == (9 + 31) / 32
 
 
 @pytest.mark.parametrize("settings", [[], ["model.gamma=0"], ["model.loss=hinge"]])
@@ -276,8 +293,8 @@ def test_two_ranks_give_the_gradients_of_one(picture_data: list[str], tmp_path: 
     torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
 
 
-def test_the_base_class_has_no_more_to_save() -> None:
-    assert Objective.more_state(objective_of()) == {} and set(objective_with_optimizers().more_state()) == {"discriminator", "penalties"}
+def test_the_base_class_has_nothing_extra_to_save() -> None:
+    assert Objective.extra_state(objective_of()) == {} and set(objective_with_optimizers().extra_state()) == {"discriminator", "penalties"}
 
 
 def objective_with_optimizers() -> Adversarial:

@@ -51,6 +51,6 @@ def lazy_gain(step: int, every: int) -> float:
     return float(every) if step % every == 0 else 0.0
 
 
-def eased(progress: float, start: float, end: float) -> float:
+def cosine(progress: float, start: float, end: float) -> float:
     """From start to end along half a cosine while progress goes from 0 to 1; then end."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -78,13 +78,15 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         if not (checkpoint / "manifest.json").exists():
             raise UserError(f"resume={config.resume}: not a checkpoint directory")
     check_paths(config)
+    from gengen.checkpoints.files import copy_folder, read_json, replace_text
+
     if config.init_from:
         source = find(config.init_from, Path(config.runs_dir))
-        if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model"]:
-            raise UserError(f"init_from={config.init_from} brings its model along; leave out {' '.join(stated)}")
+        brought = read_json(source / "config.json")["model"]["name"]
+        if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model" and (k, v) != ("model", brought)]:
+            raise UserError(f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}")
     else:
         check_runs(config)
-    from gengen.checkpoints.files import copy_folder, read_json, replace_text
     from gengen.checkpoints.format import read_tokenizer
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint

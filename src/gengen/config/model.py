@@ -281,17 +281,13 @@ class AdversarialConfig(ImageModelConfig):
     )
     spectral_norm: bool = option(False, "limit the discriminator's slope by the largest singular value of each of its layers")
     gamma: float = option(0.0, "weight of the penalties on the discriminator's squared slope at real (R1) and generated (R2) images", low=0)
-    final_gamma: float | None = option(None, "what gamma has become when the burn-in ends; null = it stays", low=0)
+    final_gamma: float = option(1.0, "share of gamma that is left when the burn-in ends", low=0)
     penalty_every: int = positive(1, "steps between penalties, whose weight is then as many times as large")
     augment: str = option("", "DiffAugment for small sets: of color, translation and cutout those wanted, commas between them")
     burn_in: float = option(
         1.0, "share of max_steps in which gamma, beta2 and the half-life of the average reach their last values", above=0, high=1
     )
     first_beta2: float | None = option(None, "optim.beta2 at the first step; null = it stays the same", low=0, below=1)
-
-    @property
-    def penalised(self) -> bool:
-        return bool(self.gamma or self.final_gamma)
 
     def augmentations(self) -> list[str]:
         return [name.strip() for name in self.augment.split(",") if name.strip()]
@@ -367,8 +363,8 @@ class DCGANConfig(AdversarialConfig):
             check_levels(None, 1, c.widths)
             if c.resolution is not None and c.resolution != 4 * 2 ** len(c.widths):
                 raise UserError(f"resolution {c.resolution} is not 4 doubled len(model.widths) = {len(c.widths)} times")
-        if self.penalised:
+        if self.gamma:
             raise UserError(
-                f"model.gamma={self.gamma}, model.final_gamma={self.final_gamma}: batch normalisation makes a logit depend on the whole "
-                "batch, so an image has no slope of its own to penalise: take model=gan"
+                f"model.gamma={self.gamma}: batch normalisation makes a logit depend on the whole batch, so an image has no slope of its "
+                "own to penalise: take model=gan"
             )

@@ -44,7 +44,9 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
     features = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
     conditional = bool(getattr(generator, "classes", []))
     figures = evaluate_images(generate, prepared, say, config.samples, config.seed, conditional=conditional, efficientnet=features)
-    result |= {"settings": {f.name: asdict(config)[f.name] for f in fields(DiffusionSettings)}} | figures
+    if hasattr(generator, "settings"):
+        result["settings"] = {f.name: asdict(config)[f.name] for f in fields(DiffusionSettings)}
+    result |= figures
     result["images_per_second"] = len(kept[0]) / spent
     say(f"drawing        {result['images_per_second']:.0f} images/s")
     for name in ("samples", "real", "noise"):

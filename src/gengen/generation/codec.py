@@ -50,9 +50,14 @@ def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
     return Codec(load_generator(str(folder), device=torch.device(device).type))
 
 
+LATER = ("adversarial", "adversarial_from")
+"""Fields of an autoencoder's config that came after latents were cached under such hashes, and do not shape a codec."""
+
+
 def codec_hash(model: Autoencoder) -> str:
     """sha256 of an autoencoder's config and weights; not of the statistics, which follow from these and the data."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    facts = {name: value for name, value in asdict(model.config).items() if name not in LATER}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(unique_state(model).items()):
         if name not in STATISTICS:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

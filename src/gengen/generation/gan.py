@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from gengen.config.sample import EvaluateConfig, GANSampling
-from gengen.generation.image import labels_of
+from gengen.generation.labels import labels_of, named
 from gengen.generation.noise import Noise, slerp
 from gengen.generation.pictures import enlarged, grid, to_uint8, write_gif, write_pictures
 from gengen.models.dcgan import DCGAN
 from gengen.models.gan import GAN
+
+Drawn = tuple[Tensor, list[dict[str, Any]], int | None]
+"""Images uint8 (N, C, H, W), what there is to say of each, and how many make a row."""
 
 BATCH = 64  # images drawn at once; changes none of them
 FRAMES = 48  # of an animation
@@ -64,33 +67,30 @@ class GANGenerator:
     def command(self, config: GANSampling, say: Callable[[str], None]) -> str:
         """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
         start, folder = time.perf_counter(), config.folder()
-        images, facts = self._paths(config) if config.what == "interpolation" else self._images(config)
+        images, facts, columns = {"images": self._images, "interpolation": self._paths}[config.what](config)
         spent = time.perf_counter() - start
-        write_pictures(folder, images, facts, config.steps if config.what == "interpolation" else None)
+        write_pictures(folder, images, facts, columns)
         if config.what == "interpolation":
-            frames = [torch.stack(list(frame)) for frame in zip(*self._journeys(config, FRAMES), strict=True)]
+            frames = [torch.stack(frame) for frame in zip(*self._journeys(config, FRAMES), strict=True)]
             write_gif(folder / "interpolation.gif", [grid(enlarged(frame)) for frame in frames + frames[::-1]], seconds=6.0)
         say(f"{folder}/grid.png")
         return f"{len(images)} images in {spent:.2f} s, {len(images) / spent:.0f} images/s"
 
-    def _images(self, c: GANSampling) -> tuple[Tensor, list[dict[str, Any]]]:
-        images = self.generate(c.n, c.labels, seed=c.seed, truncation=c.truncation)
-        labels = labels_of(c.labels, self.classes, c.n)
-        return images, [{"index": i, "seed": c.seed, "truncation": c.truncation} | self._named(label) for i, label in enumerate(labels)]
+    def _images(self, c: GANSampling) -> Drawn:
+        """A column a class, where all of them are drawn equally often."""
+        drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n)
+        facts = [{"index": i} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
+        columns = len(self.classes) if self.classes and not c.labels and c.n % len(self.classes) == 0 else None
+        return self.generate(c.n, c.labels, seed=c.seed, truncation=c.truncation), facts, columns
 
-    def _paths(self, c: GANSampling) -> tuple[Tensor, list[dict[str, Any]]]:
+    def _paths(self, c: GANSampling) -> Drawn:
         """A row a path, between draws 2i and 2i + 1."""
-        labels = labels_of(c.labels, self.classes, c.n)
-        rows = [
-            {"from": 2 * i, "to": 2 * i + 1, "seed": c.seed, "truncation": c.truncation} | self._named(label)
-            for i, label in enumerate(labels)
-        ]
-        return torch.cat(self._journeys(c, c.steps)), [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)]
+        drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n)
+        rows = [{"from": 2 * i, "to": 2 * i + 1} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
+        facts = [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)]
+        return torch.cat(self._journeys(c, c.steps)), facts, c.steps
 
     def _journeys(self, c: GANSampling, steps: int) -> list[Tensor]:
         """Each path as (steps, C, H, W) uint8."""
         ends = c.truncation * self.latents(range(2 * c.n), c.seed).unflatten(0, (c.n, 2))
         return [self.interpolate(a, b, label, steps) for (a, b), label in zip(ends, labels_of(c.labels, self.classes, c.n), strict=True)]
-
-    def _named(self, label: int) -> dict[str, Any]:
-        return {"label": label, "class": self.classes[label]} if label >= 0 else {}

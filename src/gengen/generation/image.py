@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError, did_you_mean
+from gengen.config.errors import UserError
 from gengen.config.model import LDMConfig, UNetConfig
 from gengen.config.sample import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
 from gengen.config.schema import build
@@ -20,6 +20,7 @@ from gengen.diffusion.paths import PATHS
 from gengen.diffusion.paths import Path as NoisePath
 from gengen.diffusion.samplers import SAMPLERS
 from gengen.generation.codec import Codec, load_codec
+from gengen.generation.labels import labels_of, named
 from gengen.generation.load import load_generator
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import to_uint8, write_pictures
@@ -29,24 +30,6 @@ from gengen.models.unet import NULL, UNet
 def path_of(config: UNetConfig) -> NoisePath:
     """The path a model was trained on."""
     return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
-
-
-def labels_of(wanted: Sequence[str | int], classes: Sequence[str], n: int) -> list[int]:
-    """n labels: the wanted classes in turn, by name or number; without a wish all classes in turn, NULL where there are none."""
-    names = {name.lower(): number for number, name in enumerate(classes)}
-
-    def number(label: str | int) -> int:
-        text = str(label).strip().lower()
-        if text in names:
-            return names[text]
-        if text.isdigit() and int(text) < len(classes):
-            return int(text)
-        known = did_you_mean(text, names) if names else "; this model was trained without classes"
-        raise UserError(f"labels={label}: no such class{known}")
-
-    parts = [part for label in wanted for part in ([label] if str(label).lower() in names else str(label).split(","))]
-    turn = [number(part) for part in parts] or list(range(len(classes))) or [NULL]
-    return [turn[i % len(turn)] for i in range(n)]
 
 
 class ImageGenerator:
@@ -157,8 +140,7 @@ class ImageGenerator:
         images = self.generate(config.n, config.labels, seed=config.seed, frames=frames, guide=guide_, **settings)
         spent = time.perf_counter() - start
         labels = labels_of(config.labels, self.classes, config.n)
-        named = [{"label": label, "class": self.classes[label]} if label >= 0 else {} for label in labels]
-        facts = [{"index": i, "seed": config.seed} | settings | of for i, of in enumerate(named)]
+        facts = [{"index": i, "seed": config.seed} | settings | named(label, self.classes) for i, label in enumerate(labels)]
         folder = config.folder()
         write_pictures(folder, images, facts, frames=frames or ())
         say(f"{folder}/grid.png")

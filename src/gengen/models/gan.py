@@ -64,7 +64,7 @@ class Generator(nn.Module):
         self.last = conv(c.widths[0], c.channels * c.patch**2, 3, gain=0.5)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """z: (B, Z); labels: (B,), negative = none -> (B, C, R, R) fp32, in (-1, 1): black and white are reached and are not passed."""
+        """z: (B, Z); labels: (B,), negative = none -> (B, C, R, R) fp32, in [-1, 1]."""
         x = self.first(torch.cat([z, self.classes(labels)], dim=1)).unflatten(1, (self.widths[-1], self.side, self.side))
         x = x.contiguous(memory_format=torch.channels_last)
         for number, level in enumerate(self.levels):
@@ -74,33 +74,51 @@ class Generator(nn.Module):
         return F.pixel_shuffle(self.last(activation(x)).float(), self.patch).tanh()
 
 
-class Discriminator(nn.Module):
-    """A logit for an image and its class: the generator's mirror image, its features projected on the class (Miyato & Koyama 2018,
-    eq. 3). With `patches` instead one for each position of the coarsest level, as PatchGAN has it (Isola et al. 2017)."""
+class Trunk(nn.Module):
+    """The generator's mirror image: (B, C, R, R) -> features of the coarsest level, activated, (B, D, h, w)."""
 
-    def __init__(self, c: GANConfig, patches: bool = False):
+    def __init__(self, c: GANConfig):
         super().__init__()
         assert c.widths and c.blocks and c.patch and c.channels and c.resolution
-        self.patch, self.patches = c.patch, patches
+        self.patch, self.width = c.patch, c.widths[-1]
+        self.side = c.resolution // c.patch // 2 ** (len(c.widths) - 1)
         self.first = nn.Conv2d(c.channels * c.patch**2, c.widths[0], 3, padding=1)
         self.levels = nn.ModuleList()
         for level, width in enumerate(c.widths):
             blocks: list[nn.Module] = [nn.Conv2d(c.widths[level - 1], width, 1)] if level else []
             self.levels.append(nn.Sequential(*blocks, *(ResidualBlock(width) for _ in range(c.blocks))))
-        side, width = c.resolution // c.patch // 2 ** (len(c.widths) - 1), c.widths[-1]
-        self.classes = None if patches else Classes(len(c.classes), width)
-        self.last = nn.Conv2d(width, 1, 1) if patches else nn.Linear(width * side**2, width)
-        self.logit = None if patches else nn.Linear(width, 1)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """images: (B, C, R, R), labels: (B,), negative = none -> logits (B,), or (B, h w); fp32."""
+    def forward(self, images: Tensor) -> Tensor:
         x = self.first(F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last))
         for number, level in enumerate(self.levels):
             x = level(F.avg_pool2d(x, 2) if number else x)
-        x = activation(x)
-        if self.logit is None or self.classes is None:
-            return self.last(x).flatten(1).float()
-        return projected(activation(self.last(x.flatten(1))), self.logit, self.classes, labels)
+        return activation(x)
+
+
+class Discriminator(nn.Module):
+    """A logit for an image and its class, on which its features are projected (Miyato & Koyama 2018, eq. 3)."""
+
+    def __init__(self, c: GANConfig):
+        super().__init__()
+        self.trunk = Trunk(c)
+        self.last = nn.Linear(self.trunk.width * self.trunk.side**2, self.trunk.width)
+        self.logit, self.classes = nn.Linear(self.trunk.width, 1), Classes(len(c.classes), self.trunk.width)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """images: (B, C, R, R); labels: (B,), negative = none -> (B,) fp32."""
+        return projected(activation(self.last(self.trunk(images).flatten(1))), self.logit, self.classes, labels)
+
+
+class PatchDiscriminator(nn.Module):
+    """A logit for each position of the coarsest level, which sees a patch of the image (Isola et al. 2017)."""
+
+    def __init__(self, c: GANConfig):
+        super().__init__()
+        self.trunk = Trunk(c)
+        self.logits = nn.Conv2d(self.trunk.width, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, C, R, R) -> (B, h w), fp32
+        return self.logits(self.trunk(images)).flatten(1).float()
 
 
 def projected(features: Tensor, logit: nn.Linear, classes: Classes, labels: Tensor) -> Tensor:
@@ -120,8 +138,9 @@ class GAN(nn.Module):
 
 
 def limit_slopes(network: nn.Module) -> None:
-    """Spectral normalisation of every convolution and linear map (Miyato et al. 2018)."""
+    """Spectral normalisation of every convolution, linear map and class vector (Miyato et al. 2018). Each forward pass in training
+    takes its power iteration a step further, so that what a step computes depends a little on how its batch was cut."""
     for layer in list(network.modules()):
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
             nn.init.kaiming_normal_(layer.weight)  # of which only the direction counts, and zeros have none
             spectral_norm(layer)

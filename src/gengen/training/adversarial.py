@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -10,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gengen.adversarial.augment import DRAWS, augment
-from gengen.adversarial.losses import LOSSES, eased, lazy_gain, squared_slope
+from gengen.adversarial.losses import LOSSES, cosine, lazy_gain, squared_slope
+from gengen.config.errors import UserError
 from gengen.config.model import AdversarialConfig
 from gengen.config.train import TrainConfig
 from gengen.evaluation.metrics import kid, prdc
 from gengen.generation.gan import GANGenerator
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import enlarged, grid, write_png
+from gengen.generation.pictures import enlarged, grid, to_float, write_png
 from gengen.models.dcgan import DCGAN
 from gengen.models.flops import forward_flops
 from gengen.models.gan import GAN
@@ -24,20 +27,21 @@ from gengen.training.checkpointing import by_index, by_name
 from gengen.training.objective import Batch, Objective, Optimizer
 from gengen.training.optimizers import build_optimizer
 
-NEIGHBOURS = 5  # the k of coverage
-COLLAPSED = 0.1  # coverage, as a share of that of real images, below which a warning is given
+COMPARED, NEIGHBOURS = 500, 5  # images on either side of val/kid and val/coverage, and the k of coverage
+COLLAPSED = 0.3  # val/coverage below which a warning is given
 
 
 class Adversarial(Objective):
     """A generator against a discriminator (Goodfellow et al. 2014), with the losses, penalties and schedules of its config.
 
     A batch is {"images", "labels"}; generated images are of the same labels as the real ones they are paired with. The generator's
-    optimizer is the one Lightning steps and counts; the discriminator's is stepped beside it. Nothing here is computed over a batch,
-    so the gradients do not depend on how it is cut (batch normalisation aside).
+    optimizer is the one Lightning steps and counts; the discriminator's is stepped beside it. The gradients do not depend on how a
+    batch is cut, but for batch normalisation and for the power iterations of spectral normalisation.
 
-    val/loss is the discriminator's on held-out images; val/kid is measured on their pixels, averaged down to 8 x 8; val/coverage is
-    the share of those images that have a generated one within reach of their 5 nearest neighbours, over that for training images:
-    all three by batch, against as many samples. A generator that collapses has a coverage near 0.
+    val/loss is the discriminator's on held-out images. val/kid and val/coverage compare 500 samples with as many of those images, on
+    their pixels, averaged down to 8 x 8: coverage is the share of images that have a sample within reach of their 5 nearest
+    neighbours, over that share for training images. It falls with the number of different images that a generator makes: one image
+    has a coverage of some percent.
     """
 
     unit = "images"
@@ -45,28 +49,33 @@ class Adversarial(Objective):
     monitor = "val/kid"
     signals = ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2")
     averaged_part = "generator."
-    sums = 6
+    sums = 2
     model: GAN | DCGAN
 
     def __init__(self, config: TrainConfig, model: GAN | DCGAN, prepared: Any):
         super().__init__(config, model)
         assert isinstance(config.model, AdversarialConfig)
+        if prepared is not None and len(prepared.val) <= NEIGHBOURS:
+            raise UserError(
+                f"{len(prepared.val)} images are held out; model={config.model.name} needs {NEIGHBOURS + 1}, to see how varied its samples "
+                "are: more images, or a larger data.validation"
+            )
         self.prepared, self.c, self.loss = prepared, config.model, LOSSES[config.model.loss]
         self.penalties = torch.zeros(2)  # R1 and R2 of the last step that had them, by image
         self.generator: Callable[..., Tensor] = model.generator.__call__
 
     def use_compiled(self) -> None:
         """The generator alone: torch.compile has no second derivatives, which the penalties take of the discriminator."""
-        self.generator = torch.compile(self.model.generator)
+        self.generator = torch.compile(self.model.generator).__call__  # type: ignore[operator]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.discriminator_optimizer = build_optimizer(self.model.discriminator, self.config.optim)
         return build_optimizer(self.model.generator, self.config.optim)
 
-    def more_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {"discriminator": by_name(self.discriminator_optimizer.state_dict()), "penalties": self.penalties}
 
-    def load_more_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         self.discriminator_optimizer.load_state_dict(by_index(state["discriminator"]))
         self.penalties = state["penalties"].to(self.device)
 
@@ -105,7 +114,7 @@ class Adversarial(Objective):
         gain = self.gain()
         with torch.autocast(self.device.type, enabled=gain == 0 and torch.is_autocast_enabled(self.device.type)):
             images, fakes = images.requires_grad_(gain > 0), fakes.requires_grad_(gain > 0)
-            real, fake = self.judged(images, labels, real_u), self.judged(fakes, labels, fake_u)
+            real, fake = self.logits(images, labels, real_u), self.logits(fakes, labels, fake_u)
             loss = self.loss.discriminator(real, fake).sum()
             self.seen[0] += (real - fake).detach().sum()
             if gain == 0:
@@ -117,11 +126,11 @@ class Adversarial(Objective):
     def loss_sum(self, batch: Batch) -> Tensor:
         """The generator's loss."""
         labels, (real_u, fake_u) = batch["labels"], batch["u"][:, 1].unbind(1)
-        fake = self.judged(self.generator(batch["z"][:, 1], labels), labels, fake_u)
-        real = self.judged(batch["images"], labels, real_u) if self.loss.paired else fake
+        fake = self.logits(self.generator(batch["z"][:, 1], labels), labels, fake_u)
+        real = self.logits(batch["images"], labels, real_u) if self.loss.paired else fake
         return self.loss.generator(real, fake).sum()
 
-    def judged(self, images: Tensor, labels: Tensor, u: Tensor) -> Tensor:
+    def logits(self, images: Tensor, labels: Tensor, u: Tensor) -> Tensor:
         """Logits of images as the discriminator is shown them, fp32."""
         with torch.autocast(images.device.type, enabled=False):
             shown = augment(images, u, self.c.augmentations())
@@ -132,28 +141,28 @@ class Adversarial(Objective):
 
     # --- schedules
 
-    def burnt_in(self) -> float:
+    def progress(self) -> float:
         """How much of the burn-in is over, 0 to 1."""
         return min(1.0, self.global_step / max(1.0, self.c.burn_in * self.trainer.max_steps))
 
     def gain(self) -> float:
         """The weight of this step's penalties beside gamma; 0 in a step without."""
-        return lazy_gain(self.global_step, self.c.penalty_every) if self.c.penalised else 0.0
+        return lazy_gain(self.global_step, self.c.penalty_every) if self.c.gamma else 0.0
 
     def gamma(self) -> float:
-        return eased(self.burnt_in(), self.c.gamma, self.c.gamma if self.c.final_gamma is None else self.c.final_gamma)
+        return self.c.gamma * cosine(self.progress(), 1.0, self.c.final_gamma)
 
     def schedule(self, optimizer: Optimizer) -> None:
         super().schedule(optimizer)
         o = self.config.optim
-        beta2 = o.beta2 if self.c.first_beta2 is None else eased(self.burnt_in(), self.c.first_beta2, o.beta2)
+        beta2 = o.beta2 if self.c.first_beta2 is None else cosine(self.progress(), self.c.first_beta2, o.beta2)
         for group in optimizer.param_groups:
             group["betas"] = (o.beta1, beta2)
 
     def decay(self) -> float:
         """The average's half-life, in steps, rises from 0 to that of optim.ema."""
         assert self.config.optim.ema
-        half_life = eased(self.burnt_in(), 0.0, -math.log(2) / math.log(self.config.optim.ema))
+        half_life = cosine(self.progress(), 0.0, -math.log(2) / math.log(self.config.optim.ema))
         return 0.5 ** (1 / half_life) if half_life else 0.0
 
     # --- evaluation
@@ -161,31 +170,33 @@ class Adversarial(Objective):
     def evaluation_sums(self, batch: Batch) -> Tensor:
         images, labels, index = batch["images"], batch["labels"], batch["index"]
         fakes = self.model.generator(Noise(self.config.seed, index.tolist(), (self.c.latent_size,), self.device)(), labels)
-        real, fake = self.model.discriminator(images, labels), self.model.discriminator(fakes, labels)
-        loss, rows = self.loss.discriminator(real, fake).sum(), len(images)
-        if rows <= NEIGHBOURS:
-            return torch.tensor([loss, rows, 0, 0, 0, 0], dtype=torch.float64, device=self.device)
-        spread = index.cpu() * len(self.prepared.train) // len(self.prepared.val)
-        others = self.prepared.batch("train", spread, torch.zeros(rows, dtype=torch.bool))["images"]
-        real_pixels, fake_pixels, other_pixels = (F.adaptive_avg_pool2d(x.float().cpu(), 8).flatten(1) for x in (images, fakes, others))
-        reached, possible = (prdc(real_pixels, x, NEIGHBOURS)["coverage"] for x in (fake_pixels, other_pixels))
-        apart = kid(real_pixels, fake_pixels)
-        return torch.tensor([loss, rows, rows * apart, rows * reached, rows * possible, rows], dtype=torch.float64, device=self.device)
+        losses = self.loss.discriminator(self.model.discriminator(images, labels), self.model.discriminator(fakes, labels))
+        return torch.stack([losses.sum(), self.count(batch)]).double()
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
-        loss, images, apart, reached, possible, compared = sums.tolist()
-        return {
-            "val/loss": loss / images,
-            "val/kid": apart / compared if compared else math.inf,
-            "val/coverage": reached / possible if possible else math.nan,
-        }
+        loss, images = sums.tolist()
+        real, real_coverage = self.compared
+        samples = GANGenerator(self.model).generate(len(real), seed=self.config.seed)
+        fake = coarse(to_float(samples))
+        coverage = prdc(real, fake, NEIGHBOURS)["coverage"] / real_coverage
+        return {"val/loss": loss / images, "val/kid": kid(real, fake), "val/coverage": coverage}
+
+    @cached_property
+    def compared(self) -> tuple[Tensor, float]:
+        """Held-out images to compare samples with, as `coarse` has them, (N, D), and the coverage of them by training images."""
+        coarse_of = {}
+        for split, rows in (("val", len(self.prepared.val)), ("train", len(self.prepared.train))):
+            n = min(COMPARED, len(self.prepared.val))
+            batch = self.prepared.batch(split, torch.arange(n) * rows // n, torch.zeros(n, dtype=torch.bool))
+            coarse_of[split] = coarse(batch["images"])
+        return coarse_of["val"], max(prdc(coarse_of["val"], coarse_of["train"], NEIGHBOURS)["coverage"], 1 / COMPARED)
 
     def warning(self, metrics: dict[str, float]) -> str | None:
-        if not metrics["val/coverage"] < COLLAPSED or self.global_step < self.trainer.max_steps / 4:
+        if metrics["val/coverage"] >= COLLAPSED or self.global_step < self.trainer.max_steps / 4:
             return None
         return (
-            f"samples reach {metrics['val/coverage']:.0%} of the held-out images that training images reach: the generator is collapsing. "
-            "A larger model.gamma, a lower optim.lr, or model.augment=color,translation,cutout for a small set may help"
+            f"samples cover {metrics['val/coverage']:.0%} of what training images cover: the generator is collapsing. A larger "
+            "model.gamma, a lower optim.lr, or model.augment=color,translation,cutout for a small set may help"
         )
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
@@ -197,7 +208,18 @@ class Adversarial(Objective):
         write_png(stem.with_suffix(".png"), grid(enlarged(images), columns))
         return str(stem.with_suffix(".png"))
 
+    def seconds_a_step(self, trial: list[float]) -> float:
+        """Steps with and without penalties, each by their share."""
+        every, settled = self.c.penalty_every, len(trial) // 4
+        dear = [t for step, t in enumerate(trial) if step % every == 0 and step >= settled] or trial[:1]
+        plain = [t for step, t in enumerate(trial) if step % every and step >= settled] or dear
+        return (median(dear) + (every - 1) * median(plain)) / every
+
     def flops_per_row(self) -> float:
+        return self._flops
+
+    @cached_property
+    def _flops(self) -> float:
         """Of G's forward pass F and D's f: the generator's update 3 F and, through the discriminator, 2 f; the discriminator's update
         F and, for two images, 3 f each; with penalties 3 f more each: the slope, and twice that backwards through it."""
         c = self.c
@@ -206,5 +228,10 @@ class Adversarial(Objective):
             images = torch.empty(1, c.channels or 0, c.resolution or 0, c.resolution or 0)
             generator = forward_flops(model.generator, torch.empty(1, c.latent_size), labels)
             discriminator = forward_flops(model.discriminator, images, labels)
-        penalty = 6 / c.penalty_every if c.penalised else 0
+        penalty = 6 / c.penalty_every if c.gamma else 0
         return 4 * generator + (8 + self.loss.paired + penalty) * discriminator
+
+
+def coarse(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) averaged down to 8 x 8, as features (N, 64 C) on the CPU."""
+    return F.adaptive_avg_pool2d(images.float().cpu(), 8).flatten(1)

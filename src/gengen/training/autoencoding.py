@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gengen.config.errors import UserError
 from gengen.config.model import AutoencoderConfig
 from gengen.config.train import TrainConfig
 from gengen.evaluation.features import efficientnet
@@ -98,8 +100,8 @@ class Autoencoding(Objective):
         assert isinstance(config.model, AutoencoderConfig)
         self.c = config.model
         self.elbo, self.codes = model.log_scale is not None, model.bottleneck.codes
-        self.adversary: PatchAdversary | None = None
-        self.signals = ("d_loss", "d_grad_norm") if self.c.adversarial else ()
+        self.adversary = PatchAdversary(self.c.resolved()) if self.c.adversarial else None
+        self.signals = ("d_loss", "d_grad_norm") if self.adversary else ()
         self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl") + ("val/bits_per_dim",) * self.elbo
         self.sums = 4 + self.codes
 
@@ -152,14 +154,26 @@ class Autoencoding(Objective):
         return self.adversary.loss(batch["images"], reconstructions).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        if self.c.adversarial:
-            self.adversary = PatchAdversary(self.config, self.device)
+        if self.adversary:
+            self.adversary.start(self.config.optim, self.device)
         return super().configure_optimizers()
 
-    def more_state(self) -> dict[str, Any]:
+    def seconds_a_step(self, trial: list[float]) -> float:
+        """The adversary plays in the last steps of the trial too, but those before are too few and too early for their share."""
+        if self.adversary is None:
+            return super().seconds_a_step(trial)
+        first, settled = math.ceil(self.c.adversarial_from * len(trial)), len(trial) // 4
+        alone, contested = trial[settled:first] or trial[-1:], trial[max(first, settled) :] or trial[-1:]
+        return self.c.adversarial_from * median(alone) + (1 - self.c.adversarial_from) * median(contested)
+
+    def extra_state(self) -> dict[str, Any]:
         return {"adversary": self.adversary.state()} if self.adversary else {}
 
-    def load_more_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self.adversary and "adversary" not in state:
+            raise UserError(
+                f"model.adversarial={self.c.adversarial}: the checkpoint was trained without; a new run can start from it by init_from"
+            )
         if self.adversary:
             self.adversary.load(state["adversary"])
 

@@ -7,7 +7,6 @@ import warnings
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import lightning.pytorch as L
@@ -25,12 +24,10 @@ from gengen.training.cadence import Cadence
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.console import Console
 from gengen.training.metrics import Logger
-from gengen.training.objective import Objective
+from gengen.training.objective import TRIAL_STEPS, Objective
 from gengen.training.rng import seed_everything
 from gengen.training.signals import Interruption
 from gengen.training.throughput import peak_flops
-
-TRIAL_STEPS = 16
 
 
 def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None = None) -> Objective:
@@ -54,6 +51,7 @@ def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> 
     c = config.trainer
     if c.threads:
         torch.set_num_threads(c.threads)
+    torch.backends.cudnn.allow_tf32 = False  # what is not under autocast is meant to be fp32: penalties, samplers, statistics
     quiet_lightning()
     return L.Trainer(
         accelerator="gpu" if c.device == "cuda" else "cpu",
@@ -115,23 +113,26 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
 
 
 class StepTimes(L.Callback):
-    """When each step ended."""
+    """When training began, and when each step ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.begun, self.ends = 0.0, list[float]()
+
+    def on_train_start(self, *_: Any) -> None:
+        self.begun = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.ends.append(time.perf_counter())
 
 
 def steps_within_budget(config: TrainConfig, prepared: Any) -> int:
-    """How many steps fit in trainer.budget on this machine: the median time of a few steps of a copy that is thrown away."""
+    """How many steps fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away."""
     times = StepTimes()
     objective = build_objective(config, prepared)
     if pick_compile(config.trainer, config.trainer.device):
         objective.use_compiled()
     build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
-    spent = median(b - a for a, b in pairwise(times.ends[TRIAL_STEPS // 4 :]))
+    spent = objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])])
     return max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
 
 

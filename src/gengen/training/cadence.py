@@ -105,7 +105,7 @@ class Cadence(L.Callback):
             objective.bad_steps.fill_(state["bad_steps"])
             if own["ema"] is not None and objective.ema is not None:
                 objective.ema = own["ema"]
-            objective.load_more_state(own["more"])
+            objective.load_extra_state(own["extra"])
             set_rng(state["rng"])  # last, so that nothing of the setting up has drawn from it
             self.clock.before = own["facts"]["clocks"]["seconds"]
         self.clock.started = time.monotonic()
@@ -131,7 +131,7 @@ class Cadence(L.Callback):
             },
             "tokenizer": tokenizer.to_json() if tokenizer else None,
             "ema": objective.ema,
-            "more": objective.more_state(),
+            "extra": objective.extra_state(),
             "facts": {"data": self.prepared.fingerprint, "clocks": {"seconds": self.clock(), "saved": time.time()}},
         }
 

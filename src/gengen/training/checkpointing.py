@@ -16,7 +16,7 @@ from gengen.checkpoints.format import Checkpoint, read
 class SafeCheckpointIO(CheckpointIO):
     """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's checkpoints/.
 
-    Expects the objective's own part under "gengen": config, state, tokenizer, ema, more, facts (see Cadence.on_save_checkpoint).
+    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint).
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -27,7 +27,7 @@ class SafeCheckpointIO(CheckpointIO):
                 step=checkpoint["global_step"],
                 config=own["config"],
                 model=checkpoint["state_dict"],
-                optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"more": own["more"]} if own["more"] else {}),
+                optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"extra": own["extra"]} if own["extra"] else {}),
                 state=own["state"] | {"loop": checkpoint["loops"]["fit_loop"]},
                 tokenizer=own["tokenizer"],
                 ema=own["ema"],
@@ -46,7 +46,7 @@ class SafeCheckpointIO(CheckpointIO):
             "lr_schedulers": [],
             "loops": {"fit_loop": saved.state["loop"]},
             "callbacks": {},
-            "gengen": {"state": saved.state, "ema": saved.ema, "more": saved.optimizer.get("more", {}), "facts": saved.facts},
+            "gengen": {"state": saved.state, "ema": saved.ema, "extra": saved.optimizer.get("extra", {}), "facts": saved.facts},
         }
 
     def remove_checkpoint(self, path: Any) -> None:

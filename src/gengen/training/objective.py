@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as L
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.training.optimizers import build_optimizer, rate
+
+TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
 
 Optimizer = torch.optim.Optimizer | LightningOptimizer
 Batch = dict[str, Tensor]
@@ -78,13 +81,17 @@ class Objective(L.LightningModule):
         """What an evaluation's metrics warn of, and what to try; one line."""
         return None
 
-    def more_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """What the next step depends on beside weights, the optimizer that Lightning knows, the average and the random generators:
         a tree of tensors and of what JSON holds."""
         return {}
 
-    def load_more_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `more_state`."""
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""
+
+    def seconds_a_step(self, trial: list[float]) -> float:
+        """What a step takes on average in a whole run, by the first TRIAL_STEPS steps of one."""
+        return median(trial[TRIAL_STEPS // 4 :])
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """Write samples of the current weights to files named after `stem`; returns a line to show, None if interrupted."""
@@ -131,19 +138,21 @@ class Objective(L.LightningModule):
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
-    def accumulate(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, part: nn.Module | None = None) -> Tensor:
-        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `part`: the network that has it,
-        where that is not the whole model; DDP, which waits for the whole, then leaves it to us."""
+    def accumulate(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `network`: what has that gradient,
+        where it is not the whole model; DDP, which waits for the whole, then leaves it to us."""
         loss = torch.zeros((), device=self.device)
         *first, last = self.micro_batches(batch)
         with self.no_sync():
-            for rows in first if part is None else [*first, last]:
-                loss += self.backward_share(loss_sum, rows, total)
-        if part is None:
+            for part in first if network is None else [*first, last]:
+                loss += self.backward_share(loss_sum, part, total)
+        if network is None:
             return loss + self.backward_share(loss_sum, last, total)
-        for parameter in part.parameters() if self.trainer.world_size > 1 else ():
-            if parameter.grad is not None:
-                parameter.grad = self.all_reduced(parameter.grad) / self.trainer.world_size
+        if (world := self.trainer.world_size) > 1:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            mean = self.all_reduced(torch.cat([g.flatten() for g in gradients])) / world
+            for gradient, piece in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
         return loss
 
     def backward_share(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gengen.adversarial.losses import LOSSES, squared_slope
 from gengen.config.model import AutoencoderConfig, GANConfig
-from gengen.config.train import TrainConfig
-from gengen.models.gan import Discriminator
+from gengen.config.train import OptimConfig
+from gengen.models.gan import PatchDiscriminator
 from gengen.training.checkpointing import by_index, by_name
 from gengen.training.optimizers import build_optimizer
 
@@ -22,30 +22,29 @@ class PatchAdversary:
     It is no module of the objective: in no EMA, sampled by nothing, and kept in a checkpoint beside the optimizer.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device):
-        assert isinstance(config.model, AutoencoderConfig)
-        c = self.c = config.model.resolved()
+    def __init__(self, c: AutoencoderConfig):
+        self.c = c
         shape = GANConfig(resolution=c.resolution, channels=c.channels, widths=c.widths, blocks=c.blocks, patch=c.patch)
-        self.network: nn.Module = Discriminator(shape, patches=True).to(device)
-        self.optimizer = build_optimizer(self.network, config.optim)
+        self.network = PatchDiscriminator(shape)
+
+    def start(self, c: OptimConfig, device: torch.device) -> None:
+        """Move to a device, and make the optimizer."""
+        self.optimizer = build_optimizer(self.network.to(device), c)
 
     def plays(self, step: int, max_steps: int) -> bool:
         """Whether it takes part in update number `step` (from 0)."""
         return step >= self.c.adversarial_from * max_steps
 
-    def logits(self, images: Tensor) -> Tensor:  # (B, C, R, R) -> (B, P)
-        return self.network(images, torch.empty(0))  # it is told no labels
-
     def cost(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """What the reconstructions cost the autoencoder, (B,): times the number of pixels, as its other terms are sums over them."""
-        cost = LOSS.generator(self.logits(images), self.logits(reconstructions)).mean(1)
+        cost = LOSS.generator(self.network(images), self.network(reconstructions)).mean(1)
         return self.c.adversarial * images[0].numel() * cost
 
     def loss(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Its own loss, (B,), with both penalties, in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             images, reconstructions = images.requires_grad_(), reconstructions.requires_grad_()
-            real, fake = self.logits(images), self.logits(reconstructions)
+            real, fake = self.network(images), self.network(reconstructions)
             penalties = squared_slope(real, images) + squared_slope(fake, reconstructions)
         return LOSS.discriminator(real, fake).mean(1) + GAMMA / 2 * penalties
 
