@@ -76,17 +76,8 @@ class Cadence(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         assert isinstance(objective, Objective)
         if trainer.is_global_zero:
-            columns = [
-                "step",
-                "seconds",
-                "train/loss",
-                *objective.metrics,
-                "lr",
-                "grad_norm",
-                *objective.signals,
-                f"{objective.unit}_per_second",
-                "mfu",
-            ]
+            quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.signals]
+            columns = ["step", "seconds", *quality, *update, f"{objective.unit}_per_second", "mfu"]
             self.metrics = Metrics(self.run.path / "metrics.csv", columns)
 
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
