@@ -136,6 +136,14 @@ def test_the_unet_sizes_of_the_docs_are_those_of_the_code() -> None:
         assert f"| {name} | {widths} | {s['blocks']} | {levels} | {s['patch']} |" in text, name
 
 
+def test_the_gan_sizes_of_the_docs_are_those_of_the_code() -> None:
+    from gengen.config.model import GAN_SIZES
+
+    text = (ROOT / "docs" / "images.md").read_text()
+    for name, s in GAN_SIZES.items():
+        assert f"| {name} | {', '.join(map(str, s['widths']))} | {s['blocks']} | {s['patch']} |" in text, name
+
+
 def test_the_defaults_that_docs_quote() -> None:
     config = compose_train(read_command_line([]))
     quoted = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)[0])
