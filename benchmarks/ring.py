@@ -1,6 +1,6 @@
 """A GAN on a ring of 8 Gaussians, whose modes can be counted: the recipe of model=gan beside the plain loss, three seeds each.
 
-    python benchmarks/ring.py [seconds=120] [seeds=3]
+    python benchmarks/ring.py [seconds=90] [seeds=3]
 
 Networks of three hidden layers of 128 take the place of the convolutions; losses, penalties, schedules, optimizers and the
 average are those of model=gan (configs/model/gan.yaml), through gengen's own training step. A mode counts as covered if it has a
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
     for name, settings in (("the recipe of model=gan", []), ("the plain loss: nonsaturating, no penalty", PLAIN)):
         for seed in range(int(asked.get("seeds", 3))):
             _, times = trained(settings, seed, 200)
-            steps = round(float(asked.get("seconds", 120)) * 100 / (times.ends[-1] - times.ends[-101]))
+            steps = round(float(asked.get("seconds", 90)) * 100 / (times.ends[-1] - times.ends[-101]))
             start = time.perf_counter()
             objective, _ = trained(settings, seed, steps)
             spent = time.perf_counter() - start

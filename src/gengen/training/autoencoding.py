@@ -229,13 +229,16 @@ class Autoencoding(Objective):
 
     @cached_property
     def _flops(self) -> float:
-        """Three forward passes: the backward pass is two, and of the frozen network one, as images and reconstructions go forward."""
+        """Three forward passes: the backward pass is two, and of the frozen network one, as images and reconstructions go forward.
+        An adversary adds, in its share of the steps, a pass of the autoencoder, 12 of its own for its update (6 for either image, see
+        Adversarial) and 3 for the autoencoder's."""
         c = self.c
         assert c.channels and c.resolution
         with torch.device("meta"):
             images = torch.empty(1, c.channels, c.resolution, c.resolution)
             model = Autoencoder(c)
-            flops = forward_flops(model.hidden, images) + forward_flops(model.decode, torch.empty(1, *model.latent_shape))
-            if c.perceptual:
-                flops += forward_flops(EfficientNetLite0().eval().perceptual_features, images)
-        return 3 * flops
+            forward = forward_flops(model.hidden, images) + forward_flops(model.decode, torch.empty(1, *model.latent_shape))
+            watched = forward_flops(EfficientNetLite0().eval().perceptual_features, images) if c.perceptual else 0.0
+            judged = forward_flops(PatchAdversary(c.resolved()).network, images) if c.adversarial else 0.0
+        contested = (1 - c.adversarial_from) * (forward + 15 * judged) if c.adversarial else 0.0
+        return 3 * (forward + watched) + contested
