@@ -25,7 +25,7 @@ FAMILIES = {
         "model.penalty_every=3",
         "model.augment=color,translation,cutout",
     ],
-    "gan, hinge": ["model.widths=[8,16]", "model.patch=2", "model.loss=hinge", "model.spectral_norm=true", "model.gamma=0"],
+    "gan, hinge": ["model.widths=[8]", "model.patch=4", "model.loss=hinge", "model.spectral_norm=true", "model.gamma=0"],
     "dcgan": ["model.widths=[8,16]", "model.latent_size=8", "optim.ema=0.9"],
     "autoencoder_kl, adversarial": [*AUTOENCODER, "model.adversarial=0.1", "model.adversarial_from=0.3", "optim.ema=0.99"],
 }
