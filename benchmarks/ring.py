@@ -65,7 +65,7 @@ class Points:
 def config_of(settings: list[str], seed: int, steps: int) -> TrainConfig:
     line = ["model=gan", "data=animals", "data.batch_size=256", "trainer.precision=fp32", "trainer.device=cpu"]
     config = compose_train(read_command_line([*line, *settings, f"seed={seed}", f"trainer.max_steps={steps}"]))
-    return replace(config, model=replace(config.model, channels=2, resolution=1, augment=""))  # type: ignore[call-arg]
+    return replace(config, model=replace(config.model, channels=2, resolution=1))  # type: ignore[call-arg]
 
 
 def trained(settings: list[str], seed: int, steps: int) -> tuple[Adversarial, StepTimes]:
@@ -73,7 +73,7 @@ def trained(settings: list[str], seed: int, steps: int) -> tuple[Adversarial, St
     assert isinstance(config.data, ImageConfig)
     seed_everything(seed)
     objective = Adversarial(config, RingGAN(config.model.latent_size), points)  # type: ignore[attr-defined,arg-type]
-    build_trainer(config, times, steps).fit(objective, datamodule=ImageData(replace(config.data, flip=False), points, seed=seed))
+    build_trainer(config, times, steps).fit(objective, datamodule=ImageData(config.data, points, seed=seed))
     return objective, times
 
 

@@ -1,14 +1,14 @@
 """What a checkpoint is: tensors in safetensors, the rest in JSON, a manifest that lists and hashes every file."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gengen.checkpoints.files import Damaged, fsync, read_json, sha256, to_json, write_text
@@ -117,9 +117,11 @@ def verify(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a file, without those named in `but`. Raises Damaged."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name not in but}  # noqa: SIM118
     except (SafetensorError, FileNotFoundError, OSError) as error:
         raise Damaged(path, str(error)) from None
 
@@ -151,8 +153,8 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
     has_ema = (directory / "ema.safetensors").exists()
     if weights == "ema" and not has_ema:
         raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
-    trained = read_tensors(directory / "model.safetensors")
-    return trained | read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else trained
+    averaged = read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else {}
+    return averaged | read_tensors(directory / "model.safetensors", but=averaged)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path) -> None:

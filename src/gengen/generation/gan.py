@@ -12,7 +12,6 @@ from gengen.config.sample import EvaluateConfig, GANSampling
 from gengen.generation.labels import labels_of, named
 from gengen.generation.noise import Noise, slerp
 from gengen.generation.pictures import enlarged, grid, to_uint8, write_gif, write_pictures
-from gengen.models.dcgan import DCGAN
 from gengen.models.gan import GAN
 
 Drawn = tuple[Tensor, list[dict[str, Any]], int | None]
@@ -27,12 +26,12 @@ class GANGenerator:
 
     command_hint = "n=16"
 
-    def __init__(self, model: GAN | DCGAN):
+    def __init__(self, model: GAN):
         self.model, self.config, self.classes = model, model.config, model.config.classes
         self.device = next(model.parameters()).device
 
     @classmethod
-    def from_checkpoint(cls, model: GAN | DCGAN, directory: Path) -> Self:
+    def from_checkpoint(cls, model: GAN, directory: Path) -> Self:
         return cls(model)
 
     def latents(self, indices: Sequence[int], seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gengen.config.model import DCGANConfig
-from gengen.models.gan import SLOPE, Classes, limit_slopes, projected
+from gengen.models.gan import GAN, SLOPE, Classes, projected
 
 
 def initialised(network: nn.Module) -> None:
@@ -53,12 +53,7 @@ class Discriminator(nn.Module):
         return projected(self.layers(images).flatten(1), self.logit, self.classes, labels)
 
 
-class DCGAN(nn.Module):
-    """The two networks. The generator is what is sampled."""
+class DCGAN(GAN):
+    """The classic's two networks."""
 
-    def __init__(self, config: DCGANConfig):
-        super().__init__()
-        self.config = config.resolved()
-        self.generator, self.discriminator = Generator(self.config), Discriminator(self.config)
-        if config.spectral_norm:
-            limit_slopes(self.discriminator)
+    networks = (Generator, Discriminator)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gengen.config.model import GANConfig
+from gengen.config.model import AdversarialConfig, GANConfig
 
 SLOPE = 0.2  # of leaky ReLUs, below 0
 
@@ -129,10 +129,12 @@ def projected(features: Tensor, logit: nn.Linear, classes: Classes, labels: Tens
 class GAN(nn.Module):
     """The two networks. The generator is what is sampled."""
 
-    def __init__(self, config: GANConfig):
+    networks: tuple[type[nn.Module], type[nn.Module]] = (Generator, Discriminator)
+
+    def __init__(self, config: AdversarialConfig):
         super().__init__()
         self.config = config.resolved()
-        self.generator, self.discriminator = Generator(self.config), Discriminator(self.config)
+        self.generator, self.discriminator = (network(self.config) for network in self.networks)
         if config.spectral_norm:
             limit_slopes(self.discriminator)
 

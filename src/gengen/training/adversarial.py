@@ -20,7 +20,6 @@ from gengen.evaluation.metrics import kid, prdc
 from gengen.generation.gan import GANGenerator
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import enlarged, grid, to_float, write_png
-from gengen.models.dcgan import DCGAN
 from gengen.models.flops import forward_flops
 from gengen.models.gan import GAN
 from gengen.training.checkpointing import by_index, by_name
@@ -50,9 +49,9 @@ class Adversarial(Objective):
     signals = ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2")
     averaged_part = "generator."
     sums = 2
-    model: GAN | DCGAN
+    model: GAN
 
-    def __init__(self, config: TrainConfig, model: GAN | DCGAN, prepared: Any):
+    def __init__(self, config: TrainConfig, model: GAN, prepared: Any):
         super().__init__(config, model)
         assert isinstance(config.model, AdversarialConfig)
         if prepared is not None and len(prepared.val) <= NEIGHBOURS:
@@ -224,7 +223,7 @@ class Adversarial(Objective):
         F and, for two images, 3 f each; with penalties 3 f more each: the slope, and twice that backwards through it."""
         c = self.c
         with torch.device("meta"):
-            labels, model = torch.zeros(1, dtype=torch.long), type(self.model)(c)  # type: ignore[arg-type]
+            labels, model = torch.zeros(1, dtype=torch.long), type(self.model)(c)
             images = torch.empty(1, c.channels or 0, c.resolution or 0, c.resolution or 0)
             generator = forward_flops(model.generator, torch.empty(1, c.latent_size), labels)
             discriminator = forward_flops(model.discriminator, images, labels)
