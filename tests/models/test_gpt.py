@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gengen.config.model import GPT_SIZES, GPTConfig
 from gengen.models.flops import gpt_flops_per_token
-from gengen.models.gpt import GPT, Cache, RMSNorm, rotary_table, rotate
+from gengen.models.gpt import GPT, RMSNorm, rotary_frequencies, rotary_table, rotate
 
 
 def lively(seed: int = 0, **config: Any) -> GPT:
@@ -28,6 +28,10 @@ def lively(seed: int = 0, **config: Any) -> GPT:
 
 def some_tokens(*shape: int, vocab_size: int = 512, seed: int = 1) -> Tensor:
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def frequencies(head_size: int) -> Tensor:
+    return rotary_frequencies(GPTConfig(width=head_size, heads=1).resolved(), torch.device("cpu"))
 
 
 def naive_logits(weights: dict[str, Tensor], c: GPTConfig, tokens: list[int]) -> Tensor:
@@ -79,7 +83,7 @@ def test_attention_equals_an_explicit_softmax_over_repeated_heads() -> None:
     q, k = attention.query_norm(q), attention.key_norm(k).repeat_interleave(2, dim=1)
     scores = (q @ k.mT / 32**0.5).masked_fill(torch.ones(7, 7).triu(1).bool(), float("-inf"))
     mixed = (scores.softmax(-1) @ v.repeat_interleave(2, dim=1)).transpose(1, 2).reshape(2, 7, 128)
-    torch.testing.assert_close(attention(x, no_turn), attention.out(mixed), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(x, no_turn, None), attention.out(mixed), atol=1e-5, rtol=1e-5)
 
 
 def test_rotation_equals_multiplication_by_complex_units() -> None:
@@ -87,17 +91,18 @@ def test_rotation_equals_multiplication_by_complex_units() -> None:
     positions = torch.tensor([0, 1, 7, 300, 2047])
     frequencies = 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     z = torch.complex(*x.double().chunk(2, dim=-1)) * torch.polar(torch.ones(5, 4).double(), positions[:, None] * frequencies)
-    turned = rotate(x, rotary_table(positions, 8, 10_000.0)).double()
+    turned = rotate(x, rotary_table(positions, frequencies.float())).double()
     torch.testing.assert_close(turned, torch.cat([z.real, z.imag], dim=-1), atol=2e-4, rtol=0)  # fp32 at an angle of 2047
 
 
 def test_scores_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 32, generator=torch.Generator().manual_seed(0))
 
+    def turned(x: Tensor, at: int) -> Tensor:
+        return rotate(x, rotary_table(torch.tensor([at]), frequencies(32)))
+
     def score(at: int, before: int) -> float:
-        return float(
-            (rotate(q, rotary_table(torch.tensor([at]), 32, 1e4)) * rotate(k, rotary_table(torch.tensor([before]), 32, 1e4))).sum()
-        )
+        return float((turned(q, at) * turned(k, before)).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-2)
@@ -162,7 +167,7 @@ def test_cached_logits_equal_uncached_ones(kv_heads: int) -> None:
     """Three texts of different lengths: a prefill, a second prefill behind it, then one token at a time."""
     model, tokens = lively(kv_heads=kv_heads), some_tokens(3, 30)
     chunks = torch.tensor([[5, 9, 1], [7, 2, 4], *[[1, 1, 1]] * 10])  # how many tokens each row gets in each pass
-    cache, at = Cache.empty(model, 3, 30), torch.zeros(3, dtype=torch.long)
+    cache, at = model.empty_cache(3, 30), torch.zeros(3, dtype=torch.long)
     with torch.no_grad():
         exact = model(tokens)
         for counts in chunks:
@@ -180,7 +185,7 @@ def test_cached_logits_equal_uncached_ones(kv_heads: int) -> None:
 def test_rows_of_a_cache_go_on_on_their_own() -> None:
     """A row taken twice, and a row put in another's place, continue as if they had been there from the start."""
     model, tokens = lively(), some_tokens(2, 8)
-    cache, other = Cache.empty(model, 2, 8), Cache.empty(model, 1, 8)
+    cache, other = model.empty_cache(2, 8), model.empty_cache(1, 8)
     with torch.no_grad():
         exact = model(tokens)[:, 5]
         model(tokens[:, :5], cache)
@@ -220,7 +225,16 @@ PARAMETERS = {  # by hand: V C [+ V C] + L (C (H + 2 KV) D + C C + 3 C F + 2 C +
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("size", GPT_SIZES)
+def test_gpt2_has_the_parameters_of_the_published_one() -> None:
+    from gengen.config.compose import compose_train, read_command_line
+
+    config: Any = compose_train(read_command_line(["model=gpt2", "data=storybook"])).model
+    with torch.device("meta"):
+        model = GPT(config)
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808 + 47 * 768  # the rows beyond the vocabulary
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
 def test_sizes_have_the_parameters_of_the_formula(size: str) -> None:
     with torch.device("meta"):
         model = GPT(GPTConfig(size=size))
@@ -244,7 +258,8 @@ def test_flops_are_those_torch_counts(config: dict[str, Any]) -> None:
     """The counter sees attention's whole square; of it, a causal kernel does half."""
     model, (B, T) = GPT(GPTConfig(size="nano", **config)), (2, 96)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(some_tokens(B, T, vocab_size=500)).sum().backward()
+        tokens = some_tokens(B, T, vocab_size=500)
+        model(tokens, labels=tokens).backward()
     counts = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
     assert counts.keys() == {"aten.mm", "aten.bmm"}
     assert gpt_flops_per_token(model.config, T) * B * T == pytest.approx(counts["aten.mm"] + counts["aten.bmm"] / 2, rel=1e-6)

@@ -4,22 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 from gengen.config.model import GPTConfig
-from gengen.models.gpt import padded
 
 
 def gpt_flops_per_token(config: GPTConfig, context: int) -> float:
     """Floating-point operations, forward and backward, for each token of windows of `context` tokens.
 
     Counts 2 for each multiplication-addition, and the backward pass as twice the forward pass: 6 for each weight of a
-    matrix (projections, MLP and output head; looking up an embedding costs none), and 12 L H D T / 2 in attention, of
-    which a causal kernel does only half the square. Norms, rotary angles, softmax and recomputation are left out.
+    matrix (projections, MLP and output head; looking up an embedding costs none), and 12 H D a query-key pair in attention, of
+    which a causal kernel does only half the square, and a window still less. Norms, rotary angles, softmax and recomputation are left out.
     """
     c = config.resolved()
-    assert c.layers and c.width and c.heads and c.kv_heads and c.ff and c.vocab_size
-    head_size = c.width // c.heads
-    attention = c.width * (c.heads + 2 * c.kv_heads) * head_size + c.width**2
-    weights = c.layers * (attention + 3 * c.width * c.ff) + c.width * padded(c.vocab_size)
-    return 6.0 * weights + 12 * c.layers * c.heads * head_size * context / 2
+    assert c.layers and c.width and c.heads and c.kv_heads and c.head_size and c.ff and c.vocab_size
+    attention = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_size
+    mlp = (3 if c.mlp == "swiglu" else 2) * c.width * c.ff
+    seen = sum(pairs(context, window) for window in c.windows()) / context  # keys, of all layers, that a token sees on average
+    return 6.0 * (c.layers * (attention + mlp) + c.width * c.vocab_size) + 12.0 * c.heads * c.head_size * seen
+
+
+def pairs(context: int, window: int | None) -> float:
+    """Query-key pairs of a causal kernel; with no window T^2 / 2, the triangle without the half of its diagonal, as is usual."""
+    w = min(window or context, context)
+    return w * context - w * w / 2
 
 
 def forward_flops(model: Callable[..., Any], *inputs: Any) -> float:

@@ -1,0 +1,61 @@
+"""The output head and its cross-entropy in one, a few rows at a time: no logits of a whole batch are ever held."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the label of a token that has no loss
+ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits computed at once; on a CPU they stay in its cache
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0) -> Tensor:
+    """Summed cross-entropy in nats, a fp32 scalar, of logits x W^T, softcap * tanh(logits / softcap) where that is given.
+
+    x: (N, C); weight: (V, C); labels: (N,), IGNORED where nothing counts. The gradient is that of nats + z_loss * sum of
+    logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5); the value is the nats alone, so that it means the same for
+    every z_loss. Matrix products are those of autocast, everything else is fp32, the sum of the weight's gradient included.
+    """
+    nats: Tensor = LinearCrossEntropy.apply(x, weight, labels, softcap, z_loss)
+    return nats
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The gradient is found beside the loss, while a chunk's logits are at hand, and only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, z_loss: float) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rows = max(1, ELEMENTS[device] // weight.shape[0])
+        with torch.autocast(device, enabled=False):
+            inputs, w = x.to(dtype), weight.to(dtype)
+            total, x_grads, w_grad = x.new_zeros((), dtype=torch.float32), [], None
+            for part, wanted in zip(inputs.split(rows), labels.split(rows), strict=True):
+                logits = (part @ w.T).float()  # (n, V)
+                if softcap:
+                    logits = softcap * torch.tanh(logits / softcap)
+                counted, target = (wanted != IGNORED)[:, None], wanted[:, None].clamp(min=0)
+                log_probabilities = logits.log_softmax(dim=-1)
+                total -= (log_probabilities.gather(1, target) * counted).sum()
+                if not any(ctx.needs_input_grad):
+                    continue
+                normalizer = logits[:, :1] - log_probabilities[:, :1]
+                slope = log_probabilities.exp_()
+                if z_loss:
+                    slope *= 1 + 2 * z_loss * normalizer
+                slope.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+                if softcap:
+                    slope *= 1 - (logits / softcap).square()
+                slope = slope.to(dtype)
+                x_grads.append(((slope @ w) * counted).to(x.dtype))
+                share = (slope.T @ (part * counted)).float()
+                w_grad = share if w_grad is None else w_grad.add_(share)
+        if w_grad is not None:
+            ctx.save_for_backward(torch.cat(x_grads), w_grad.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_grad, w_grad = ctx.saved_tensors
+        return grads[0] * x_grad, grads[0] * w_grad, None, None, None
