@@ -32,10 +32,9 @@ def pick_precision(wanted: str, device: str) -> str:
     return ("bf16" if has_bf16(device) else "fp32") if wanted == "auto" else wanted
 
 
-def pick_compile(c: TrainerConfig, device: str, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Whether to compile. `auto` does on CUDA; on a CPU it costs about 35 s and gains a fifth, so it is left to the user
-    (docs/results.md). Without a compiler nothing is compiled, and that is said."""
-    wanted = device == "cuda" if c.compile == "auto" else c.compile == "true"
+def pick_compile(c: TrainerConfig, pays: bool, say: Callable[[str], None] = lambda line: None) -> bool:
+    """Whether to compile; `auto` does where it pays. Without a compiler nothing is compiled, and that is said."""
+    wanted = pays if c.compile == "auto" else c.compile == "true"
     if wanted and shutil.which(os.environ.get("CXX", "c++")) is None:
         say("warning: torch.compile finds no C++ compiler; going on uncompiled")
         return False

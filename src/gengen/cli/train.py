@@ -108,11 +108,14 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     config.model.check()  # now that it knows its data
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
-            steps = steps_within_budget(config, prepared)
+            config = steps_within_budget(config, prepared, console.say)
         if interruption():
             return interruption.exit_code
-        console.say(f"steps  {steps} fit in trainer.budget={config.trainer.budget} here; trainer.max_steps={steps} repeats this run")
-        config = replace(config, trainer=replace(config.trainer, max_steps=steps))
+        steps, compiled = config.trainer.max_steps, config.trainer.compile
+        console.say(
+            f"steps  {steps} fit in trainer.budget={config.trainer.budget} here; trainer.max_steps={steps} trainer.compile={compiled} "
+            f"repeats this run"
+        )
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
     run.lock()
     if (run.path / "config.json").exists():

@@ -28,8 +28,11 @@ class StageConfig:
 class OptimConfig:
     """How weights are updated."""
 
-    name: str = choice("adamw", ["adamw"], "optimizer")
-    lr: float = positive(3e-3, "peak learning rate", on_resume="warned")
+    name: str = choice("adamw", ["adamw", "muon"], "AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest")
+    lr: float = positive(3e-3, "peak learning rate of AdamW", on_resume="warned")
+    muon_lr: float = positive(0.02, "peak learning rate of Muon", on_resume="warned")
+    momentum: float = option(0.95, "Muon's decay of the gradient's average", low=0, below=1)
+    muon_weight_decay: float = option(0.05, "Muon's decoupled decay", low=0)
     beta1: float = option(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = option(0.95, "decay of the second moment", low=0, below=1)
     eps: float = positive(1e-8, "added to the root of the second moment")
@@ -55,7 +58,12 @@ class TrainerConfig:
     keep: int = option(2, "newest checkpoints kept, beside the best and the newest verified", low=1, on_resume="free")
     max_bad_steps: int = option(5, "non-finite steps in a row that a run bears; looked at when a row is logged", low=0, on_resume="free")
     precision: str = choice("auto", ["auto", "bf16", "fp32"], "bf16 autocast where the hardware has it, else fp32")
-    compile: str = choice("auto", ["auto", "true", "false"], "torch.compile; auto = where it pays", on_resume="free")
+    compile: str = choice(
+        "auto",
+        ["auto", "true", "false"],
+        "torch.compile; auto = where it pays: CUDA, and language models for some minutes on a CPU",
+        on_resume="free",
+    )
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")
     devices: int = positive(1, "processes (ranks), one a device", on_resume="free")
     strategy: str = choice("auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free")

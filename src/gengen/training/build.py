@@ -2,9 +2,12 @@
 
 import json
 import logging
+import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,15 +128,35 @@ class StepTimes(L.Callback):
         self.ends.append(time.perf_counter())
 
 
-def steps_within_budget(config: TrainConfig, prepared: Any) -> int:
-    """How many steps fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away."""
+COMPILING = 180.0  # seconds of training on a CPU from which on half a minute of compiling is won back (docs/results.md)
+
+
+def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> bool:
+    """Compile the objective's network, if that is asked for or `auto` finds it pays: on CUDA; on a CPU in a run of some minutes, which
+    is its budget or what its FLOPs take at a third of the machine's peak. Returns whether it was done."""
+    c = config.trainer
+    if c.device == "cuda" or c.compile != "auto" or not objective.compiles_on_cpu:
+        pays = c.device == "cuda"
+    elif c.max_steps is None:
+        pays = seconds("trainer.budget", c.budget) >= COMPILING
+    else:
+        peak = peak_flops(c.device, c.precision) or math.inf
+        pays = 3 * c.max_steps * config.data.batch_size * objective.flops_per_row() / peak >= COMPILING
+    if compiled := pick_compile(c, pays, say):
+        objective.use_compiled()
+    return compiled
+
+
+def steps_within_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
+    """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away;
+    and with `compile` settled, so that it repeats the run."""
     times = StepTimes()
     objective = build_objective(config, prepared)
-    if pick_compile(config.trainer, config.trainer.device):
-        objective.use_compiled()
+    compiled = compile_where_it_pays(objective, config, say)
     build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
     spent = objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])])
-    return max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
+    steps = max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
+    return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
 
 
 def train(
@@ -148,8 +171,7 @@ def train(
     """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns."""
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
-    if pick_compile(c, c.device, console.say):
-        objective.use_compiled()
+    compile_where_it_pays(objective, config, console.say)
     rank = int(LightningEnvironment().local_rank())
     datamodule = build_datamodule(config, prepared, rank)
     cadence = Cadence(

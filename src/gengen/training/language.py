@@ -6,29 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
 from gengen.generation.text import TextGenerator
+from gengen.models.cross_entropy import IGNORED
 from gengen.models.flops import gpt_flops_per_token
 from gengen.models.gpt import GPT
 from gengen.training.objective import Batch, Objective
-
-IGNORED = -100  # the label of a token that has no loss
-ROWS = 256
-
-
-def next_token_nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross-entropy in nats, fp32. logits: (B, T, V); labels: (B, T), IGNORED where nothing counts.
-
-    Taken over ROWS tokens at a time: their fp32 logits stay in the processor's cache, and no fp32 copy of all is made.
-    """
-    parts = zip(logits.flatten(0, 1).split(ROWS), labels.flatten().split(ROWS), strict=True)
-    losses = [F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction="sum") for rows, wanted in parts]
-    return torch.stack(losses).sum()
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
@@ -42,6 +29,7 @@ class Pretraining(Objective):
     metrics = ("val/loss", "val/bpb")
     monitor = "val/bpb"
     sums = 2
+    compiles_on_cpu = True
     unit = "tokens"
     model: GPT
 
@@ -49,14 +37,17 @@ class Pretraining(Objective):
         super().__init__(config, model)
         self.prepared = prepared
 
+    def use_compiled(self) -> None:
+        self._network = (self.model.compiled(),)
+
     def loss_sum(self, batch: Batch) -> Tensor:
-        return next_token_nats(self.network(batch["tokens"]), batch["labels"])
+        return self.network(batch["tokens"], labels=batch["labels"])
 
     def count(self, batch: Batch) -> Tensor:
         return (batch["labels"] != IGNORED).sum()
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        nats = next_token_nats(self.model(batch["tokens"]), batch["labels"])
+        nats = self.model(batch["tokens"], labels=batch["labels"])
         return torch.stack([nats.double(), self.count(batch).double()])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:

@@ -38,6 +38,7 @@ class Objective(L.LightningModule):
     sums = 1  # how many numbers `evaluation_sums` returns
     signals: tuple[str, ...] = ()  # what `updates` leaves in `logged` beside loss and grad_norm, further columns of metrics.csv
     averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
+    compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `count` counts, for the throughput
 
     def __init__(self, config: TrainConfig, model: nn.Module):
@@ -178,8 +179,9 @@ class Objective(L.LightningModule):
 
     def schedule(self, optimizer: Optimizer) -> None:
         """Set what the step decides of an optimizer."""
+        c = self.config.optim
         for group in optimizer.param_groups:
-            group["lr"] = self.config.optim.lr * rate(self.global_step, self.trainer.max_steps, self.config.optim)
+            group["lr"] = (c.muon_lr if group.get("muon") else c.lr) * rate(self.global_step, self.trainer.max_steps, c)
 
     def decay(self) -> float:
         """Of the average in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""

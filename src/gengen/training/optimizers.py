@@ -6,20 +6,27 @@ import torch
 from torch import nn
 
 from gengen.config.train import OptimConfig
+from gengen.training.muon import Muon
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not."""
+def parameter_groups(model: nn.Module, c: OptimConfig) -> list[dict[str, object]]:
+    """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not. For Muon, the matrices
+    inside blocks are a group of their own: it is for maps between features, which embeddings and heads are not."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]  # a tied parameter comes once
-    return [
-        {"params": [(name, p) for name, p in named if p.dim() >= 2], "weight_decay": weight_decay},
+    hidden = {name for name, p in named if c.name == "muon" and p.dim() == 2 and ".blocks." in f".{name}"}
+    groups: list[dict[str, object]] = [
+        {"params": [(name, p) for name, p in named if p.dim() >= 2 and name not in hidden], "weight_decay": c.weight_decay},
         {"params": [(name, p) for name, p in named if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in named if name in hidden], "weight_decay": c.muon_weight_decay, "muon": True},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(model: nn.Module, c: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter 2019); its learning rate is set at every step from `rate`."""
-    groups = [group for group in parameter_groups(model, c.weight_decay) if group["params"]]
+    """Fused AdamW (Loshchilov & Hutter 2019), or Muon with it; learning rates are set at every step from `rate`."""
+    groups = parameter_groups(model, c)
+    if c.name == "muon":
+        return Muon(groups, lr=c.lr, momentum=c.momentum, betas=(c.beta1, c.beta2), eps=c.eps)
     return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
