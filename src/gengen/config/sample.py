@@ -31,19 +31,43 @@ class SampleConfig(RunConfig):
 
 
 @dataclass
-class TextSampling(SampleConfig):
-    """What to draw from a language model."""
+class DecodingSettings:
+    """How the next token is drawn from a language model's logits, and when a text ends."""
 
-    prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch")
     max_tokens: int = positive(200, "new tokens at most")
     temperature: float = option(0.8, "divides the logits; 0 takes the likeliest token", low=0)
     top_k: int | None = positive(None, "draw from the k likeliest tokens only")
     top_p: float | None = option(None, "draw from the fewest tokens that hold this much probability", above=0, high=1)
+    min_p: float | None = option(None, "draw from tokens at least this much as likely as the likeliest", low=0, high=1)
+    repetition_penalty: float = positive(1.0, "divides positive logits of tokens in the prompt or the text, multiplies negative ones")
+    presence_penalty: float = option(0.0, "taken from the logits of tokens in the text")
+    frequency_penalty: float = option(0.0, "taken from the logits of tokens in the text, as often as they are there")
+    logit_bias: list[str] = option([], "TOKEN:NUMBER, added to a token's logit; -inf forbids it; repeat for several")
     stop: list[str] = option([], "end a sample before this text; repeat for several")
+    stop_ids: list[int] = option([], "end a sample before one of these tokens")
+
+    def bias(self) -> dict[int, float]:
+        """logit_bias as numbers. Raises UserError."""
+        try:
+            return {int(token): float(number) for token, _, number in (entry.partition(":") for entry in self.logit_bias)}
+        except ValueError:
+            raise UserError(f"logit_bias={' '.join(self.logit_bias)}: write TOKEN:NUMBER, such as 50:-2.5") from None
+
+
+@dataclass
+class TextSampling(DecodingSettings, SampleConfig):
+    """What to draw from a language model."""
+
+    prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch")
+    precision: str = choice("fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it")
+    compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
     stream: bool = option(False, "print the text while it is drawn (one sample)")
     out: str | None = option(None, "also write the samples to this .jsonl file")
 
     def check(self) -> None:
+        self.bias()
+        if "" in self.stop:
+            raise UserError("stop: every text holds the empty string")
         if self.out and not Path(self.out).parent.is_dir():
             raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
         if self.stream and (self.out or self.n * max(1, len(self.prompt)) > 1):
@@ -119,9 +143,49 @@ class GANSampling(PictureSampling):
 
 
 @dataclass
+class TextEvaluation(DecodingSettings, RunConfig):
+    """What to measure of a run of text."""
+
+    samples: int = option(32, "texts to draw, from their beginning, and judge; 0 = none", low=0)
+    seed: int = option(0, "text i is a function of seed and i alone", low=0)
+
+
+@dataclass
 class EvaluateConfig(DiffusionSettings, RunConfig):
-    """What to measure of a run."""
+    """What to measure of a run of images."""
 
     samples: int = option(1000, "images to draw and judge; 0 = none", low=0)
     seed: int = option(0, "image i is a function of seed and i alone", low=0)
     efficientnet: bool = option(False, "also measure fd_efflite0, in the features of a network trained on photographs")
+
+
+@dataclass
+class ImportConfig:
+    """A new run from weights in the Hugging Face layout."""
+
+    folder: str | None = option(None, "folder with config.json, model.safetensors and tokenizer.json; also as the first argument")
+    run: str | None = option(None, "name of the new run")
+    runs_dir: str = option("runs", "folder that holds the runs")
+
+    def check(self) -> None:
+        if not self.folder or not self.run:
+            raise UserError("which weights, and what is the run to be called? python scripts/import_weights.py FOLDER run=NAME")
+        if not (Path(self.folder) / "config.json").is_file():
+            raise UserError(f"{self.folder} holds no model: there is no config.json in it")
+
+
+@dataclass
+class ExportConfig(RunConfig):
+    """A run's weights as other libraries read them."""
+
+    to: str = choice("hf", ["hf"], "hf: a folder that transformers loads")
+    out: str | None = option(None, "the folder to write, new or empty")
+    dtype: str = choice("fp32", ["fp32", "bf16", "fp16"], "of the written weights")
+
+    def check(self) -> None:
+        if not self.out:
+            raise UserError("where to? python scripts/export.py runs/NAME to=hf out=FOLDER")
+        if Path(self.out).exists() and not (Path(self.out).is_dir() and not any(Path(self.out).iterdir())):
+            raise UserError(f"out={self.out} exists and is not an empty folder; nothing is overwritten")
+        if not Path(self.out).absolute().parent.is_dir():
+            raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
