@@ -66,7 +66,7 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
 def family_of(rest: list[str]) -> str | None:
     """The family of the run that a command reads."""
     run = Path(rest[0]) if rest and "=" not in rest[0] else Path()
-    return json.loads((run / "config.json").read_text())["model"]["name"] if (run / "config.json").exists() else None
+    return json.loads((run / "config.json").read_text()).get("model", {}).get("name") if (run / "config.json").exists() else None
 
 
 LONG = {"images.md", "train.md"}  # over 5 s

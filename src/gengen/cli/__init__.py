@@ -6,7 +6,7 @@ from importlib import import_module
 
 from gengen.config.errors import UserError, did_you_mean
 
-COMMANDS = ["train", "sample", "evaluate", "prepare"]
+COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export"]
 
 
 def main(argv: list[str] | None = None) -> int:

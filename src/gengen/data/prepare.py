@@ -201,18 +201,20 @@ def _head(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, int]) -> Iterator[list[int]]:
-    """The tokens of the texts, each text behind an end-of-text token, its bytes added to facts. Empty texts are left out."""
+    """The tokens of the texts, each behind the end of another and the start of its own (in our tokenizers one token), its bytes
+    added to facts. Empty texts are left out."""
     batch: list[str] = []
     begins: list[bool] = []  # whether a piece is the first of its text
+    opening = list(dict.fromkeys([tokenizer.eot, tokenizer.start]))
     waiting = 0
 
     def flush() -> Iterator[list[int]]:
         for begin, ids in zip(begins, tokenizer.encode_batch(batch), strict=True):
-            yield [tokenizer.eot, *ids] if begin else ids
+            yield [*opening, *ids] if begin else ids
 
     for text in filter(None, texts):
         facts["bytes"] += len(text.encode())
-        for number, piece in enumerate(pieces(text)):
+        for number, piece in enumerate(tokenizer.pieces(text)):
             batch.append(piece)
             begins.append(number == 0)
             waiting += len(piece)

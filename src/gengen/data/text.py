@@ -77,6 +77,7 @@ class TextData(L.LightningDataModule):
             batch_size=None,
             sampler=From(start_step),
             num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),  # it is then copied while the device computes
             generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
         )
 

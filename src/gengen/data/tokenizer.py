@@ -1,21 +1,27 @@
-"""Text to token ids and back, exactly: byte-level BPE, or plain bytes. Saved as one JSON string.
+"""Text to token ids and back, exactly: byte-level BPE, or plain bytes; or the BPE of imported weights. Saved as one JSON string.
 
-Id 0 ends a text and stands for no bytes. Every other token is a string of bytes, so decoding is joining them.
+Every token is a string of bytes, so decoding is joining them. Of ours, id 0 ends a text and stands for no bytes.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gengen.config.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_JSON = 32 * 2**20  # bytes
+MAX_SIZE = 2**20  # ids of a foreign vocabulary
+NEEDED = {9, 10, 13, *range(32, 127), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
+"""The bytes of text, but for control characters and the nearly empty planes of Unicode, which some foreign vocabularies lack."""
 BYTE_JSON = json.dumps({"gengen": "byte"})
+SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}  # for transformers
 CUT = re.compile(r"(?<=\S)(?=[ \n])")
 
 
@@ -50,14 +56,33 @@ def encodable(text: str) -> str:
         return text.encode(errors="replace").decode()
 
 
+def parsed(text: str) -> Any:
+    if (size := len(text.encode())) > MAX_JSON:
+        raise ValueError(f"{size:,} bytes, at most {MAX_JSON:,} are allowed")
+    return json.loads(text)
+
+
+@contextmanager
+def answered(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a UserError that says `what`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        raise UserError(f"tokenizer: {what} ({type(error).__name__}: {str(error)[:300]})") from None
+
+
 class TextTokenizer:
-    """Encodes any str; `decode(encode(s)) == s`, also where s spells out the name of the end-of-text token."""
+    """Encodes any str; `decode(encode(s)) == s`, also where s spells out the name of the end-of-text token.
 
-    eot = 0
+    start: the id that a prompt begins with; eot: the id that ends a text. In ours both are 0.
+    """
 
-    def __init__(self, text: str, token_bytes: list[bytes], bpe: Tokenizer | None):
+    def __init__(self, text: str, token_bytes: list[bytes], bpe: Tokenizer | None, start: int = 0, eot: int = 0):
         """Use `train`, `byte` or `from_json`. text: its JSON; token_bytes: the bytes of each id; bpe: None for plain bytes."""
         self._json, self._bytes, self._bpe = text, token_bytes, bpe
+        self.start, self.eot = start, eot
 
     @classmethod
     def byte(cls) -> "TextTokenizer":
@@ -88,15 +113,15 @@ class TextTokenizer:
 
         The text may come from anywhere: whatever is wrong with it is a UserError.
         """
-        try:
-            if (size := len(text.encode())) > MAX_JSON:
-                raise ValueError(f"{size:,} bytes, at most {MAX_JSON:,} are allowed")
-            found = json.loads(text)
+        with answered("the JSON is not one that gengen wrote"):
+            found = parsed(text)
             if found == json.loads(BYTE_JSON):
                 return cls.byte()
+            if found.get("gengen") == "foreign":
+                return ForeignTokenizer(found["tokenizer"], found["start"], found["end"], found["size"])
             vocabulary, merges = found["model"]["vocab"], [(left, right) for left, right in found["model"]["merges"]]
-            if sorted(vocabulary.values()) != list(range(len(vocabulary))) or vocabulary.get(END_OF_TEXT) != cls.eot:
-                raise ValueError(f"ids must be 0..{len(vocabulary) - 1}, and {END_OF_TEXT} must be id {cls.eot}")
+            if sorted(vocabulary.values()) != list(range(len(vocabulary))) or vocabulary.get(END_OF_TEXT) != 0:
+                raise ValueError(f"ids must be 0..{len(vocabulary) - 1}, and {END_OF_TEXT} must be id 0")
             alphabet = byte_alphabet()
             if missing := alphabet.keys() - vocabulary.keys():
                 raise ValueError(f"{len(missing)} of the 256 bytes have no token")
@@ -104,11 +129,7 @@ class TextTokenizer:
             token_bytes = [b"", *(bytes(alphabet[character] for character in word) for word in words)]
             bpe = Tokenizer(models.BPE(vocabulary, merges))
             bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # a panic of the Rust library is no Exception
-            raise UserError(f"tokenizer: the JSON is not one that gengen wrote ({type(error).__name__}: {str(error)[:200]})") from None
-        return cls(text, token_bytes, bpe)
+            return cls(text, token_bytes, bpe)
 
     def to_json(self) -> str:
         return self._json
@@ -116,13 +137,18 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         if self._bpe is None:
             return [byte + 1 for byte in encodable(text).encode()]
-        return self._bpe.encode(encodable(text)).ids
+        return self._bpe.encode(encodable(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each, in threads."""
         if self._bpe is None:
             return [self.encode(text) for text in texts]
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast([encodable(text) for text in texts])]
+        encodings = self._bpe.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """Parts of a long text that may be encoded one by one."""
+        return pieces(text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes, which may end inside a character."""
@@ -139,3 +165,78 @@ class TextTokenizer:
     def hash(self) -> str:
         """sha256 of the JSON."""
         return hashlib.sha256(self._json.encode()).hexdigest()
+
+    def huggingface(self, context: int) -> dict[str, Any]:
+        """What transformers reads, by file name. It puts the end of text before a text, as a prompt of ours has it."""
+        found = json.loads(self._json)
+        bytewise = {END_OF_TEXT: 0} | {character: 1 + byte for character, byte in byte_alphabet().items()}
+        model = found.get("model", {"vocab": bytewise, "merges": []})
+        bpe = Tokenizer(models.BPE(model["vocab"], [(left, right) for left, right in model["merges"]]))
+        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        bpe.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        template = {"single": f"{END_OF_TEXT} $A", "pair": f"{END_OF_TEXT} $A {END_OF_TEXT} $B"}
+        bpe.post_processor = processors.TemplateProcessing(**template, special_tokens=[(END_OF_TEXT, 0)])
+        special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
+        return {"tokenizer.json": json.loads(bpe.to_str()), "tokenizer_config.json": SETTINGS | {"model_max_length": context} | special}
+
+
+class ForeignTokenizer(TextTokenizer):
+    """The tokenizer of imported weights: its own tokenizer.json, of which nothing but the encoding of plain text is used.
+
+    A byte is spelled as in ours (GPT-2, Llama 3, Qwen), or as <0x0A> among tokens of characters, where a space is \u2581 (Llama 2).
+    Special tokens and ids without a token stand for no bytes. A text comes back as it does elsewhere: some tokenizers normalise
+    Unicode, Llama 2's puts a space before a text, and what a vocabulary has no byte for is left out.
+    """
+
+    def __init__(self, inner: dict[str, Any], start: int | str, end: int | str, size: int):
+        """Use `wrap` or `from_json`. inner: the parsed tokenizer.json; start, end: a token or its id; size: ids that the weights know."""
+        bpe = Tokenizer.from_str(json.dumps(inner | {"truncation": None, "padding": None, "post_processor": None}))
+        bpe.encode_special_tokens = True  # the names of special tokens are text
+        decoder = inner.get("decoder") or {"type": "nothing"}
+        kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
+        if not isinstance(bpe.model, models.BPE) or not kinds & {"ByteLevel", "ByteFallback"} or bpe.model.dropout:
+            name = type(bpe.model).__name__ + (" with dropout" if getattr(bpe.model, "dropout", None) else "")
+            allowed = "byte-level BPE (GPT-2, Llama 3, Qwen) and BPE with byte fallback (Llama 2) are"
+            raise ValueError(f"{name}, decoded by {' and '.join(sorted(kinds))}, is not supported: {allowed}")
+        level = "ByteLevel" in kinds
+        spelled = byte_alphabet() if level else {f"<0x{byte:02X}>": byte for byte in range(256)}
+
+        def bytes_of(token: str) -> bytes:
+            if level:
+                return bytes(spelled[character] for character in token)
+            return bytes([spelled[token]]) if token in spelled else token.replace("\u2581", " ").encode()
+
+        vocabulary, added = bpe.get_vocab(), bpe.get_added_tokens_decoder()
+        if missing := NEEDED - {byte for token, byte in spelled.items() if token in vocabulary}:
+            raise ValueError(f"{len(missing)} of the bytes of text have no token")
+        if not (last := max(vocabulary.values())) < size <= MAX_SIZE or len(set(vocabulary.values())) < len(vocabulary):
+            raise ValueError(f"its {len(vocabulary):,} tokens, up to id {last:,}, do not fit the model's {size:,} ids")
+        token_bytes = [b""] * size
+        for token, i in vocabulary.items():
+            if i not in added or not added[i].special:
+                token_bytes[i] = token.encode() if i in added else bytes_of(token)
+        ends = [bpe.token_to_id(token) if isinstance(token, str) else token for token in (start, end)]
+        known = [i for i in ends if type(i) is int and 0 <= i < size]
+        if len(known) < 2:
+            raise ValueError(f"texts would begin with {start!r} and end with {end!r}, which are not both among its tokens")
+        found = {"gengen": "foreign", "start": known[0], "end": known[1], "size": size, "tokenizer": inner}
+        super().__init__(json.dumps(found, ensure_ascii=False), token_bytes, bpe, *known)
+        if self.decode(self.encode(sample := "a 1\u65e5")).strip() != sample:
+            raise ValueError(f"it does not give {sample!r} back")
+
+    @classmethod
+    def wrap(cls, text: str, start: int | str, end: int | str, size: int) -> "ForeignTokenizer":
+        """From a tokenizer.json that came with weights. Raises UserError for any but the two kinds of BPE above."""
+        with answered("this tokenizer.json cannot be used"):
+            return cls(parsed(text), start, end, size)
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """The whole: its words may begin elsewhere than ours."""
+        yield text
+
+    def huggingface(self, context: int) -> dict[str, Any]:
+        """As in TextTokenizer; the tokenizer.json is the one that was imported."""
+        assert self._bpe
+        special = {"bos_token": self._bpe.id_to_token(self.start), "eos_token": self._bpe.id_to_token(self.eot)}
+        config = SETTINGS | {"model_max_length": context} | {key: name for key, name in special.items() if name}
+        return {"tokenizer.json": json.loads(self._json)["tokenizer"], "tokenizer_config.json": config}
