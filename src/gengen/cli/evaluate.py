@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from gengen.checkpoints.files import read_json, replace_text, to_json
-from gengen.cli.saved import asked
-from gengen.config.sample import EvaluateConfig
+from gengen.cli.saved import asked, family
+from gengen.config.compose import import_plugins, plugins, read_command_line
+from gengen.config.help import flat_help
+from gengen.config.redact import redact
+from gengen.config.sample import EvaluateConfig, TextEvaluation
 from gengen.registry import MODELS
 
 
 def main(argv: list[str]) -> int:
-    wanted: EvaluateConfig | None = asked("evaluate", EvaluateConfig, argv)
+    line = read_command_line(argv)
+    import_plugins(plugins(line))
+    where = line.run or line.last("run")
+    wanted: Any = asked("evaluate", TextEvaluation if where and family(where, line).kind == "text" else EvaluateConfig, argv)
     if wanted is None:
+        if not where:
+            print("\n" + flat_help("evaluate", TextEvaluation))
         return 0
     from gengen.checkpoints.format import load_weights, read_weights
     from gengen.cli.train import brought_tokenizer, prepare_data
@@ -33,12 +41,19 @@ def main(argv: list[str]) -> int:
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))
     metrics = objective.evaluate(build_datamodule(replace(config, trainer=replace(config.trainer, devices=1)), prepared).val_batches())
-    result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | (metrics or {})
-    print(json.dumps(result))
+    assert metrics is not None  # nothing interrupts it
+    result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
+    print(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     if MODELS[config.model.name].kind == "image":
         from gengen.evaluation.runs import evaluate_run
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
-    replace_text(run / "evaluation.json", to_json(result))
+    else:
+        from gengen.evaluation.text import evaluate_text
+
+        generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
+        result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", print)
+    print(json.dumps(result))
+    replace_text(run / "evaluation.json", redact(to_json(result)))
     return 0

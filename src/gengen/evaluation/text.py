@@ -1,0 +1,246 @@
+"""What `evaluate` says of a language model: how well it predicts, how its samples read beside real text, what they copy, its speed."""
+
+import base64
+import io
+import math
+import resource
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gengen.checkpoints.files import replace_text
+from gengen.config.redact import redact
+from gengen.config.sample import DecodingSettings, TextEvaluation
+from gengen.data.prepare import PreparedText
+from gengen.data.shards import TokenStream
+from gengen.data.text import NO_LABEL, batch, shifted
+from gengen.data.tokenizer import TextTokenizer
+from gengen.evaluation.copying import copied_share, matching_lengths
+from gengen.evaluation.judges import Say
+from gengen.evaluation.report import STYLE
+from gengen.evaluation.runs import in_line
+from gengen.generation.text import Sample, TextGenerator
+from gengen.training.objective import Objective
+
+SCORED, LOGITS = 2**16, 2**24  # validation tokens at most that are looked at one by one; logits held at once
+BINS, BLOCKS = 15, 8  # of confidence; of places in the window
+COPIED = (4, 8, 16)  # tokens of the n-grams that are looked for in the training text
+TIMED, TIMED_TOKENS = 5, 32  # draws whose latency is measured, after one that is not; tokens of each
+
+Figures = dict[str, Any]
+Tokens = Sequence[int]
+
+
+@torch.inference_mode()
+def predictions(model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED) -> list[Tensor]:
+    """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window. (N,) each.
+
+    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens.
+    """
+    starts = range(0, len(stream) - 1, context)
+    starts = starts[:: math.ceil(len(starts) * context / limit)]
+    rows = max(1, LOGITS // (context * vocab_size))
+    device = next(model.parameters()).device
+    parts = []
+    for some in (starts[i : i + rows] for i in range(0, len(starts), rows)):
+        windows = batch([shifted(stream.read(start, context + 1), min(context, len(stream) - 1 - start)) for start in some])
+        labels = windows["labels"].to(device)
+        counted = labels != NO_LABEL
+        logits, labels = model(windows["tokens"].to(device))[counted].float(), labels[counted]  # (n, V), (n,)
+        (top, likeliest), normalizer = logits.max(-1), logits.logsumexp(-1)
+        nats = normalizer - logits.gather(-1, labels[:, None])[:, 0]
+        place = torch.arange(context, device=device).expand_as(counted)[counted]
+        parts.append((nats.double().cpu(), (top - normalizer).exp().double().cpu(), (likeliest == labels).cpu(), place.cpu()))
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def calibration(confidence: Tensor, correct: Tensor) -> Figures:
+    """The reliability curve of the likeliest token, in bins of equal width, and its expected calibration error (Guo et al. 2017,
+    eq. 3): the sum over bins of (share of the tokens) |accuracy - mean confidence|. confidence, correct: (N,)."""
+    bins = (confidence * BINS).long().clamp(0, BINS - 1)
+    tokens, sure, right = (bins.bincount(x, BINS) for x in (torch.ones_like(confidence), confidence, correct.double()))
+    return {
+        "accuracy": correct.double().mean().item(),
+        "ece": (sure - right).abs().sum().item() / len(bins),
+        "reliability": [
+            {"confidence": (sure[b] / tokens[b]).item(), "accuracy": (right[b] / tokens[b]).item(), "tokens": int(tokens[b])}
+            for b in bins.unique()
+        ],
+    }
+
+
+def loss_by_place(nats: Tensor, place: Tensor, context: int) -> list[Figures]:
+    """The mean loss of the tokens in each of BLOCKS equal stretches of the window. nats, place: (N,)."""
+    blocks = place * BLOCKS // context
+    stretches = (blocks == block for block in blocks.unique())
+    return [{"from": int(place[s].min()), "to": int(place[s].max()), "loss": nats[s].mean().item()} for s in stretches]
+
+
+def ngrams(text: Tokens, n: int) -> list[tuple[int, ...]]:
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def distinct(texts: Sequence[Tokens], n: int) -> float | None:
+    """Different n-grams / all n-grams of the texts together (Li et al. 2016); falls with the amount of text."""
+    grams = [gram for text in texts for gram in ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repeated(texts: Sequence[Tokens], n: int) -> float | None:
+    """The share of a text's n-grams that it has had before (Welleck et al. 2020), mean over the texts."""
+    shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := ngrams(text, n))]
+    return mean(shares) if shares else None
+
+
+def copies(texts: Sequence[Tokens], matching: Sequence[np.ndarray], tokenizer: TextTokenizer) -> Figures:
+    """What of the texts stands word for word in the training text, as `matching_lengths` found it."""
+    longest = []  # of each text: in tokens, in bytes
+    for text, lengths in zip(texts, matching, strict=True):
+        ends = np.cumsum([0, *(len(tokenizer.decode_bytes([token])) for token in text)])
+        spelt = ends[np.arange(len(text)) + lengths] - ends[:-1]
+        longest.append((int(lengths.max(initial=0)), int(spelt.max(initial=0))))
+    which = max(range(len(texts)), key=longest.__getitem__)
+    start = int(matching[which].argmax()) if len(texts[which]) else 0
+    return {f"copied_{n}": copied_share(matching, n) for n in COPIED} | {
+        "mean_longest_copy": mean(float(tokens) for tokens, _ in longest),
+        "longest_copy": longest[which][0],
+        "longest_copy_bytes": max(size for _, size in longest),
+        "longest_copies": longest,
+        "longest_passage": tokenizer.decode(texts[which][start : start + longest[which][0]]),
+    }
+
+
+def real_passages(stream: TokenStream, lengths: Sequence[int], eot: int) -> list[list[int]]:
+    """A held-out passage of each length: from where a document begins, as samples do, if enough are as long; else at even distances."""
+    tokens, longest = stream.read(0, len(stream)), max(lengths)
+    begins = np.flatnonzero(tokens == eot) + 1
+    begins = begins[np.diff(begins, append=len(tokens) + 1) > longest]
+    if len(begins) < len(lengths):
+        begins = np.arange(max(len(tokens) - longest, 1))
+    chosen = begins[np.arange(len(lengths)) * len(begins) // len(lengths)]
+    return [tokens[begin : begin + length].tolist() for begin, length in zip(chosen, lengths, strict=True)]
+
+
+def text_figures(samples: Sequence[Sample], prepared: PreparedText) -> dict[str, Figures]:
+    """Of the samples, and of as many, equally long `real` passages of held-out text: the scale."""
+    drawn = [sample.tokens for sample in samples]
+    real = real_passages(prepared.val, [len(text) for text in drawn], prepared.tokenizer.eot)
+    matching = matching_lengths(prepared.train, drawn + real)
+    result: dict[str, Figures] = {}
+    for name, texts, found in (("samples", drawn, matching[: len(drawn)]), ("real", real, matching[len(drawn) :])):
+        result[name] = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)} | {"repeated_4": repeated(texts, 4)}
+        result[name] |= copies(texts, found, prepared.tokenizer) | {"mean_tokens": mean(float(len(text)) for text in texts)}
+    result["samples"]["finish_reasons"] = dict(Counter(sample.finish_reason for sample in samples))
+    return result
+
+
+def latency(generator: TextGenerator, prompt: str, settings: Figures) -> Figures:
+    """Milliseconds from a prompt to its first token, and from one token to the next, of one text at a time; medians."""
+    first, later = [], []
+    for draw in range(1 + TIMED):
+        ticks = [time.perf_counter()]
+
+        def tick(ticks: list[float] = ticks) -> bool:  # polled before each token
+            ticks.append(time.perf_counter())
+            return False
+
+        generator.generate(prompt, **settings | {"max_tokens": TIMED_TOKENS, "seed": draw}, interrupted=tick)
+        ticks.append(time.perf_counter())
+        if draw:
+            first.append(1000 * (ticks[2] - ticks[0]))
+            later += [1000 * (after - before) for before, after in pairwise(ticks[2:])]
+    return {"first_token_ms": median(first), "next_token_ms": median(later) if later else None}
+
+
+def evaluate_text(
+    objective: Objective, generator: TextGenerator, known: Figures, config: TextEvaluation, folder: Path, say: Say
+) -> Figures:
+    """Every figure of a language model beyond the validation metrics that are `known`, and in `folder` a page that shows them all."""
+    prepared: PreparedText = getattr(objective, "prepared")
+    model, context = generator.model, generator.context
+    with objective.averaged(), objective.autocast():
+        nats, confidence, correct, place = predictions(model, prepared.val, context, model.vocab_size)
+    result: Figures = {
+        "validation": {"perplexity": math.exp(known["val/loss"]), "tokens": len(prepared.val) - 1, "bytes": prepared.val_bytes},
+        "calibration": calibration(confidence, correct),
+        "loss_by_place": loss_by_place(nats, place, context),
+    }
+    settings = {"seed": config.seed} | {f.name: getattr(config, f.name) for f in fields(DecodingSettings)}
+    speed = latency(generator, prepared.tokenizer.decode(prepared.val.read(0, context // 2)), settings)
+    samples: list[Sample] = []
+    if config.samples:
+        start = time.perf_counter()
+        samples = generator.generate("", n=config.samples, **settings)
+        speed["tokens_per_second"] = sum(len(sample.tokens) for sample in samples) / (time.perf_counter() - start)
+        result |= {"settings": settings} | text_figures(samples, prepared)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_gpu = generator.engine.device.type == "cuda"
+    speed["peak_memory_mb"] = (torch.cuda.max_memory_allocated(generator.engine.device) if on_gpu else resident) / 1e6
+    result["speed"] = speed | {"parameters": sum(p.numel() for p in model.parameters())}
+    for name in (name for name in ("validation", "calibration", "samples", "real", "speed") if name in result):
+        say(in_line(name, result[name]))
+    if samples:
+        say(f"longest copy   {result['samples']['longest_copy']} tokens: {result['samples']['longest_passage']!r}")
+    folder.mkdir(exist_ok=True)
+    replace_text(folder / "evaluation.html", redact(page(known | result, samples)))
+    say(f"page: {folder}/evaluation.html")
+    return result
+
+
+def page(result: Figures, samples: Sequence[Sample]) -> str:
+    """All figures and the samples in one file that needs no network."""
+    image = base64.b64encode(curves(result["calibration"]["reliability"], result["loss_by_place"])).decode()
+    facts = result | result["validation"] | result["calibration"] | result["speed"]
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>evaluation</title><style>{STYLE}</style><h1>Evaluation</h1>",
+        f"{table({result['checkpoint']: facts})}<h2>Predictions of held-out text</h2><img src='data:image/png;base64,{image}'>",
+    ]
+    if samples:
+        columns = {name: result[name] for name in ("samples", "real")}
+        parts.append(f"<h2>Samples beside as much held-out text</h2>{table(columns)}<h3>Longest passages that training text holds</h3>")
+        parts += [f"<p>{name}</p><pre>{escape(column['longest_passage'])}</pre>" for name, column in columns.items()]
+        for sample, (tokens, size) in zip(samples, result["samples"]["longest_copies"], strict=True):
+            title = f"{sample.index}: {sample.finish_reason}, longest copy {tokens} tokens, {size} bytes"
+            parts.append(f"<h3>{title}</h3><pre>{escape(sample.text)}</pre>")
+    return "\n".join([*parts, "</html>\n"])
+
+
+def table(columns: dict[str, Figures]) -> str:
+    """The numbers of each column side by side, in rows by their names."""
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+    names = [name for name, value in next(iter(columns.values())).items() if isinstance(value, (int, float))]
+    rows = [["", *columns], *([name, *(cell(column[name]) for column in columns.values())] for name in names)]
+    return "<table>" + "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows) + "</table>"
+
+
+def curves(reliability: list[Figures], by_place: list[Figures]) -> bytes:
+    """A PNG: accuracy and number of predictions by confidence, and loss by place in the window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    accuracy, number, loss = figure.subplots(1, 3)
+    confidence, right, tokens = zip(*(point.values() for point in reliability), strict=True)
+    accuracy.plot([0, 1], [0, 1], "--", color="0.6")
+    accuracy.plot(confidence, right, "o-")
+    number.bar(confidence, tokens, width=0.8 / BINS)
+    loss.plot([(block["from"] + block["to"]) / 2 for block in by_place], [block["loss"] for block in by_place], "o-")
+    accuracy.set(xlabel="confidence in the likeliest token", ylabel="share that was right")
+    number.set(xlabel="confidence in the likeliest token", ylabel="predictions")
+    loss.set(xlabel="place in the window", ylabel="loss, nats a token")
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    return png.getvalue()
