@@ -62,6 +62,7 @@ def tiny(texts: Path, shared_data: Path) -> list[str]:
     """Settings of a run of a few seconds: a two-layer model, 24 steps to an epoch and a half."""
     return [
         "model=gpt",
+        "optim=adamw",
         "data=text",
         f"data.path={texts}",
         f"data.dir={shared_data}",

@@ -179,7 +179,7 @@ def test_an_imported_run_is_sampled_and_trained_on(
     assert main(["sample", "runs/taken", "prompt=The bear", "max_tokens=5", "n=2"]) == 0
     assert "The bear" in capsys.readouterr().out
     settings = [f"data.path={texts}", f"data.dir={shared_data}", "data.batch_size=2", "trainer.max_steps=1", "trainer.compile=false"]
-    settings += ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "optim.lr=1e-12"]
+    settings += ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "optim.lr=1e-12", "optim.muon_lr=1e-12"]
     assert main(["train", "init_from=runs/taken", "data=text", "run=next", *settings]) == 0
     close(logits(gengen.load("runs/next").model), logits(gengen.load("runs/taken").model))
     for argv in (["train", "run=taken"], ["train", "run=taken", "data=text"], ["evaluate", "runs/taken"]):

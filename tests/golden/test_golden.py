@@ -26,7 +26,7 @@ def machine() -> dict[str, str]:
 
 def test_twenty_steps_of_nano(texts: Path, shared_data: Path, tmp_path: Path) -> None:
     argv = [
-        "model=gpt", "model.size=nano", "model.dropout=0", "data=text", f"data.path={texts}",
+        "model=gpt", "optim=adamw", "model.size=nano", "model.dropout=0", "data=text", f"data.path={texts}",
         f"data.dir={shared_data}",
         "data.tokenizer=byte",
         "data.batch_size=4", "trainer.precision=fp32", "trainer.device=cpu", "trainer.compile=false", "trainer.threads=1",

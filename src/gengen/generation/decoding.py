@@ -1,7 +1,6 @@
 """From logits to tokens: pure functions over a batch, computed in fp32 or finer."""
 
 import copy
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,15 +72,17 @@ def next_token_probabilities(
     """
     logits = logits.float()
     if temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
+        likeliest, token = logits.max(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, token, torch.where(likeliest.isfinite(), 1.0, float("nan")))
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, 1e-30)  # at most 0: nothing overflows
-    if min_p is not None:
-        logits = logits.masked_fill(logits < math.log(max(min_p, 1e-30)), float("-inf"))  # the likeliest passes every filter before it
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(~among_largest(logits, top_k), float("-inf"))
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         probabilities = probabilities * within_nucleus(probabilities, top_p)
+    if min_p is not None:
+        probabilities = probabilities * (probabilities >= min_p * probabilities.amax(dim=-1, keepdim=True))
+    if top_p is not None or min_p is not None:
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     return probabilities
 

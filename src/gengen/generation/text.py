@@ -169,8 +169,8 @@ class TextGenerator:
     def _continuations(self, prompt: str | Sequence[int], config: TextSampling) -> list[Continuation]:
         """n samples yet to be drawn of a prompt. Text follows a token that begins one, as documents do in training."""
         tokens = [self.tokenizer.start, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
-        if not tokens or not all(0 <= token < self.model.vocab_size for token in tokens):
-            raise UserError(f"a prompt of tokens needs one at least, each of 0..{self.model.vocab_size - 1}; found {tokens[:8]}")
+        if not isinstance(prompt, str) and not (tokens and all(0 <= token < self.tokenizer.vocab_size for token in tokens)):
+            raise UserError(f"a prompt of tokens needs one at least, each of 0..{self.tokenizer.vocab_size - 1}; found {tokens[:8]}")
         if len(tokens) > self.context:
             found = f"the prompt has {len(tokens) - 1} tokens, the model's context is {self.context}: at most {self.context - 1}"
             raise UserError(f"{found}\n  it begins: {str(prompt)[:60]!r}")
@@ -186,14 +186,15 @@ class TextGenerator:
         with engine.decoding():
             prompts = list({tuple(row.prompt): None for row in rows})  # each is read once, however many samples it has
             cache = engine.prefill([prompt[:-1] for prompt in prompts], slots).rows([prompts.index(tuple(row.prompt)) for row in rows])
-            controls = Controls(c, [row.prompt for row in rows], self.tokenizer.vocab_size, device)
+            controls = Controls(c, [row.prompt[row.prompt[0] == self.tokenizer.start :] for row in rows], self.tokenizer.vocab_size, device)
         for row in rows:
             row.cached = len(row.prompt) - 1
 
         for step in range(c.max_tokens):
+            going = [i for i, row in enumerate(rows) if not row.finish_reason]
             if interrupted():
-                for row in rows:
-                    row.finish("interrupted")
+                for i in going:
+                    rows[i].finish("interrupted")
                 yield
                 return
             with engine.decoding():
@@ -206,22 +207,21 @@ class TextGenerator:
                 logits = engine.step(newest, cache, max(row.cached for row in rows) + 1)[:, : self.tokenizer.vocab_size]
                 wanted = controls.applied(logits)
                 if processor is not None:
-                    wanted = processor(wanted, [row.prompt + row.tokens for row in rows])
+                    wanted[going] = processor(wanted[going], [rows[i].prompt + rows[i].tokens for i in going])
                 drawn = draw(next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p), numbers[:, step])
                 drawn, allowed = drawn.clamp(max=logits.shape[-1] - 1), drawn < logits.shape[-1]
                 controls.add(drawn)
                 logprobs = logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0]
-                tokens, chances, fine = drawn.tolist(), logprobs.tolist(), bool(allowed.all())
+                tokens, chances, fine = drawn.tolist(), logprobs.tolist(), bool(allowed[going].all())
             if not fine:
                 raise UserError(
                     "the logits are not finite, or no token is allowed: the training diverged, the weights are damaged, or logit_bias or "
                     "the processor forbids everything"
                 )
-            for row, token, chance in zip(rows, tokens, chances, strict=True):
-                if not row.finish_reason:
-                    row.cached += 1
-                    row.add(token, chance)
-                    row.cached -= engine.compiled and bool(row.finish_reason)
+            for i in going:
+                rows[i].cached += 1
+                rows[i].add(tokens[i], chances[i])
+                rows[i].cached -= engine.compiled and bool(rows[i].finish_reason)
             yield
             if ended := [i for i, row in enumerate(rows) if row.finish_reason]:
                 left = [i for i in range(len(rows)) if i not in ended]

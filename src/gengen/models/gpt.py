@@ -273,7 +273,8 @@ class GPT(nn.Module):
     def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads, (B, T, C), for tokens (B, T).
 
-        With a cache, row b's tokens follow the lengths[b] it holds; the caller then adds to `lengths` how many were real.
+        With a cache, row b's tokens follow the lengths[b] it holds, in the same document; the caller then adds to `lengths` how
+        many were real.
         """
         c = self.config
         places = torch.arange(tokens.shape[1], device=tokens.device)

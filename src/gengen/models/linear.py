@@ -57,9 +57,9 @@ class Int8Linear(nn.Module):
 
 def quantized(model: M) -> M:
     """A copy in bf16 whose linear maps, the output head among them, are int8; embeddings and norms are not."""
-    model = copy.deepcopy(model).bfloat16()
+    model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, Int8Linear(child))
-    return model
+    return model.bfloat16()

@@ -1,0 +1,33 @@
+"""What fewer bits in the weights cost: bits-per-byte of a run of text in fp32, bf16 and int8, by the protocol of training.
+
+    python benchmarks/precision.py RUN
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from storybook import score
+
+import gengen
+from gengen.checkpoints.files import read_json
+from gengen.config.data import DataConfig
+from gengen.config.schema import build
+from gengen.data.text import prepare_for
+from gengen.generation.engine import Engine
+
+
+def main(run: str) -> None:
+    generator, config = gengen.load(run), read_json(Path(run) / "config.json")
+    prepared = prepare_for(build(DataConfig, config["data"]), generator.model.config, lambda line: None, None)  # type: ignore[arg-type]
+    exact = 0.0
+    for precision in ("fp32", "bf16", "int8"):
+        model = Engine(generator.model, precision).model
+        with torch.no_grad():
+            bits = score(lambda tokens, model=model: model(tokens).float(), prepared, generator.context)  # type: ignore[misc]
+        exact = exact or bits
+        print(f"{precision:5} {bits:.4f} bits per byte  {bits / exact - 1:+.3%}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,84 @@
+"""What parts of a training step cost: the head with its loss, in memory and time, and fetching a batch.
+
+    python benchmarks/step.py [rounds=3] [threads=2] [train.py's own settings, such as data.dir=...]
+
+Head and loss of 16 x 256 tokens, 384 features, vocabulary 32,768, forward and backward in bf16 autocast, each in a process of its own:
+all logits at once with torch's cross-entropy, and ours. Peak memory is what the process holds at most beyond what it held before.
+Fetching: a batch of the default run from prepared data, against a step of it.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from turns import arguments
+
+from gengen.config.compose import compose_train, read_command_line
+from gengen.data.text import prepare_for
+from gengen.models.cross_entropy import linear_cross_entropy
+from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
+
+ROWS, WIDTH, VOCAB = 16 * 256, 384, 32_768
+
+
+def head(which: str, threads: int) -> None:
+    """Print megabytes and milliseconds of one way, as JSON."""
+    torch.set_num_threads(threads)
+    x, weight = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(VOCAB, WIDTH, requires_grad=True)
+    labels = torch.randint(0, VOCAB, (ROWS,))
+    before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            if which == "ours":
+                loss = linear_cross_entropy(x, weight, labels)
+            else:
+                loss = F.cross_entropy((x @ weight.T).float(), labels, reduction="sum")
+        loss.backward()
+        x.grad = weight.grad = None
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"megabytes": peak / 1024, "ms": 1000 * median(times[1:])}))
+
+
+def fetching(threads: int, settings: list[str]) -> tuple[float, float]:
+    """Milliseconds to fetch a batch, and those of a step."""
+    line = ["model=gpt", "data=storybook", "trainer.max_steps=12", f"trainer.threads={threads}", "trainer.precision=bf16", *settings]
+    config = compose_train(read_command_line([*line, "trainer.device=cpu", "trainer.compile=false"]))
+    prepared = prepare_for(config.data, config.model, lambda line: None, None)  # type: ignore[arg-type]
+    config.data, config.model = prepared.config, config.model.resolved()
+    module = build_datamodule(config, prepared)
+    batches, fetched = iter(module.loader(0)), []
+    for _ in range(100):
+        start = time.perf_counter()
+        next(batches)
+        fetched.append(time.perf_counter() - start)
+    times = StepTimes()
+    build_trainer(config, times, 12).fit(build_objective(config, prepared), datamodule=module)
+    return 1000 * median(fetched), 1000 * median(b - a for a, b in zip(times.ends[2:], times.ends[3:], strict=False))
+
+
+def main(rounds: int, threads: int, settings: list[str]) -> None:
+    found: dict[str, list[dict[str, float]]] = {"all logits at once": [], "ours": []}
+    for _ in range(rounds):
+        for name, results in found.items():
+            out = subprocess.run([sys.executable, __file__, "head", name, str(threads)], capture_output=True, text=True, check=True)
+            results.append(json.loads(out.stdout.splitlines()[-1]))
+    print(f"head and loss, {ROWS:,} tokens, vocabulary {VOCAB:,}, bf16 (medians of {rounds} processes)")
+    for name, results in found.items():
+        print(f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  {median(r['ms'] for r in results):7.0f} ms")
+    fetch, step = fetching(threads, settings)
+    print(f"fetching a batch of the default run: {fetch:.2f} ms, a step of it {step:.0f} ms: {fetch / step:.2%}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["head"]:
+        head("ours" if sys.argv[2] == "ours" else "naive", int(sys.argv[3]))
+    else:
+        asked, rest = arguments(sys.argv[1:], rounds=3, threads=2)
+        main(**asked, settings=rest)
