@@ -505,3 +505,20 @@ def test_a_grammar_may_allow_nothing_behind_the_end(generator: TextGenerator) ->
 def test_a_grammar_may_allow_nothing_behind_the_end_of_rows_that_stay(model: GPT) -> None:
     samples = kept_rows(model).generate(["x", "y"], stop=".", max_tokens=9, processor=then_nothing)
     assert [s.text for s in samples] == ["a", "bb"]
+
+
+def test_a_processor_changes_what_is_drawn_and_no_log_probability(generator: TextGenerator) -> None:
+    """The bug put back would be one line: a processor whose result is written over the model's own logits."""
+    token = generator.generate("a", max_tokens=1, temperature=0)[0].tokens[0]
+    forced = generator.generate("a", max_tokens=1, temperature=0, processor=lambda logits, rows: logits + 50 * (torch.arange(257) == 9))
+    with torch.no_grad():
+        expected = generator.model(torch.tensor([[0, *BYTES.encode("a")]]))[0, -1].log_softmax(-1)
+    assert forced[0].tokens == [9] != [token]
+    assert forced[0].logprobs == pytest.approx([float(expected[9])], abs=1e-4)
+
+
+def test_what_is_no_setting_is_refused(generator: TextGenerator) -> None:
+    with pytest.raises(UserError, match="precision is no setting of how a text is drawn"):
+        generator.generate("a", precision="int8")
+    with pytest.raises(UserError, match=r"temprature.*did you mean temperature"):
+        generator.generate("a", temprature=1.0)

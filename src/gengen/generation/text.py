@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
 from gengen.checkpoints.format import read_tokenizer
-from gengen.config.errors import UserError
+from gengen.config.errors import UserError, did_you_mean
 from gengen.config.sample import DecodingSettings, TextSampling
 from gengen.config.schema import build
 from gengen.data.tokenizer import TextTokenizer
@@ -113,10 +113,10 @@ class TextGenerator:
         """n continuations of each prompt, those of one prompt side by side; an empty prompt starts a text, token ids are taken as
         they are.
 
-        Sample i, its place in the list, draws from (seed, i) alone. `settings` are the fields of TextSampling: temperature, top_k,
-        stop and so on; logit_bias also as {token: number}. A stop string or id ends a sample and is left out. A text that fills
-        the model's context goes on from the last half of it. `interrupted` is polled before each token; once true, all samples end
-        as they are.
+        Sample i, its place in the list, draws from (seed, i) alone. `settings` are seed and the fields of DecodingSettings:
+        temperature, top_k, stop and so on; logit_bias also as {token: number}. A stop string or id ends a sample and is left out. A
+        text that fills the model's context goes on from the last half of it. `interrupted` is polled before each token; once true,
+        all samples end as they are.
         """
         config = checked(n=n, **settings)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -205,22 +205,10 @@ class TextGenerator:
                         rows[i].cached = kept - 1
                 newest = torch.tensor([[(row.tokens or row.prompt)[-1]] for row in rows], device=device)
                 logits = engine.step(newest, cache, max(row.cached for row in rows) + 1)[:, : self.tokenizer.vocab_size]
-                wanted = controls.applied(logits)
-                if processor is not None:
-                    wanted[going] = processor(wanted[going], [rows[i].prompt + rows[i].tokens for i in going])
-                drawn = draw(next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p), numbers[:, step])
-                drawn, allowed = drawn.clamp(max=logits.shape[-1] - 1), drawn < logits.shape[-1]
-                controls.add(drawn)
-                logprobs = logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0]
-                tokens, chances, fine = drawn.tolist(), logprobs.tolist(), bool(allowed[going].all())
-            if not fine:
-                raise UserError(
-                    "the logits are not finite, or no token is allowed: the training diverged, the weights are damaged, or logit_bias or "
-                    "the processor forbids everything"
-                )
+                tokens, logprobs = self._draw(logits, numbers[:, step], rows, going, controls, c, processor)
             for i in going:
                 rows[i].cached += 1
-                rows[i].add(tokens[i], chances[i])
+                rows[i].add(tokens[i], logprobs[i])
                 rows[i].cached -= engine.compiled and bool(rows[i].finish_reason)
             yield
             if ended := [i for i, row in enumerate(rows) if row.finish_reason]:
@@ -232,6 +220,25 @@ class TextGenerator:
                 else:
                     rows, cache, numbers, controls = [rows[i] for i in left], cache.rows(left), numbers[left], controls.rows(left)
 
+    def _draw(
+        self, logits: Tensor, numbers: Tensor, rows: list[Continuation], going: list[int], controls: Controls, c: TextSampling,
+        processor: Processor | None,
+    ) -> tuple[list[int], list[float]]:  # fmt: skip
+        """A token for each row, by its logits (B, V) and number in [0, 1), and its log-probability; those not `going` mean nothing."""
+        wanted = controls.applied(logits)
+        if processor is not None:
+            wanted = wanted.clone()
+            wanted[going] = processor(wanted[going], [rows[i].prompt + rows[i].tokens for i in going])
+        drawn = draw(next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p), numbers)
+        if int(drawn[going].max()) >= logits.shape[-1]:
+            raise UserError(
+                "the logits are not finite, or no token is allowed: the training diverged, the weights are damaged, or logit_bias or the "
+                "processor forbids everything"
+            )
+        drawn = drawn.clamp(max=logits.shape[-1] - 1)
+        controls.add(drawn)
+        return drawn.tolist(), logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0].tolist()
+
 
 def never() -> bool:
     return False
@@ -239,6 +246,9 @@ def never() -> bool:
 
 def checked(**settings: Any) -> TextSampling:
     """The settings, each held to its field of TextSampling; logit_bias may be a mapping, stop a single text."""
+    known = ["n", "seed", *(f.name for f in fields(DecodingSettings))]
+    if unknown := [name for name in settings if name not in known]:
+        raise UserError(f"{unknown[0]} is no setting of how a text is drawn" + did_you_mean(unknown[0], known))
     if isinstance(bias := settings.get("logit_bias"), dict):
         settings["logit_bias"] = [f"{token}:{number}" for token, number in bias.items()]
     if isinstance(stop := settings.get("stop"), str):

@@ -82,20 +82,15 @@ def sees(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (query - key < window)
 
 
-def takes_blocks(device: torch.device) -> bool:
-    """FlexAttention is fast as compiled CUDA code alone."""
-    return device.type == "cuda" and torch.compiler.is_compiling()
-
-
-def visible_keys(documents: Tensor | None, window: int | None, tokens: Tensor) -> Visible:
+def visible_keys(documents: Tensor | None, window: int | None, tokens: Tensor, blocks: bool = False) -> Visible:
     """Which tokens of the same window of text (B, T) each sees; documents: (B, T), the number of each token's document.
 
-    FlexAttention's blocks where a compiled model runs on CUDA, as what is not seen then costs nothing; elsewhere the same as a mask.
+    As a mask; or as FlexAttention's blocks, where what is not seen costs nothing.
     """
     if documents is None and window is None:
         return None
     B, T = tokens.shape
-    if takes_blocks(tokens.device):
+    if blocks:
         from torch.nn.attention.flex_attention import create_block_mask
 
         def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -227,7 +222,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = c = config.resolved()
         assert c.layers and c.width and c.vocab_size and c.context
-        self.vocab_size = c.vocab_size
+        self.vocab_size, self.is_compiled = c.vocab_size, False
         self.embedding = nn.Embedding(padded(c.vocab_size), c.width)
         self.positions = nn.Embedding(c.context, c.width) if c.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
@@ -258,9 +253,14 @@ class GPT(nn.Module):
         """The same weights in a model whose blocks are compiled: the code of one, made once, serves all, in a fraction of the time
         that compiling the whole takes."""
         twin = copy.copy(self)
+        twin.is_compiled = True
         blocks: list[Any] = [torch.compile(block) for block in self.blocks]
         twin._modules = self._modules | {"blocks": nn.ModuleList(blocks)}
         return twin
+
+    def takes_blocks(self, device: torch.device) -> bool:
+        """FlexAttention is fast as compiled CUDA code alone."""
+        return self.is_compiled and device.type == "cuda"
 
     def empty_cache(self, rows: int, slots: int, dtype: torch.dtype | None = None) -> Cache:
         """For `rows` texts of at most `slots` tokens. dtype: that of the keys and values, null = of the weights."""
@@ -290,7 +290,7 @@ class GPT(nn.Module):
                 begins = tokens == c.document_token
                 documents = begins.cumsum(dim=1)  # (B, T)
                 positions = places - (places * begins).cummax(dim=1).values  # from each document's first token
-            masks = {w: visible_keys(documents, w, tokens) for w in set(c.windows())}
+            masks = {w: visible_keys(documents, w, tokens, self.takes_blocks(tokens.device)) for w in set(c.windows())}
         x = self.embedding(tokens)
         rotary = None
         if self.positions is not None:
