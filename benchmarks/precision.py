@@ -1,6 +1,6 @@
 """What fewer bits in the weights cost: bits-per-byte of a run of text in fp32, bf16 and int8, by the protocol of training.
 
-    python benchmarks/precision.py RUN
+python benchmarks/precision.py RUN
 """
 
 import sys

@@ -42,7 +42,7 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     known = {key for key, _ in field_settings(read_command_line(rest))} if command in ("train", "prepare") else set()
     chosen = dict(a.split("=", 1) for a in rest if "=" in a)
     family = chosen.get("model", "gpt") if command == "train" else family_of(rest)
-    if family and family != "gpt":
+    if family and family not in ("gpt", "gpt2", "llama"):
         if command == "train":
             shape = SHAPES.get(family, ["model.widths=[16,32]", "model.blocks=1", "model.patch=2"])
             return [*argv, *SMALL_IMAGES, *shape, f"data.path={pictures}", f"data.dir={data}"]

@@ -320,6 +320,8 @@ NOTHING: dict[str, dict[str, Any]] = {
     "processor": {"processor": lambda logits, rows: torch.full_like(logits, -math.inf)},
     "nan": {"processor": lambda logits, rows: logits * math.nan},
 }
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 @pytest.mark.parametrize("how", NOTHING)
 def test_where_nothing_is_allowed_it_is_said(generator: TextGenerator, how: str, temperature: float) -> None:
@@ -520,5 +522,5 @@ def test_a_processor_changes_what_is_drawn_and_no_log_probability(generator: Tex
 def test_what_is_no_setting_is_refused(generator: TextGenerator) -> None:
     with pytest.raises(UserError, match="precision is no setting of how a text is drawn"):
         generator.generate("a", precision="int8")
-    with pytest.raises(UserError, match=r"temprature.*did you mean temperature"):
+    with pytest.raises(UserError, match=r"(?s)temprature.*did you mean temperature"):
         generator.generate("a", temprature=1.0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # the label of a token that has no loss
+ROWS = 512  # at least: the weight's gradient is added to once for so many
 ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits computed at once; on a CPU they stay in its cache
 
 
@@ -27,7 +28,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, z_loss: float) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        rows = max(1, ELEMENTS[device] // weight.shape[0])
+        rows = max(ROWS, ELEMENTS[device] // weight.shape[0])
         with torch.autocast(device, enabled=False):
             inputs, w = x.to(dtype), weight.to(dtype)
             total, x_grads, w_grad = x.new_zeros((), dtype=torch.float32), [], None
