@@ -133,6 +133,7 @@ def main(rounds: int, tokens: int, threads: int, only: str) -> None:
         "gengen compiled fp32": lambda: our_drawer(model, "fp32", True),
         "gengen compiled bf16": lambda: our_drawer(model, "bf16", True),
         "gengen int8": lambda: our_drawer(model, "int8", False),
+        "gengen compiled int8": lambda: our_drawer(model, "int8", True),
     }
     drawers = {name: make() for name, make in makers.items() if any(part in name for part in only.split(","))}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -144,7 +145,8 @@ def main(rounds: int, tokens: int, threads: int, only: str) -> None:
         for name, speeds in figures.items():
             print(f"  {name:22}{spread(speeds)}   first call {first[name] - samples * tokens / median(speeds):+.1f} s")
         compared = [(a, b) for dtype in ("fp32", "bf16") for b in (f"HF {dtype}",) for a in (f"gengen {dtype}", f"gengen compiled {dtype}")]
-        compared += [("gengen int8", "gengen fp32"), ("gengen int8", "gengen bf16")] if samples == 1 else []
+        if samples == 1:
+            compared += [(f"gengen {way}int8", f"gengen {way}{dtype}") for way in ("", "compiled ") for dtype in ("fp32", "bf16")]
         for ahead, behind in compared:
             if ahead in figures and behind in figures:
                 print(ratio(figures, ahead, behind))

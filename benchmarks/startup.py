@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py [rounds=3] [train.py's own settings ...]
 
-Real processes, one at a time, on data that is prepared already. The first step is over when its row is in metrics.csv, whose time of
-change is compared with that of starting the process; `stop_at=1` ends the run there, before anything else is written to it. Imports are
-timed in a process that does nothing else: start of Python to the last of the modules that such a run loads before its first step.
+Real processes, one at a time, on data that is prepared already, uncompiled. The first step is over when its row is in metrics.csv, whose
+time of change is compared with that of starting the process; `stop_at=1` ends the run there, before anything else is written to it.
+Imports are timed in a process that does nothing else: start of Python to the last of the modules that such a run loads before its first
+step.
 """
 
 import subprocess
@@ -33,7 +34,7 @@ def process(*arguments: str) -> float:
 
 def first_step(settings: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["run=first", f"runs_dir={folder}", "trainer.max_steps=1000", "stop_at=1", "trainer.log_every=1"]
+        fixed = ["run=first", f"runs_dir={folder}", "trainer.max_steps=1000", "stop_at=1", "trainer.log_every=1", "trainer.compile=false"]
         start = process(TRAIN, "model=gpt", "data=storybook", *settings, *fixed)
         metrics = Path(folder) / "first" / "metrics.csv"
         assert metrics.read_text().splitlines()[-1].startswith("1,"), "no row of step 1"

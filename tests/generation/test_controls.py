@@ -24,21 +24,6 @@ BYTES = TextTokenizer.byte()
 SIZE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 257, "context": 32}
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    """A model whose next token depends much on all before it: random weights, none of them zero."""
-    model, numbers = GPT(GPTConfig(**SIZE)).eval(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=numbers) * (0.2 if p.dim() < 2 else 1.5 * p.shape[-1] ** -0.5) + (p.dim() < 2))
-    return model
-
-
-@pytest.fixture(scope="module")
-def generator(model: GPT) -> TextGenerator:
-    return TextGenerator(model, BYTES)
-
-
 class Constant(GPT):
     """Says the same logits whatever it has read."""
 

@@ -30,21 +30,6 @@ def nano(**config: Any) -> GPT:
     return GPT(GPTConfig(**{"size": "nano", **size, **config})).eval()
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    """A model whose next token depends much on all before it: random weights, none of them zero."""
-    model, draw = nano(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else 1.5 * p.shape[-1] ** -0.5) + (p.dim() < 2))
-    return model
-
-
-@pytest.fixture(scope="module")
-def generator(model: GPT) -> TextGenerator:
-    return TextGenerator(model, BYTES)
-
-
 class Scripted(GPT):
     """Continues the empty prompt with given tokens, then ends the text."""
 

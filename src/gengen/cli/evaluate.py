@@ -6,22 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from gengen.checkpoints.files import read_json, replace_text, to_json
-from gengen.cli.saved import asked, family
-from gengen.config.compose import import_plugins, plugins, read_command_line
-from gengen.config.help import flat_help
+from gengen.cli.saved import asked
 from gengen.config.redact import redact
 from gengen.config.sample import EvaluateConfig, TextEvaluation
 from gengen.registry import MODELS
 
 
 def main(argv: list[str]) -> int:
-    line = read_command_line(argv)
-    import_plugins(plugins(line))
-    where = line.run or line.last("run")
-    wanted: Any = asked("evaluate", TextEvaluation if where and family(where, line).kind == "text" else EvaluateConfig, argv)
+    wanted: Any = asked("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
     if wanted is None:
-        if not where:
-            print("\n" + flat_help("evaluate", TextEvaluation))
         return 0
     from gengen.checkpoints.format import load_weights, read_weights
     from gengen.cli.train import brought_tokenizer, prepare_data

@@ -13,7 +13,7 @@ from gengen.config.schema import build
 
 
 def main(argv: list[str]) -> int:
-    config: ExportConfig | None = asked("export", ExportConfig, argv)
+    config: ExportConfig | None = asked("export", lambda entry: ExportConfig, argv)
     if config is None:
         return 0
     import torch

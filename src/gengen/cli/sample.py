@@ -7,7 +7,7 @@ from gengen.config.sample import SampleConfig
 
 
 def main(argv: list[str]) -> int:
-    config: SampleConfig | None = asked("sample", None, argv)
+    config: SampleConfig | None = asked("sample", lambda entry: entry.sampling or SampleConfig, argv)
     if config is None:
         return 0
     from gengen.generation.load import load_generator

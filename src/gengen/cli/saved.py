@@ -1,5 +1,6 @@
 """What commands that read a run have in common."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,24 @@ from gengen.checkpoints.run import find
 from gengen.config.compose import CommandLine, compose_flat, import_plugins, plugins, read_command_line
 from gengen.config.errors import UserError
 from gengen.config.help import flat_help
-from gengen.config.sample import SampleConfig
 from gengen.registry import MODELS, Entry
 
 
-def asked(command: str, cls: type | None, argv: list[str]) -> Any:
+def asked(command: str, config_of: Callable[[Entry], type], argv: list[str]) -> Any:
     """The command's config, of a run that exists; None where help was asked for, which is then printed.
 
-    cls: the command's config, or None for that of the run's family.
+    config_of: the class of the command's config for a family of models.
     """
     line = read_command_line(argv)
     import_plugins(plugins(line))
     where = line.run or line.last("run")
     if line.show == "help":
-        families = {} if cls or where else {MODELS[name].sampling: name for name in reversed(list(MODELS))}
-        kinds = [cls or (family(where, line).sampling if where else SampleConfig), *reversed(families)]
-        print("\n\n".join(flat_help(command, kind) for kind in kinds if kind))
+        entries = [family(where, line)] if where else [MODELS[name] for name in MODELS]
+        print("\n\n".join(flat_help(command, cls) for cls in dict.fromkeys(map(config_of, entries))))
         return None
     if where is None:
         raise UserError(f"which run? python scripts/{command}.py runs/NAME")
-    return compose_flat(cls or family(where, line).sampling or SampleConfig, line)
+    return compose_flat(config_of(family(where, line)), line)
 
 
 def family(where: str, line: CommandLine) -> Entry:

@@ -91,7 +91,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
     from gengen.hardware import pick_device, pick_precision
-    from gengen.training.build import steps_within_budget
+    from gengen.training.build import fitted_to_budget
     from gengen.training.console import Console
     from gengen.training.signals import Interruption
 
@@ -108,7 +108,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     config.model.check()  # now that it knows its data
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
-            config = steps_within_budget(config, prepared, console.say)
+            config = fitted_to_budget(config, prepared, console.say)
         if interruption():
             return interruption.exit_code
         steps, compiled = config.trainer.max_steps, config.trainer.compile

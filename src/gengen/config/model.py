@@ -99,7 +99,7 @@ class GPTConfig(ModelConfig):
     document_token: int | None = option(None, "id that begins a document (0 in our tokenizers): a token sees its own document only", low=0)
     residual_init: str = choice("zero", ["zero", "scaled"], "of what is added to the stream: 0, or N(0, .02 / sqrt(2 layers))")
     logit_softcap: float | None = positive(None, "logits become cap * tanh(logits / cap)")
-    checkpointing: bool = option(False, "keep no activations inside blocks but compute them again: less memory, a third more time",
+    checkpointing: bool = option(False, "keep no activations inside blocks but compute them again: less memory, more time",
                                  on_resume="free")  # fmt: skip
     z_loss: float = option(0.0, "weight of the squared log-normaliser in training; 1e-4 is usual", low=0)
 

@@ -30,7 +30,7 @@ class OptimConfig:
 
     name: str = choice("adamw", ["adamw", "muon"], "AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest")
     lr: float = positive(3e-3, "peak learning rate of AdamW", on_resume="warned")
-    muon_lr: float = positive(0.02, "peak learning rate of Muon", on_resume="warned")
+    muon_lr: float = positive(0.04, "peak learning rate of Muon", on_resume="warned")
     momentum: float = option(0.95, "Muon's decay of the gradient's average", low=0, below=1)
     muon_weight_decay: float = option(0.05, "Muon's decoupled decay", low=0)
     beta1: float = option(0.9, "decay of the first moment", low=0, below=1)

@@ -21,7 +21,7 @@ class Engine:
     """
 
     def __init__(self, model: GPT, precision: str = "fp32", compile: bool = False):
-        self.source, self.precision, self.compiled = model, precision, compile
+        self.precision, self.compiled = precision, compile
         self.model = {"fp32": lambda: model, "bf16": lambda: copy.deepcopy(model).bfloat16(), "int8": lambda: quantized(model)}[precision]()
         self.device, self._step = model.embedding.weight.device, self._logits
         if compile:

@@ -198,25 +198,24 @@ class TextGenerator:
                 yield
                 return
             with engine.decoding():
-                if full := [i for i, row in enumerate(rows) if row.cached == self.context]:
+                if full := [i for i in going if rows[i].cached == self.context]:
                     kept = max(self.context // 2, 1)
                     cache.replace(full, engine.prefill([(rows[i].prompt + rows[i].tokens)[-kept:-1] for i in full], slots))
                     for i in full:
                         rows[i].cached = kept - 1
                 newest = torch.tensor([[(row.tokens or row.prompt)[-1]] for row in rows], device=device)
-                logits = engine.step(newest, cache, max(row.cached for row in rows) + 1)[:, : self.tokenizer.vocab_size]
+                logits = engine.step(newest, cache, max(rows[i].cached for i in going) + 1)[:, : self.tokenizer.vocab_size]
                 tokens, logprobs = self._draw(logits, numbers[:, step], rows, going, controls, c, processor)
             for i in going:
                 rows[i].cached += 1
                 rows[i].add(tokens[i], logprobs[i])
-                rows[i].cached -= engine.compiled and bool(rows[i].finish_reason)
             yield
             if ended := [i for i, row in enumerate(rows) if row.finish_reason]:
                 left = [i for i in range(len(rows)) if i not in ended]
                 if not left:
                     return
-                if engine.compiled:  # they stay, and draw the same token's successor again and again
-                    cache.lengths[ended] -= 1
+                if engine.compiled:  # they stay, and what they draw is not looked at
+                    cache.lengths[ended] = 0
                 else:
                     rows, cache, numbers, controls = [rows[i] for i in left], cache.rows(left), numbers[left], controls.rows(left)
 

@@ -111,7 +111,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
 
         y: Tensor = flex_attention(q, k, v, block_mask=visible, enable_gqa=shared)
         return y
-    if q.device.type == "cpu" and q.shape[2] == 1 and visible is not None:
+    if q.device.type == "cpu" and q.shape[2] == 1 and visible is not None and torch.compiler.is_compiling():
         return attend_one(q, k, v, visible)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and k.shape[2] <= SHORT:
         return attend_short(q, k, v, visible)
@@ -119,8 +119,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """The same for one query a row on a CPU, where it is reading keys and values that takes the time: sums of products, which a
-    compiler makes into one pass over either, a third of the time of torch's fused kernel (benchmarks/decoding.py)."""
+    """The same for one query a row in compiled code on a CPU, where it is reading keys and values that takes the time: sums of
+    products, of which the compiler makes one pass over either (benchmarks/kernels.py)."""
     B, H, _, D = q.shape
     grouped = q.view(B, k.shape[1], -1, 1, D).float()  # (B, KV, H / KV, 1, D)
     scores = (grouped * k[:, :, None]).sum(dim=-1) * D**-0.5  # (B, KV, H / KV, S) fp32
@@ -128,12 +128,12 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return (weights[..., None] * v[:, :, None]).sum(dim=-2).to(v.dtype).view(B, H, 1, D)
 
 
-SHORT = 512
+SHORT = 512  # keys; all scores of a layer are held for the backward pass
 
 
 def attend_short(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """The same by plain products, all scores at once: where bf16 is trained on a CPU and texts are short, half the time of torch's
-    fused kernel, whose backward pass does not use the processor's bf16 units (benchmarks/training.py)."""
+    """The same by plain products, all scores at once: faster than torch's fused kernel where bf16 is trained on a CPU and texts are
+    short (benchmarks/kernels.py). Scores are rounded to bf16, as under autocast; softmax is fp32 inside."""
     B, H, T, D = q.shape
     k, v = (x.repeat_interleave(H // x.shape[1], dim=1).flatten(0, 1) for x in (k, v))
     seen = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible.expand(B, H, -1, -1).flatten(0, 1)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -128,26 +127,25 @@ class StepTimes(L.Callback):
         self.ends.append(time.perf_counter())
 
 
-COMPILING = 180.0  # seconds of training on a CPU from which on half a minute of compiling is won back (docs/results.md)
+COMPILING_PAYS = {"seconds": 180.0, "flops": 3e13}  # of training on a CPU, from which on half a minute of compiling is won back
 
 
 def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Compile the objective's network, if that is asked for or `auto` finds it pays: on CUDA; on a CPU in a run of some minutes, which
-    is its budget or what its FLOPs take at a third of the machine's peak. Returns whether it was done."""
+    """Compile the objective's network, if that is asked for or `auto` finds it pays: on CUDA; on a CPU in a run of some minutes, by its
+    budget or by its FLOPs, so that a resumed run decides as it did before. Returns whether it was done."""
     c = config.trainer
-    if c.device == "cuda" or c.compile != "auto" or not objective.compiles_on_cpu:
-        pays = c.device == "cuda"
-    elif c.max_steps is None:
-        pays = seconds("trainer.budget", c.budget) >= COMPILING
-    else:
-        peak = peak_flops(c.device, c.precision) or math.inf
-        pays = 3 * c.max_steps * config.data.batch_size * objective.flops_per_row() / peak >= COMPILING
+    pays = c.device == "cuda"
+    if not pays and objective.compiles_on_cpu:
+        if c.max_steps is None:
+            pays = seconds("trainer.budget", c.budget) >= COMPILING_PAYS["seconds"]
+        else:
+            pays = c.max_steps * config.data.batch_size * objective.flops_per_row() >= COMPILING_PAYS["flops"]
     if compiled := pick_compile(c, pays, say):
         objective.use_compiled()
     return compiled
 
 
-def steps_within_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
+def fitted_to_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
     """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away;
     and with `compile` settled, so that it repeats the run."""
     times = StepTimes()

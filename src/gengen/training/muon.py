@@ -45,6 +45,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
             (self.muon if group["muon"] else self.adamw)(with_gradient, group)

@@ -1,0 +1,94 @@
+"""Why models/gpt.py and models/linear.py have ways of their own on a CPU, beside torch's: milliseconds and ratios.
+
+    python benchmarks/kernels.py [rounds=9] [threads=2]
+
+Training attention: 16 texts of 256 tokens, 6 heads of 64, bf16, forward and backward. Decoding attention: one query a row over 256 slots,
+six layers. Decoding maps: the 25 matrices of a 12 M model for one row, each read from memory once a round.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from turns import arguments
+
+from gengen.models.gpt import attend_one, attend_short
+from gengen.models.linear import product_sums
+
+SHAPES = [(1152, 384), (384, 384), (2048, 384), (384, 1024)] * 6 + [(4096, 384)]
+
+
+def compare(title: str, ways: dict[str, Callable[[], object]], rounds: int) -> None:
+    """Each way in turn, after one call that is not timed; the ratio is to the first."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                spent[name].append(1000 * (time.perf_counter() - start))
+    print(title)
+    first = median(next(iter(spent.values())))
+    for name, times in spent.items():
+        print(f"  {name:22}{median(times):8.2f} ms   {first / median(times):.2f}x")
+
+
+def training(rounds: int) -> None:
+    q, k, v = (torch.randn(16, 256, 6, 64).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3))
+
+    def run(attend: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: attend(q, k, v).backward(torch.ones_like(q))
+
+    fused = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    compare(
+        "attention in training, a layer", {"torch's fused": fused, "attend_short": run(lambda q, k, v: attend_short(q, k, v, None))}, rounds
+    )
+
+
+@torch.no_grad()
+def attention(rounds: int, rows: int, dtype: torch.dtype) -> None:
+    layers = [torch.randn(2, rows, 6, 256, 64).to(dtype) for _ in range(6)]
+    q, visible = torch.randn(rows, 6, 1, 64).to(dtype), torch.ones(rows, 1, 1, 256, dtype=torch.bool)
+    compiled = torch.compile(attend_one, dynamic=False)
+    ways: dict[str, Callable[[], object]] = {
+        "torch's fused": lambda: [F.scaled_dot_product_attention(q, k, v, visible) for k, v in layers],
+        "attend_one": lambda: [attend_one(q, k, v, visible) for k, v in layers],
+        "attend_one, compiled": lambda: [compiled(q, k, v, visible) for k, v in layers],
+    }
+    compare(f"attention in decoding, {rows} rows, {dtype}, six layers", ways, rounds)
+
+
+@torch.no_grad()
+def maps(rounds: int) -> None:
+    sums = torch.compile(lambda xs, weights: [product_sums(x, weight) for x, weight in zip(xs, weights, strict=True)], dynamic=False)
+    for dtype in (torch.float32, torch.bfloat16):
+        weights, xs = [torch.randn(shape).to(dtype) for shape in SHAPES], [torch.randn(1, shape[1]).to(dtype) for shape in SHAPES]
+        ways: dict[str, Callable[[], object]] = {
+            "matrix products": lambda xs=xs, weights=weights: [F.linear(x, w) for x, w in zip(xs, weights, strict=True)],  # type: ignore[misc]
+            "product_sums, compiled": lambda xs=xs, weights=weights: sums(xs, weights),  # type: ignore[misc]
+        }
+        compare(f"maps in decoding, one row, {dtype}", ways, rounds)
+    small, scales = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in SHAPES], [torch.rand(s[0]).bfloat16() for s in SHAPES]
+    ways = {
+        "packed kernel": lambda: [torch._weight_int8pack_mm(x, w, s) for x, w, s in zip(xs, small, scales, strict=True)],
+        "product_sums, compiled": lambda: sums(xs, small),
+    }
+    compare("maps in decoding, one row, int8", ways, rounds)
+
+
+def main(rounds: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+    training(rounds)
+    for rows in (1, 32):
+        for dtype in (torch.float32, torch.bfloat16):
+            attention(rounds, rows, dtype)
+    maps(rounds)
+
+
+if __name__ == "__main__":
+    main(**arguments(sys.argv[1:], rounds=9, threads=2)[0])
