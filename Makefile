@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test slow lint clean
+seeds ?= 1
+.PHONY: help setup train align test slow lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -18,6 +19,9 @@ setup: .venv/installed  ## make .venv, install, fetch and prepare the default da
 
 train: .venv/installed  ## train the default model: a GPT on stories
 	$(BIN)/python scripts/train.py model=gpt data=tinystories
+
+align: .venv/installed  ## all stages of post-training on stories, and the report; seeds=3 for three of each
+	$(BIN)/python scripts/align.py seeds=$(seeds)
 
 test: .venv/installed  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

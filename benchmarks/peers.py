@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -250,3 +251,66 @@ def modern_loop(bf16: bool = True, compiled: bool = True, seed: int = 0, lr: flo
 
     torch.manual_seed(seed)
     return Loop(Modern(**sizes), optimizers, falling, bf16, compiled)  # type: ignore[arg-type]
+
+
+class PlainPPO:
+    """PPO on a causal language model of transformers, as it is written by hand (Ziegler et al. 2019): `generate` draws, passes over
+    whole texts read their log-probabilities and values, then 2 epochs of 4 minibatches. Prompts are padded on the left.
+
+    critic: a transformer without its head. scores: tokens of answers (B, length) -> rewards (B,).
+    """
+
+    def __init__(self, policy: Any, reference: Any, critic: Any, length: int, scores: Callable[[Tensor], Tensor]):
+        self.policy, self.reference, self.length, self.scores = policy, reference.requires_grad_(False), length, scores
+        self.critic, self.value = critic, nn.Linear(critic.config.hidden_size, 1)
+        self.critic_parameters = [*self.critic.parameters(), *self.value.parameters()]
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, eps=1e-5, weight_decay=0.0, fused=True)
+        self.critic_optimizer = torch.optim.AdamW(self.critic_parameters, lr=5e-4, eps=1e-5, weight_decay=0.0, fused=True)
+
+    def log_probs(self, model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Of each token of the answers, (B, length)."""
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=self.length + 1).logits[:, :-1]
+        chosen: Tensor = logits.log_softmax(-1).gather(-1, tokens[:, -self.length :, None])[..., 0]
+        return chosen
+
+    def values(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Of the state before each token of the answers, (B, length)."""
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        features = self.critic(tokens, attention_mask=mask, position_ids=places, use_cache=False).last_hidden_state
+        values: Tensor = self.value(features[:, -self.length - 1 : -1])[..., 0]
+        return values
+
+    def iteration(self, prompts: Tensor, mask: Tensor, beta: float = 0.05, lam: float = 0.95) -> None:
+        with torch.no_grad():
+            tokens = self.policy.generate(
+                prompts, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=self.length, eos_token_id=None
+            )
+            mask = torch.cat([mask, mask.new_ones(len(mask), self.length)], 1)
+            old, reference, values = self.log_probs(self.policy, tokens, mask), self.log_probs(self.reference, tokens, mask), self.values(tokens, mask)
+            rewards = beta * (reference - old)
+            rewards[:, -1] += self.scores(tokens[:, -self.length :])
+            advantages, advantage, after = torch.zeros_like(values), torch.zeros(len(values)), torch.zeros(len(values))
+            for t in reversed(range(self.length)):
+                advantage = rewards[:, t] + after - values[:, t] + lam * advantage
+                advantages[:, t], after = advantage, values[:, t]
+            returns = advantages + values
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        for _ in range(2):
+            for rows in torch.randperm(len(tokens)).chunk(4):
+                self.update(tokens[rows], mask[rows], old[rows], values[rows], advantages[rows], returns[rows])
+
+    def update(self, tokens: Tensor, mask: Tensor, old: Tensor, was: Tensor, advantages: Tensor, returns: Tensor, clip: float = 0.2) -> None:
+        ratio = (self.log_probs(self.policy, tokens, mask) - old).exp()
+        loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
+        values = self.values(tokens, mask)
+        kept = was + (values - was).clamp(-clip, clip)
+        value_loss = torch.max((values - returns).square(), (kept - returns).square()).mean() / 2
+        for term, optimizer, parameters in (
+            (loss, self.optimizer, list(self.policy.parameters())),
+            (value_loss, self.critic_optimizer, self.critic_parameters),
+        ):
+            optimizer.zero_grad()
+            term.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()

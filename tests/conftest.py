@@ -88,6 +88,24 @@ def tiny(texts: Path, shared_data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny_alignment(shared_data: Path) -> list[str]:
+    """Settings that the tests of post-training share."""
+    return [f"data.dir={shared_data}", "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1"]
+
+
+@pytest.fixture(scope="session")
+def base(tiny_alignment: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language run of some steps on the grammar's stories, that every later stage can start from."""
+    from gengen.cli import main
+
+    runs = tmp_path_factory.mktemp("base")
+    shape = ["layers=2", "width=32", "heads=2", "kv_heads=1", "ff=48", "context=112", "dropout=0"]
+    settings = ["model=gpt", "optim=adamw", "data=storygen", "data.max_documents=300", "data.batch_size=8", "trainer.max_steps=30"]
+    assert main(["train", *settings, *(f"model.{s}" for s in shape), *tiny_alignment, f"runs_dir={runs}", "run=base"]) == 0
+    return runs / "base"
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 120 small grey PNGs, 40 in each of circle/, cross/ and square/: one shape each, jittered in place, size and shade."""
     import numpy as np

@@ -42,17 +42,19 @@ def test_modules_are_imported_by_name_only_for_registered_parts_and_plugins() ->
 
 ROOMS = {  # room -> what it may import of the others
     "config": {"config", "registry"},
-    "models": {"config", "models"},
+    "models": {"alignment", "config", "models"},
     "diffusion": {"config", "diffusion"},
     "adversarial": {"adversarial"},
+    "alignment": {"alignment"},
     "checkpoints": {"checkpoints", "config"},
     "data": {"config", "data"},
-    "generation": {"checkpoints", "config", "data", "diffusion", "generation", "hardware", "models", "registry"},
+    "generation": {"alignment", "checkpoints", "config", "data", "diffusion", "generation", "hardware", "models", "registry"},
 }
 FOREIGN = {
     "models": ("lightning", "hydra"),
     "diffusion": ("lightning", "hydra"),
     "adversarial": ("lightning", "hydra"),
+    "alignment": ("lightning", "hydra"),
     "checkpoints": ("lightning", "hydra"),
     "generation": ("lightning", "hydra", "datasets"),
 }

@@ -26,6 +26,10 @@ class Entry:
     builds: dict[str, str] = field(default_factory=dict)
     sampling: type | None = None  # the config dataclass of the family's `sample` command
 
+    def load_for(self, part: str, stage: str) -> Any:
+        """One part as a stage has it: its own, where one is registered as "part:stage"."""
+        return self.load(f"{part}:{stage}" if f"{part}:{stage}" in self.builds else part)
+
     def load(self, part: str) -> Any:
         """Import and return one part, such as "model" or "objective:pretrain"."""
         if part not in self.builds:
@@ -58,6 +62,39 @@ class Registry:
 
 MODELS = Registry("model")
 DATA = Registry("data")
+STAGES = Registry("stage")
+REWARDS: dict[str, str] = {
+    "requested_words": "gengen.data.storygen:requested_words",
+}
+"""Rewards that are Python functions: name -> "module:function"; yours join by `register_reward`."""
+
+
+def register_reward(name: str) -> Callable[[Callable[[str, str, bool], float]], Callable[[str, str, bool], float]]:
+    """Register f(prompt, response, ended) -> float as a reward, to be named by stage.reward. ended: the response came to its end
+    within stage.max_tokens."""
+
+    def register(function: Callable[[str, str, bool], float]) -> Callable[[str, str, bool], float]:
+        REWARDS[name] = f"{function.__module__}:{function.__qualname__}"
+        return function
+
+    return register
+
+
+def reward_function(name: str) -> Callable[[str, str, bool], float]:
+    """The registered function of that name, imported."""
+    module, _, attribute = REWARDS[name].partition(":")
+    function: Callable[[str, str, bool], float] = getattr(import_module(module), attribute)
+    return function
+
+
+def register_stage(name: str, *, data: str = "") -> Callable[[type], type]:
+    """Register a stage's config; data: the kind it is trained on, "" = the model's own."""
+
+    def register(config: type) -> type:
+        STAGES.add(Entry(name, data, config))
+        return config
+
+    return register
 
 
 def register_model(
@@ -69,6 +106,7 @@ def register_model(
     generator: str,
     sampling: type,
     encode: str | None = None,
+    variants: dict[str, str] | None = None,
 ) -> Callable[[type], type]:
     """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the config of
     its `sample` command.
@@ -76,8 +114,10 @@ def register_model(
     encode(prepared, model_config, runs_dir, run, say) -> prepared: for a family that is trained on data as another run's model
     encodes it. `run` is the directory of a run that exists, or None; what sampling will need of the other model is in the
     `dependencies` of what it returns, {name: folder}, and is copied into a new run.
+    variants: a network or generator that one stage has of its own, such as {"model:reward": "module:Class"}.
     """
     builds = {"model": model, "generator": generator} | {f"objective:{stage}": path for stage, path in objectives.items()}
+    builds |= variants or {}
     if encode:
         builds["encode"] = encode
 

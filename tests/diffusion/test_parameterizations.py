@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gengen.config.errors import UserError
-from gengen.diffusion.denoiser import denoiser, network_inputs
-from gengen.diffusion.parameterizations import PARAMETERIZATIONS, check, input_scale, target, to_x0, x0_gain
+from gengen.config.model import UNetConfig
+from gengen.diffusion.parameterizations import PARAMETERIZATIONS, denoiser, input_scale, network_inputs, target, to_x0, x0_gain
 from gengen.diffusion.paths import PATHS, Path
 
 PAIRS = [(p, path) for p in PARAMETERIZATIONS for path in PATHS]
@@ -117,18 +117,11 @@ def test_pitfall_ten_eps_prediction_is_refused_where_pure_noise_says_nothing() -
         x = torch.ones(1, 2)
         with pytest.raises((ZeroDivisionError, AssertionError)):  # what the refusal spares the user
             assert to_x0("eps", x, x, path.times(1)[0], path, SIGMA_DATA).isfinite().all()
-        with pytest.raises(UserError, match=rf"eps prediction .* path {name}.*zero terminal SNR[\s\S]*use velocity, v, x0"):
-            check("eps", name)
+        with pytest.raises(UserError, match=rf"model.prediction=eps .* model.path={name} is pure noise: take velocity, v or x0"):
+            UNetConfig(prediction="eps", path=name).check()
     for parameterization, name in PAIRS:
         if parameterization != "eps" or name == "edm":
-            check(parameterization, name)
-
-
-def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown parameterization velocty[\s\S]*velocity"):
-        check("velocty", "flow")
-    with pytest.raises(UserError, match=r"unknown path cosin[\s\S]*cosine"):
-        check("v", "cosin")
+            UNetConfig(prediction=parameterization, path=name).check()
 
 
 @pytest.mark.parametrize(("parameterization", "name"), PAIRS)

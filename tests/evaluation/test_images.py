@@ -139,7 +139,7 @@ def test_a_second_network_is_compared_on_the_same_images(prepared) -> None:
         seen.append(len(images))
         return torch.nn.functional.avg_pool2d(images.double(), 7).flatten(1)
 
-    result = evaluate_images(fresh, prepared, quiet, n=N, efficientnet=features)
+    result = evaluate_images(fresh, prepared, quiet, n=N, lite0=features)
     assert seen == [300, N, N, N]
     assert result["samples"]["fd_efflite0"] < 0.3 * result["noise"]["fd_efflite0"]
 
@@ -148,7 +148,7 @@ def test_unlabelled_data_is_measured_by_what_needs_no_judge(prepared) -> None:
     def features(images: Tensor) -> Tensor:
         return images.double().mean((1, 2, 3))[:, None]
 
-    result = evaluate_images(fresh, replace(prepared, classes=[]), quiet, n=N, efficientnet=features)
+    result = evaluate_images(fresh, replace(prepared, classes=[]), quiet, n=N, lite0=features)
     assert set(result["samples"]) == {"fd_efflite0"}
 
 
@@ -192,11 +192,11 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 def test_the_panel_shows_each_sample_and_its_nearest(prepared, judge, tmp_path, monkeypatch) -> None:
     shown: list[Tensor] = []
-    monkeypatch.setattr("torchvision.utils.make_grid", lambda images, **settings: shown.append(images))
-    monkeypatch.setattr("torchvision.utils.save_image", lambda *args: None)
+    monkeypatch.setattr(evaluation, "grid", lambda images, columns: shown.append(images))
+    monkeypatch.setattr(evaluation, "write_png", lambda *args: None)
     copies = prepared.train.images[[4, 250]]
     nearest_panel(copies, prepared.train, tmp_path / "x.png", judge.features)
-    rows = (shown[0].view(2, 7, 1, 28, 28) * 255).round().to(torch.uint8)
+    rows = shown[0].view(2, 7, 1, 28, 28)
     for column in (0, 1, 4):  # the sample, the nearest in pixels, the nearest in features
         assert torch.equal(rows[:, column], copies)
     for column in (2, 3, 5, 6):
@@ -204,5 +204,5 @@ def test_the_panel_shows_each_sample_and_its_nearest(prepared, judge, tmp_path, 
 
 
 def test_the_panel_is_a_png_of_a_row_a_sample(prepared, tmp_path) -> None:
-    nearest_panel(prepared.val.images[:5], prepared.train, tmp_path / "new" / "x.png", k=2)
-    assert size_of((tmp_path / "new" / "x.png").read_bytes()) == (3 * 30 + 2, 5 * 30 + 2)
+    nearest_panel(prepared.val.images[:5], prepared.train, tmp_path / "x.png", k=2)
+    assert size_of((tmp_path / "x.png").read_bytes()) == (3 * 30 + 2, 5 * 30 + 2)

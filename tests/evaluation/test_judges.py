@@ -10,7 +10,8 @@ import torch
 from made_up_pictures import Split, draw
 
 from gengen.evaluation import judges
-from gengen.evaluation.judges import Judge, accuracy, augmented, judge_for, scaled
+from gengen.evaluation.judges import Judge, accuracy, augmented, judge_for
+from gengen.generation.pictures import to_float
 
 
 def home(prepared) -> Path:
@@ -33,7 +34,7 @@ def copy(prepared, judge, tmp_path):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def refuse(prepared, device):
+    def refuse(prepared):
         raise AssertionError("trained")
 
     monkeypatch.setattr(judges, "train", refuse)
@@ -55,13 +56,13 @@ def test_training_it_again_gives_the_same_whatever_is_held_out_and_touches_no_ge
     torch.manual_seed(5)
     before = torch.get_rng_state()
     other = replace(prepared, val=Split(255 - prepared.val.images, 2 - prepared.val.labels))
-    assert weights(judges.train(other, "cpu")) == weights(judge)
+    assert weights(judges.train(other)) == weights(judge)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("what", ["a byte of the weights", "a missing file", "half a JSON", "another recipe"])
 def test_a_judge_that_is_not_as_written_is_made_again(copy, judge, what: str, monkeypatch) -> None:
-    monkeypatch.setattr(judges, "train", lambda prepared, device: judge)
+    monkeypatch.setattr(judges, "train", lambda prepared: judge)
     file = home(copy) / ("judge.safetensors" if what in ("a byte of the weights", "a missing file") else "judge.json")
     raw = bytearray(file.read_bytes())
     if what == "a missing file":
@@ -73,8 +74,8 @@ def test_a_judge_that_is_not_as_written_is_made_again(copy, judge, what: str, mo
         file.write_bytes(raw[: len(raw) // 2] if what == "half a JSON" else raw.replace(b'"seed": 7919', b'"seed": 7920'))
     said: list[str] = []
     assert weights(judge_for(copy, said.append)) == weights(judge)
-    assert file.name in said[0] and "training it again" in said[0]
-    assert sorted(p.name for p in home(copy).parent.iterdir()) == [home(copy).name]
+    assert file.name in said[0] and "preparing it again" in said[0]
+    assert sorted(p.name for p in home(copy).parent.iterdir() if p.is_dir()) == [home(copy).name]
 
 
 def test_nothing_is_left_half_written(copy, judge, monkeypatch) -> None:
@@ -82,7 +83,7 @@ def test_nothing_is_left_half_written(copy, judge, monkeypatch) -> None:
     for file in home(copy).iterdir():
         file.unlink()
     home(copy).rmdir()
-    monkeypatch.setattr(judges, "train", lambda prepared, device: judge)
+    monkeypatch.setattr(judges, "train", lambda prepared: judge)
 
     def killed(source, target):
         raise KeyboardInterrupt
@@ -111,7 +112,7 @@ def test_features_do_not_depend_on_the_batch_and_the_logits_are_theirs(prepared,
     assert features.shape == (150, 128) and features.dtype == torch.float32
     torch.testing.assert_close(judge.features(images[7:9]), features[7:9], atol=1e-5, rtol=1e-5)
     assert torch.equal(judge.classify(features), judge.logits(images))
-    torch.testing.assert_close(judge(scaled(images)), judge.logits(images), atol=1e-4, rtol=1e-4)  # dropout is off
+    torch.testing.assert_close(judge(to_float(images)), judge.logits(images), atol=1e-4, rtol=1e-4)  # dropout is off
 
 
 def test_unlabelled_images_are_left_out(prepared, monkeypatch) -> None:
@@ -119,7 +120,7 @@ def test_unlabelled_images_are_left_out(prepared, monkeypatch) -> None:
     holes = Split(prepared.train.images[:60], prepared.train.labels[:60].clone())
     holes.labels[::5] = -1
     kept = Split(holes.images[holes.labels >= 0], holes.labels[holes.labels >= 0])
-    assert weights(judges.train(replace(prepared, train=holes), "cpu")) == weights(judges.train(replace(prepared, train=kept), "cpu"))
+    assert weights(judges.train(replace(prepared, train=holes))) == weights(judges.train(replace(prepared, train=kept)))
     assert accuracy(torch.eye(3), torch.tensor([0, -1, 0])) == 0.5
 
 

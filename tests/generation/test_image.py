@@ -14,9 +14,8 @@ from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
 from gengen.config.sample import DiffusionSampling
 from gengen.generation.image import ImageGenerator
-from gengen.generation.labels import labels_of
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import grid, to_float, to_uint8
+from gengen.generation.pictures import grid, labels_of, to_float, to_uint8
 from gengen.models.unet import UNet
 
 SMALL = UNetConfig(resolution=8, channels=1, classes=["cat", "dog", "bird, small"], widths=[32], blocks=1, attention=[0], patch=2)

@@ -65,9 +65,9 @@ def test_the_loss_is_zero_for_who_knows_the_answer(prediction: str) -> None:
     o = objective(f"model.prediction={prediction}")
     rows = drawn(o)
     from gengen.diffusion.parameterizations import target
-    from gengen.diffusion.times import training_times
+    from gengen.diffusion.times import TIME_SAMPLERS
 
-    t = training_times("logit_normal", rows["u"], o.path).float()
+    t = TIME_SAMPLERS["logit_normal"](rows["u"], o.path).float()
     answer = target(prediction, rows["images"], rows["eps"], t, o.path, 0.5)
     assert o.errors(lambda x, level, labels: answer, rows, rows["labels"]).abs().max() < 1e-10
     assert o.errors(lambda x, level, labels: answer + 0.1, rows, rows["labels"]).mean().item() == pytest.approx(0.01, rel=1e-4)

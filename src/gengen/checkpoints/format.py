@@ -58,9 +58,7 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], None] = lambda file: None) -> None:
     """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
-
-    `after` is called with each file's name once it is on the disk.
-    """
+    `after` is called with each file's name once it is on the disk."""
     moments: dict[str, Tensor] = {}
     optimizer = pack(checkpoint.optimizer, moments)
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": moments}
@@ -155,6 +153,15 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
         raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
     averaged = read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else {}
     return averaged | read_tensors(directory / "model.safetensors", but=averaged)
+
+
+def copy_weights(checkpoint: Path, folder: Path) -> None:
+    """A checkpoint in a new folder with what sampling needs of it: the weights it is sampled with, its config and its tokenizer."""
+    folder.mkdir()
+    config, tokenizer, manifest = read_json(checkpoint / "config.json"), read_tokenizer(checkpoint), verify(checkpoint)
+    facts = {"data": manifest["data"]}
+    write(folder, Checkpoint(manifest["step"], config, read_weights(checkpoint), tokenizer=tokenizer, facts=facts))
+    fsync(folder)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path) -> None:

@@ -1,8 +1,6 @@
 """The language model in three layouts of transformers, both ways: a table of names for each, and functions that follow it.
-
 What either side has no word for is refused, by name. Tensors keep their values; but several of theirs are one of ours, row below
-row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as (in, out).
-"""
+row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as (in, out)."""
 
 import re
 from collections.abc import Mapping
@@ -38,8 +36,7 @@ class Layout:
 
 
 LLAMA = Layout(
-    name="llama",
-    architecture="LlamaForCausalLM",
+    "llama", "LlamaForCausalLM",
     keys=[
         ("layers", "num_hidden_layers", ...), ("width", "hidden_size", ...), ("ff", "intermediate_size", ...),
         ("heads", "num_attention_heads", ...), ("kv_heads", "num_key_value_heads", None), ("head_size", "head_dim", None),
@@ -62,8 +59,8 @@ LLAMA = Layout(
     },
 )  # fmt: skip
 QWEN3 = Layout(
-    name="qwen3",
-    architecture="Qwen3ForCausalLM",
+    "qwen3",
+    "Qwen3ForCausalLM",
     keys=[(field, key, 128 if key == "head_dim" else default) for field, key, default in LLAMA.keys if field != "bias"],
     fits=LLAMA.fits | {"qk_norm": True, "bias": False},
     means={"hidden_act": ["silu"], "attention_bias": [False], "use_sliding_window": [False]},
@@ -74,8 +71,7 @@ QWEN3 = Layout(
     },
 )
 GPT2 = Layout(
-    name="gpt2",
-    architecture="GPT2LMHeadModel",
+    "gpt2", "GPT2LMHeadModel",
     keys=[
         ("layers", "n_layer", ...), ("width", "n_embd", ...), ("ff", "n_inner", None), ("heads", "n_head", ...),
         ("vocab_size", "vocab_size", ...), ("context", "n_positions", ...), ("tied", "tie_word_embeddings", True),

@@ -3,7 +3,6 @@
 import io
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,13 @@ from gengen.config.errors import UserError
 MAX_BYTES = 2**30  # of the file, and of the tensors in it
 
 
-def read_foreign(source: bytes | Path, say: Callable[[str], None] = lambda line: None, name: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a PyTorch state dict, on the CPU, contiguous and owning their memory. `name` is what errors call bytes.
-
+def read_foreign(raw: bytes, say: Callable[[str], None] = lambda line: None, name: str = "weights") -> dict[str, Tensor]:
+    """The tensors of a PyTorch state dict, on the CPU, contiguous and owning their memory. `name` is what errors call the file.
     Such files are pickles. `weights_only=True` admits nothing but tensors and plain containers: no code of the file is run.
     What it admits is still checked, as a few bytes may declare any size. Raises UserError for a file that is too large,
-    unreadable, or not a flat mapping of names to dense tensors.
-    """
-    name = name if isinstance(source, bytes) else str(source)
+    unreadable, or not a flat mapping of names to dense tensors."""
     try:
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        _limit(name, size, "bytes")
-        raw = source if isinstance(source, bytes) else source.read_bytes()
+        _limit(name, len(raw), "bytes")
         if zipfile.is_zipfile(io.BytesIO(raw)):
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 _limit(name, sum(member.file_size for member in archive.infolist()), "bytes when unpacked")

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,14 @@ class Run:
         return self.path.name
 
     def read_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = read_json(self.path / "config.json")
-        return config
+        return read_json(self.path / "config.json")
 
     def write_config(self, config: dict[str, Any]) -> None:
         replace_text(self.path / "config.json", redact(to_json(config)))
 
     def lock(self) -> str | None:
         """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was taken over.
-
-        Raises RunLocked, naming pid and host, while another process holds it.
-        """
+        Raises RunLocked, naming pid and host, while another process holds it."""
         file = (self.path / "run.lock").open("a+", encoding="utf8")
         file.seek(0)
         try:
@@ -73,20 +72,14 @@ def create(runs_dir: Path, name: str | None, stem: str) -> Run:
     if name is not None:
         check_name(name)
     runs_dir.mkdir(parents=True, exist_ok=True)
-    number = 1
+    numbers = count(1)
     while True:
-        path = runs_dir / (name or f"{stem}-{number}")
-        try:
+        path = runs_dir / (name or f"{stem}-{next(numbers)}")
+        with suppress(FileExistsError):
             path.mkdir()
             return Run(path)
-        except FileExistsError:
-            if name is not None:
-                return Run(path)
-            number += 1
-
-
-def known_runs(runs_dir: Path) -> list[str]:
-    return sorted(p.parent.name for p in runs_dir.glob("*/config.json"))
+        if name is not None:
+            return Run(path)
 
 
 def find(where: str, runs_dir: Path) -> Path:
@@ -94,5 +87,5 @@ def find(where: str, runs_dir: Path) -> Path:
     for path in (Path(where), runs_dir / where):
         if (path / "config.json").is_file():
             return path
-    runs = known_runs(runs_dir)
+    runs = sorted(path.parent.name for path in runs_dir.glob("*/config.json"))
     raise UserError(f"no run {where!r} in {runs_dir}/" + did_you_mean(Path(where).name, runs))

@@ -3,16 +3,26 @@
 import os
 import re
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gengen.checkpoints import faults
 from gengen.checkpoints.files import Damaged, fsync, replace_text
 from gengen.checkpoints.format import Checkpoint, verify, write
 from gengen.config.errors import NoCheckpoint, UserError
 
 Say = Callable[[str], None]
 STEP = re.compile(r"step-(\d{9})")
+passes: Counter[str] = Counter()
+
+
+def fault(name: str) -> None:
+    """A point at which a test can kill the process: GENGEN_FAULT=save:manifest.json, or save:manifest.json@3 for the third pass."""
+    if wanted := os.environ.get("GENGEN_FAULT"):
+        passes[name] += 1
+        if wanted in (name, f"{name}@{passes[name]}"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def step_of(path: Path) -> int:
@@ -33,17 +43,17 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
-    faults.point("save:begin")
-    write(stage, checkpoint, after=lambda file: faults.point(f"save:{file}"))
+    fault("save:begin")
+    write(stage, checkpoint, after=lambda file: fault(f"save:{file}"))
     fsync(stage)
-    faults.point("save:staged")
+    fault("save:staged")
     if target.exists():  # the same step saved again, after an interrupted evaluation
         os.rename(target, root / f".trash-{target.name}-{os.getpid()}")
     os.rename(stage, target)
-    faults.point("save:renamed")
+    fault("save:renamed")
     fsync(root)
     replace_text(root / "LATEST", target.name + "\n")
-    faults.point("save:latest")
+    fault("save:latest")
     return target
 
 
@@ -67,7 +77,7 @@ def prune(root: Path, keep: int) -> None:
     for path in steps:
         if path not in kept:
             os.rename(path, root / f".trash-{path.name}-{os.getpid()}")
-    faults.point("save:prune")
+    fault("save:prune")
     sweep(root)
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from gengen.config.errors import UserError, did_you_mean
 
-COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export"]
+COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align"]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from gengen.registry import MODELS
 def parameters(config: TrainConfig) -> int:
     """Parameters of the model, each tied one once; counted without allocating them."""
     with torch.device("meta"):
-        model = MODELS[config.model.name].load("model")(config.model)
+        model = MODELS[config.model.name].load_for("model", config.stage.name)(config.model)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -42,7 +42,7 @@ def describe(config: TrainConfig) -> str:
     config.model.check()
     with torch.device("meta"):
         entry = MODELS[config.model.name]
-        objective = entry.load(f"objective:{config.stage.name}")(config, entry.load("model")(config.model), None)
+        objective = entry.load(f"objective:{config.stage.name}")(config, entry.load_for("model", config.stage.name)(config.model), None)
     flops = config.data.batch_size * objective.flops_per_row()
     return (
         yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

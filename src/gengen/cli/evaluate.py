@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
     print(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     if MODELS[config.model.name].kind == "image":
-        from gengen.evaluation.runs import evaluate_run
+        from gengen.evaluation.images import evaluate_run
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)

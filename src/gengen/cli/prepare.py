@@ -1,7 +1,13 @@
 """`prepare`: make the training data and show what was made."""
 
-from gengen.config.compose import compose_train, read_command_line, selections
+from pathlib import Path
+
+from gengen.config.compose import read_command_line, selections, train_tree
+from gengen.config.data import DataConfig
 from gengen.config.help import train_help
+from gengen.config.model import ModelConfig
+from gengen.config.schema import build
+from gengen.config.train import TrainConfig
 from gengen.registry import DATA, MODELS
 
 
@@ -13,11 +19,19 @@ def main(argv: list[str]) -> int:
         return 0
     from gengen.cli.train import check_paths
 
-    chosen = selections(line)
+    chosen, tokenizer = selections(line), None
     if "model" not in chosen and (data := DATA.entries.get(chosen.get("data", ""))):  # any model of its kind will do
-        line.settings.insert(0, ("model", next(name for name in MODELS if MODELS[name].kind == data.kind)))
-    config = compose_train(line)
+        line.settings[:0] = [("model", name) for name in MODELS if MODELS[name].kind == data.kind][:1]
+    tree, _ = train_tree(line)
+    if tree.get("init_from"):
+        from gengen.checkpoints.files import read_json
+        from gengen.checkpoints.format import read_tokenizer
+        from gengen.generation.load import find_checkpoint
+
+        source = find_checkpoint(tree["init_from"], Path(tree.get("runs_dir", "runs")), "latest", print)
+        tree["model"], tokenizer = read_json(source / "config.json")["model"], read_tokenizer(source)
+    config = TrainConfig(data=build(DataConfig, tree["data"], "data."), model=build(ModelConfig, tree["model"], "model."))
     check_paths(config)
-    prepared = DATA[config.data.name].load("prepare")(config.data, config.model.resolved(), print, None)
+    prepared = DATA[config.data.name].load("prepare")(config.data, config.model.resolved(), print, tokenizer)
     print("\n".join(prepared.describe()))
     return 0

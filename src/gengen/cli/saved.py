@@ -14,9 +14,7 @@ from gengen.registry import MODELS, Entry
 
 def asked(command: str, config_of: Callable[[Entry], type], argv: list[str]) -> Any:
     """The command's config, of a run that exists; None where help was asked for, which is then printed.
-
-    config_of: the class of the command's config for a family of models.
-    """
+    config_of: the class of the command's config for a family of models."""
     line = read_command_line(argv)
     import_plugins(plugins(line))
     where = line.run or line.last("run")

@@ -25,9 +25,7 @@ def choices(key: str, text: str, known: Schema, options: dict[str, list[str]]) -
         raise UserError(f"{key}={text}: not a value or a list of values to sweep over ({str(error).splitlines()[0]})") from None
     if not override.is_sweep_override():
         return [text]
-    if key in options:
-        return [str(value) for value in override.sweep_string_iterator()]
-    return list(override.sweep_string_iterator())
+    return [str(value) for value in override.sweep_string_iterator()]
 
 
 def jobs(line: CommandLine) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """`train`: from a command line to a trained run. Everything that can be wrong is found before torch is imported."""
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from gengen.config.errors import NoCheckpoint, UserError
 from gengen.config.help import train_help
 from gengen.config.resume import Change, policy, resumed, stored
 from gengen.config.schema import build, plain, schema
+from gengen.config.stage import weighted_reward
 from gengen.config.train import TrainConfig
-from gengen.registry import DATA, MODELS
+from gengen.registry import DATA, MODELS, REWARDS
 
 if TYPE_CHECKING:
     from gengen.training.console import Console
@@ -78,6 +80,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         if not (checkpoint / "manifest.json").exists():
             raise UserError(f"resume={config.resume}: not a checkpoint directory")
     check_paths(config)
+    rewards = reward_runs(config)
     from gengen.checkpoints.files import copy_folder, read_json, replace_text
 
     if config.init_from:
@@ -87,7 +90,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
             raise UserError(f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}")
     else:
         check_runs(config)
-    from gengen.checkpoints.format import read_tokenizer
+    from gengen.checkpoints.format import copy_weights, read_tokenizer
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
     from gengen.hardware import pick_device, pick_precision
@@ -100,12 +103,19 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         source = find_checkpoint(str(source), Path(config.runs_dir), "latest", console.say)
         config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]), init_from=str(source))
         tokenizer = read_tokenizer(source)
+    kept = {"reference": source} if config.stage.keeps and source else {}
+    kept |= {name: find_checkpoint(str(path), Path(config.runs_dir), "latest", console.say) for name, path in rewards.items()}
     device = pick_device(config.trainer.device, config.trainer.devices)
     settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
     config = replace(config, trainer=settled, model=config.model.resolved())
+    if not config.stage.drops and hasattr(config.model, "dropout"):
+        config.model.dropout = 0.0
     prepared = prepare_data(config, console, tokenizer, checkpoint, source.parent.parent if source else None)
     config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
     config.model.check()  # now that it knows its data
+    if config.trainer.max_steps is None and (epochs := getattr(config.stage, "epochs", None)):
+        steps = math.ceil(epochs * len(prepared.train) / config.data.batch_size)
+        config = replace(config, trainer=replace(config.trainer, max_steps=steps))
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
             config = fitted_to_budget(config, prepared, console.say)
@@ -123,6 +133,8 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     config = replace(config, run=run.name)
     for name, folder in prepared.dependencies.items():
         copy_folder(folder, run.path / name)
+    for name, folder in kept.items():
+        copy_weights(folder, run.path / name)
     if tokenizer is not None:
         replace_text(run.path / "tokenizer.json", tokenizer)
     run.write_config(stored(config))
@@ -155,6 +167,18 @@ def check_paths(config: TrainConfig) -> None:
         raise UserError(f"data.path={path}: no such file or folder" + did_you_mean(Path(path).name, names, all_if_none=False))
     if getattr(config.data, "source", None) == "files" and not path:
         raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER")
+
+
+def reward_runs(config: TrainConfig) -> dict[str, Path]:
+    """The runs that are rewards, by the folder that a run keeps them in. Raises UserError for a reward that is nothing."""
+    found = {}
+    for i, (_, name) in enumerate(map(weighted_reward, config.stage.rewards())):
+        if name not in REWARDS:
+            try:
+                found[f"reward-{i}"] = find(name, Path(config.runs_dir))
+            except UserError as error:
+                raise UserError(f"stage.reward={name}: {error}\n  registered rewards are {', '.join(REWARDS)}") from None
+    return found
 
 
 def check_runs(config: TrainConfig) -> list[Path]:
@@ -273,5 +297,5 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
     if newest:
-        hint = MODELS[config.model.name].load("generator").command_hint
+        hint = MODELS[config.model.name].load_for("generator", config.stage.name).command_hint
         console.say(f"to sample: python scripts/sample.py {run.path} {hint}")

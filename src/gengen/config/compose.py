@@ -118,14 +118,10 @@ def resolve(tree: Tree, known: Schema) -> Tree:
         at = next((f"{key}={value}" for key, value in leaves(tree) if isinstance(value, str) and "${" in value), "")
         key = getattr(error, "full_key", None) or at.split("=")[0]
         reason = str(error).splitlines()[0]
-        raise UserError(f"{key}={get(tree, key)}: {reason}" + did_you_mean(_missing(reason), known, False)) from None
+        missing = (re.findall(r"'([^']*)'", reason) or [reason])[0]
+        raise UserError(f"{key}={get(tree, key)}: {reason}" + did_you_mean(missing, known, False)) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
-
-
-def _missing(reason: str) -> str:
-    quoted = re.findall(r"'([^']*)'", reason)
-    return quoted[0] if quoted else reason
 
 
 def verbatim(text: str) -> str:
@@ -189,8 +185,7 @@ def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
 
 def compose_train(line: CommandLine) -> TrainConfig:
     """The config of a new run."""
-    config: Any = build(TrainConfig, train_tree(line)[0])
-    assert isinstance(config, TrainConfig)
+    config: TrainConfig = build(TrainConfig, train_tree(line)[0])
     return config
 
 

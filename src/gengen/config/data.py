@@ -1,7 +1,7 @@
 """Data configs: which set, from which source, cut and batched how."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
@@ -36,6 +36,7 @@ class DataConfig:
     "books",
     "tinystories",
     "text",
+    "storygen",
     kind="text",
     prepare="gengen.data.text:prepare_for",
     datamodule="gengen.data.text:datamodule_for",
@@ -44,7 +45,9 @@ class DataConfig:
 class TextConfig(DataConfig):
     """Text: documents -> tokens -> windows of the model's context."""
 
-    source: str = choice("files", ["auto", "hub", "files", "wheel"], "where documents come from; auto = hub if it answers, else wheel")
+    source: str = choice(
+        "files", ["auto", "hub", "files", "wheel", "storygen"], "where documents come from; auto = hub if it answers, else wheel"
+    )
     hub: str | None = option(None, "data set id on the hub")
     wheel: str | None = option(None, "package of data/wheels.txt whose archive holds the texts")
     members: list[str] = option([], "text files to read from that archive")
@@ -89,3 +92,51 @@ class ImageConfig(DataConfig):
         super().check()
         if self.channels == 2:
             raise UserError("data.channels=2: images are grey (1) or RGB (3)")
+
+
+@dataclass
+class ExamplesConfig(DataConfig):
+    """What the data of post-training has: records of messages, from a built-in source, your own .jsonl or the hub."""
+
+    kind: ClassVar[str]
+
+    source: str = choice("files", ["files", "hub", "storygen"], "where records come from; data.path and data.hub go before it")
+    hub: str | None = option(None, "data set id on the hub")
+    path: str | None = option(None, "your own .jsonl, or a folder of them")
+    licence: str = option("unknown", "terms that your own data comes under, shown and recorded")
+    validation: float = option(0.05, "share of the prompts held out for validation, where the source holds out none", above=0, below=1)
+    max_examples: int | None = positive(None, "records to read at most, besides those the source holds out; null = all")
+
+
+@register_data(
+    "instructions",
+    "stories",
+    kind="conversations",
+    prepare="gengen.data.examples:prepare_for",
+    datamodule="gengen.data.steps:datamodule_for",
+)
+@dataclass
+class ConversationsConfig(ExamplesConfig):
+    """Conversations: messages -> tokens, of which the assistant's are trained on, packed into rows of the model's context."""
+
+    kind = "conversations"
+    source: str = choice("files", ["files", "hub", "wheel", "storygen"], "where records come from; data.path and data.hub go before it")
+    train_on: str = choice(
+        "assistant", ["assistant", "last", "all"], "what is learnt: all the assistant says, its last message, or everything"
+    )
+
+
+@register_data("preferences", kind="preferences", prepare="gengen.data.examples:prepare_for", datamodule="gengen.data.steps:datamodule_for")
+@dataclass
+class PreferencesConfig(ExamplesConfig):
+    """Preferences: a prompt and two responses, of which the first is chosen."""
+
+    kind = "preferences"
+
+
+@register_data("prompts", kind="prompts", prepare="gengen.data.examples:prepare_for", datamodule="gengen.data.steps:datamodule_for")
+@dataclass
+class PromptsConfig(ExamplesConfig):
+    """Prompts, which the model itself answers."""
+
+    kind = "prompts"

@@ -1,12 +1,14 @@
 """Declaring a config field: its default, what it is for, what it may be, and whether a resume may change it."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import Field, field
 from typing import Any, Literal
 
 OnResume = Literal["free", "warned", "fixed"]
 """free: taken silently; warned: taken, with the change printed; fixed: refused."""
+BOUNDS = {"low": (">=", operator.ge), "above": (">", operator.gt), "high": ("<=", operator.le), "below": ("<", operator.lt)}
 
 
 def option(
@@ -45,8 +47,7 @@ def allowed(f: "Field[Any]") -> str:
     m = f.metadata
     if m.get("choices"):
         return "one of " + ", ".join(m["choices"])
-    bounds = {">=": m.get("low"), ">": m.get("above"), "<=": m.get("high"), "<": m.get("below")}
-    return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+    return " and ".join(f"{sign} {m[name]:g}" for name, (sign, _) in BOUNDS.items() if m.get(name) is not None)
 
 
 def within(f: "Field[Any]", value: Any) -> bool:
@@ -56,9 +57,4 @@ def within(f: "Field[Any]", value: Any) -> bool:
         return value in m["choices"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
-    return math.isfinite(value) and (
-        (m.get("low") is None or value >= m["low"])
-        and (m.get("above") is None or value > m["above"])
-        and (m.get("high") is None or value <= m["high"])
-        and (m.get("below") is None or value < m["below"])
-    )
+    return math.isfinite(value) and all(holds(value, m[name]) for name, (_, holds) in BOUNDS.items() if m.get(name) is not None)

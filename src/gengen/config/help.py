@@ -6,7 +6,7 @@ from typing import Any
 from gengen.config.compose import CommandLine, compose_groups, groups
 from gengen.config.errors import UserError, did_you_mean
 from gengen.config.fields import allowed
-from gengen.config.schema import Schema, get, schema, type_name
+from gengen.config.schema import get, schema, type_name
 from gengen.config.train import TrainConfig
 
 
@@ -21,18 +21,13 @@ def train_help(line: CommandLine) -> str:
     """The whole vocabulary of train.py, or one group of it (`--help trainer`, `--help model`)."""
     tree = compose_groups(line)
     known = schema(TrainConfig, tree)
-    options = groups(line.config_dir)
     tops = {key.split(".")[0] for key in known if "." in key}
     if line.topic and line.topic not in tops:
         raise UserError(f"--help {line.topic}: no such group" + did_you_mean(line.topic, tops))
     text = []
     if not line.topic:
-        text += [
-            "python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]",
-            "",
-            "groups",
-        ]
-        text += [f"  {group:12} {', '.join(names)}" for group, names in options.items()]
+        text += ["python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]", ""]
+        text += ["groups", *(f"  {group:12} {', '.join(names)}" for group, names in groups(line.config_dir).items())]
         text += ["", "run"] + [field_line(k, f, t, None) for k, (f, t) in known.items() if "." not in k]
     for top in sorted(tops):
         if line.topic in (None, top):
@@ -42,8 +37,5 @@ def train_help(line: CommandLine) -> str:
 
 def flat_help(command: str, cls: type) -> str:
     """The keys of a command without groups."""
-    known: Schema = schema(cls, {})
-    about = (cls.__doc__ or "").splitlines()[0]
-    return "\n".join(
-        [f"python scripts/{command}.py RUN [key=value ...]    {about}", ""] + [field_line(k, f, t, None) for k, (f, t) in known.items()]
-    )
+    head = f"python scripts/{command}.py RUN [key=value ...]    {(cls.__doc__ or '').splitlines()[0]}"
+    return "\n".join([head, "", *(field_line(k, f, t, None) for k, (f, t) in schema(cls, {}).items())])

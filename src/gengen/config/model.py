@@ -1,7 +1,7 @@
 """Model configs, one dataclass a family. Dimensions left at null come from the family's size table."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from gengen.config.errors import UserError
@@ -33,38 +33,38 @@ class ModelConfig:
         """Raise UserError where fields do not go together."""
 
 
-def _gpt(layers: int, width: int, heads: int, kv_heads: int, ff: int, vocab_size: int, context: int, tied: bool = True) -> dict[str, Any]:
-    return {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "ff": ff,
-        "vocab_size": vocab_size,
-        "context": context,
-        "tied": tied,
-    }
+def _sizes(fields: str, **rows: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
+    return {size: dict(zip(fields.split(), row, strict=True)) for size, row in rows.items()}
 
 
-GPT_SIZES = {
-    "nano": _gpt(4, 128, 4, 2, 384, 512, 128),
-    "micro": _gpt(4, 256, 4, 2, 704, 2048, 256),
-    "tiny": _gpt(6, 384, 6, 2, 1024, 4096, 512),
-    "mini": _gpt(8, 512, 8, 4, 1408, 8192, 512),
-    "gpt2": _gpt(12, 768, 12, 12, 3072, 50257, 1024),
-    "small": _gpt(12, 768, 6, 6, 2048, 32768, 1024),
-    "medium": _gpt(24, 1024, 8, 4, 2752, 32768, 2048),
-    "large": _gpt(24, 1536, 12, 4, 4096, 32768, 2048, tied=False),
-}
+GPT_SIZES = _sizes(
+    "layers width heads kv_heads ff vocab_size context tied",
+    nano=(4, 128, 4, 2, 384, 512, 128, True),
+    micro=(4, 256, 4, 2, 704, 2048, 256, True),
+    tiny=(6, 384, 6, 2, 1024, 4096, 512, True),
+    mini=(8, 512, 8, 4, 1408, 8192, 512, True),
+    gpt2=(12, 768, 12, 12, 3072, 50257, 1024, True),
+    small=(12, 768, 6, 6, 2048, 32768, 1024, True),
+    medium=(24, 1024, 8, 4, 2752, 32768, 2048, True),
+    large=(24, 1536, 12, 4, 4096, 32768, 2048, False),
+)
 
 
 @register_model(
     "gpt",
     kind="text",
     model="gengen.models.gpt:GPT",
-    objectives={"pretrain": "gengen.training.language:Pretraining"},
+    objectives={
+        "pretrain": "gengen.training.language:Pretraining",
+        "sft": "gengen.training.language:FineTuning",
+        "reward": "gengen.training.reward:RewardModeling",
+        "ppo": "gengen.training.online_rl:OnlineRL",
+        "grpo": "gengen.training.online_rl:OnlineRL",
+        "dpo": "gengen.training.preference:DirectPreference",
+    },
     generator="gengen.generation.text:TextGenerator",
     sampling=TextSampling,
+    variants={"model:reward": "gengen.models.reward:RewardModel", "generator:reward": "gengen.generation.rewards:Scorer"},
 )
 @dataclass
 class GPTConfig(ModelConfig):
@@ -146,28 +146,28 @@ def check_levels(resolution: int | None, patch: int, widths: list[int]) -> None:
         raise UserError(f"resolution {resolution} is no multiple of {least}: model.patch={patch}, halved {len(widths) - 1} times")
 
 
-def _unet(widths: list[int], blocks: int, attention: list[int], patch: int) -> dict[str, Any]:
-    return {"widths": widths, "blocks": blocks, "attention": attention, "patch": patch}
+UNET_SIZES = _sizes(
+    "widths blocks attention patch",
+    nano=([32], 1, [0], 4),
+    micro=([48, 96], 1, [1], 4),
+    tiny=([64, 128], 1, [1], 4),
+    mini=([64, 128, 128], 2, [1, 2], 1),
+    small=([128, 256, 256, 256], 2, [1], 1),
+    base=([192, 384, 576, 768], 2, [1, 2, 3], 1),
+)
 
 
-UNET_SIZES = {
-    "nano": _unet([32], 1, [0], 4),
-    "micro": _unet([48, 96], 1, [1], 4),
-    "tiny": _unet([64, 128], 1, [1], 4),
-    "mini": _unet([64, 128, 128], 2, [1, 2], 1),
-    "small": _unet([128, 256, 256, 256], 2, [1], 1),
-    "base": _unet([192, 384, 576, 768], 2, [1, 2, 3], 1),
-}
-
-
-@register_model(
-    "unet",
+_register_diffusion = partial(
+    register_model,
     kind="image",
     model="gengen.models.unet:UNet",
     objectives={"pretrain": "gengen.training.diffusion:Diffusion"},
     generator="gengen.generation.image:ImageGenerator",
     sampling=DiffusionSampling,
 )
+
+
+@_register_diffusion("unet")
 @dataclass
 class UNetConfig(ImageModelConfig):
     """Diffusion on pixels: a UNet that is told the noise level, the class and, later, a text."""
@@ -209,15 +209,7 @@ class UNetConfig(ImageModelConfig):
 LDM_SIZES = {name: row | {"patch": 1} for name, row in UNET_SIZES.items()}
 
 
-@register_model(
-    "ldm",
-    kind="image",
-    model="gengen.models.unet:UNet",
-    objectives={"pretrain": "gengen.training.diffusion:Diffusion"},
-    generator="gengen.generation.image:ImageGenerator",
-    sampling=DiffusionSampling,
-    encode="gengen.generation.codec:encode",
-)
+@_register_diffusion("ldm", encode="gengen.generation.codec:encode")
 @dataclass
 class LDMConfig(UNetConfig):
     """Latent diffusion: the same UNet on the whitened latents of an autoencoder that was trained before."""
@@ -229,27 +221,21 @@ class LDMConfig(UNetConfig):
     sizes: ClassVar[dict[str, dict[str, Any]]] = LDM_SIZES
 
 
-def _autoencoder(widths: list[int], blocks: int, patch: int, latent_channels: int) -> dict[str, Any]:
-    return {"widths": widths, "blocks": blocks, "patch": patch, "latent_channels": latent_channels}
-
-
-AUTOENCODER_SIZES = {
-    "nano": _autoencoder([16, 32], 1, 2, 4),
-    "tiny": _autoencoder([32, 64], 1, 2, 4),
-    "small": _autoencoder([64, 128, 128], 1, 1, 4),
-    "base": _autoencoder([128, 256, 512, 512], 2, 1, 4),
-}
-
-
-def _register_autoencoder(name: str) -> Callable[[type], type]:
-    return register_model(
-        name,
-        kind="image",
-        model="gengen.models.autoencoder:Autoencoder",
-        objectives={"pretrain": "gengen.training.autoencoding:Autoencoding"},
-        generator="gengen.generation.autoencoder:AutoencoderGenerator",
-        sampling=AutoencoderSampling,
-    )
+AUTOENCODER_SIZES = _sizes(
+    "widths blocks patch latent_channels",
+    nano=([16, 32], 1, 2, 4),
+    tiny=([32, 64], 1, 2, 4),
+    small=([64, 128, 128], 1, 1, 4),
+    base=([128, 256, 512, 512], 2, 1, 4),
+)
+_register_autoencoder = partial(
+    register_model,
+    kind="image",
+    model="gengen.models.autoencoder:Autoencoder",
+    objectives={"pretrain": "gengen.training.autoencoding:Autoencoding"},
+    generator="gengen.generation.autoencoder:AutoencoderGenerator",
+    sampling=AutoencoderSampling,
+)
 
 
 @_register_autoencoder("vae")
@@ -268,14 +254,10 @@ class AutoencoderConfig(ImageModelConfig):
     codebook: int = positive(512, "vq: vectors in the codebook")
     commitment: float = option(0.25, "vq: how much the encoder is drawn to the codebook, beside the codebook to the encoder", low=0)
     levels: list[int] = option([8, 5, 5, 5], "fsq: values each latent channel can take; their product is the number of codes")
-    loss: str = choice(
-        "elbo",
-        ["elbo", "l1_l2"],
-        "elbo: nats of 8-bit values under a logistic of learned scale; l1_l2: |error| + error^2; summed over pixels",
-    )
+    loss: str = choice("elbo", ["elbo", "l1_l2"], "elbo: nats of 8-bit values; l1_l2: |error| + error^2; summed over pixels")
     perceptual: float = option(0.0, "weight of the distance in EfficientNet-Lite0's features, times the number of pixels", low=0)
     adversarial: float = option(
-        0.0, "weight of what a discriminator of patches says of the reconstruction, times the number of pixels", low=0
+        0.0, "weight of what a discriminator says of the reconstruction's patches, times the number of pixels", low=0
     )
     adversarial_from: float = option(0.5, "share of max_steps after which that counts, when reconstructions have settled", low=0, below=1)
     beta: float = option(1.0, "weight of the KL to N(0, 1), summed over latents, or of the quantizer's penalty", low=0)
@@ -299,10 +281,9 @@ class AutoencoderConfig(ImageModelConfig):
             raise UserError(f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}")
         if c.quantizer and (c.loss == "elbo" or c.kl_warmup or c.free_bits):
             raise UserError(f"model.quantizer={c.quantizer} has no KL: take model.loss=l1_l2, and model.kl_warmup and model.free_bits at 0")
-        if c.perceptual and c.loss == "elbo":
-            raise UserError(f"model.perceptual={c.perceptual} belongs to no likelihood: take model.loss=l1_l2")
-        if c.adversarial and c.loss == "elbo":
-            raise UserError(f"model.adversarial={c.adversarial} belongs to no likelihood: take model.loss=l1_l2")
+        for key in ("perceptual", "adversarial"):
+            if getattr(c, key) and c.loss == "elbo":
+                raise UserError(f"model.{key}={getattr(c, key)} belongs to no likelihood: take model.loss=l1_l2")
 
 
 @dataclass
@@ -310,19 +291,13 @@ class AdversarialConfig(ImageModelConfig):
     """What a GAN is trained by, whatever its networks."""
 
     latent_size: int = positive(64, "numbers in z, the noise that becomes an image")
-    loss: str = choice(
-        "relativistic",
-        ["relativistic", "nonsaturating", "hinge"],
-        "relativistic: which of a real and a generated image is real; nonsaturating and hinge: whether each one is",
-    )
+    loss: str = choice("relativistic", ["relativistic", "nonsaturating", "hinge"], "relativistic: which of two is real; else if each is")
     spectral_norm: bool = option(False, "limit the discriminator's slope by the largest singular value of each of its layers")
     gamma: float = option(0.0, "weight of the penalties on the discriminator's squared slope at real (R1) and generated (R2) images", low=0)
     final_gamma: float = option(1.0, "share of gamma that is left when the burn-in ends", low=0)
     penalty_every: int = positive(1, "steps between penalties, whose weight is then as many times as large")
     augment: str = option("", "DiffAugment for small sets: of color, translation and cutout those wanted, commas between them")
-    burn_in: float = option(
-        1.0, "share of max_steps in which gamma, beta2 and the half-life of the average reach their last values", above=0, high=1
-    )
+    burn_in: float = option(1.0, "share of max_steps in which gamma, beta2 and the average's half-life reach their end", above=0, high=1)
     first_beta2: float | None = option(None, "optim.beta2 at the first step; null = it stays the same", low=0, below=1)
 
     def augmentations(self) -> list[str]:
@@ -334,31 +309,24 @@ class AdversarialConfig(ImageModelConfig):
             raise UserError(f"model.augment={self.augment}: {bad[0]!r} is none of {', '.join(known)}")
 
 
-def _gan(widths: list[int], blocks: int, patch: int) -> dict[str, Any]:
-    return {"widths": widths, "blocks": blocks, "patch": patch}
+GAN_SIZES = _sizes(
+    "widths blocks patch",
+    nano=([32, 64], 1, 4),
+    tiny=([64, 128], 1, 4),
+    mini=([48, 96, 192], 1, 2),
+    small=([64, 128, 256, 256], 1, 1),
+    base=([128, 256, 512, 512], 2, 1),
+)
+_register_gan = partial(
+    register_model,
+    kind="image",
+    objectives={"pretrain": "gengen.training.adversarial:Adversarial"},
+    generator="gengen.generation.gan:GANGenerator",
+    sampling=GANSampling,
+)
 
 
-GAN_SIZES = {
-    "nano": _gan([32, 64], 1, 4),
-    "tiny": _gan([64, 128], 1, 4),
-    "mini": _gan([48, 96, 192], 1, 2),
-    "small": _gan([64, 128, 256, 256], 1, 1),
-    "base": _gan([128, 256, 512, 512], 2, 1),
-}
-
-
-def _register_gan(name: str, model: str) -> Callable[[type], type]:
-    return register_model(
-        name,
-        kind="image",
-        model=model,
-        objectives={"pretrain": "gengen.training.adversarial:Adversarial"},
-        generator="gengen.generation.gan:GANGenerator",
-        sampling=GANSampling,
-    )
-
-
-@_register_gan("gan", "gengen.models.gan:GAN")
+@_register_gan("gan", model="gengen.models.gan:GAN")
 @dataclass
 class GANConfig(AdversarialConfig):
     """Residual networks without normalisation, trained by the recipe of R3GAN."""
@@ -378,7 +346,7 @@ class GANConfig(AdversarialConfig):
         check_levels(c.resolution, c.patch, c.widths)
 
 
-@_register_gan("dcgan", "gengen.models.dcgan:DCGAN")
+@_register_gan("dcgan", model="gengen.models.dcgan:DCGAN")
 @dataclass
 class DCGANConfig(AdversarialConfig):
     """The classic, with batch normalisation and without a penalty, for comparison."""

@@ -58,9 +58,7 @@ def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
 
 def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     """The stored config with the free and warned changes laid over it, and those that deserve a warning.
-
-    `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field.
-    """
+    `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field."""
     known = schema(TrainConfig, kept)
     tree, warned, refused = deepcopy(kept), [], []
     for key, value in wishes(kept, known, line).items():
@@ -68,18 +66,13 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
         rule = policy(key, known)
         if change.before == value or (rule != "free" and value in ("auto", None)):
             continue
-        if rule == "fixed":
-            refused.append(change)
-            continue
         put(tree, key, value)
-        if rule == "warned":
-            warned.append(change)
+        refused += [change] * (rule == "fixed")
+        warned += [change] * (rule == "warned")
     if refused:
         raise UserError(
             "this run was begun with other settings, which a resume cannot change:\n  "
             + "\n  ".join(map(str, refused))
             + "\n  start a new run for them (another run=NAME; init_from=RUN takes the weights along)"
         )
-    config = build(TrainConfig, tree)
-    assert isinstance(config, TrainConfig)
-    return config, warned
+    return build(TrainConfig, tree), warned

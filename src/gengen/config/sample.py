@@ -62,10 +62,16 @@ class TextSampling(DecodingSettings, SampleConfig):
     precision: str = choice("fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it")
     compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
     stream: bool = option(False, "print the text while it is drawn (one sample)")
+    best_of: int = positive(1, "draw so many for each sample, and keep the one that reward likes best")
+    reward: list[str] = option([], "what best_of goes by: a reward run or a registered function; repeat for their sum")
     out: str | None = option(None, "also write the samples to this .jsonl file")
 
     def check(self) -> None:
         self.bias()
+        if bool(self.reward) != (self.best_of > 1):
+            raise UserError("best_of=N and reward=NAME go together: of N samples the one with the highest reward is kept")
+        if self.reward and self.stream:
+            raise UserError("stream=true shows a sample while it is drawn; best_of keeps one of several that are whole")
         if "" in self.stop:
             raise UserError("stop: every text holds the empty string")
         if self.out and not Path(self.out).parent.is_dir():
@@ -189,3 +195,34 @@ class ExportConfig(RunConfig):
             raise UserError(f"out={self.out} exists and is not an empty folder; nothing is overwritten")
         if not Path(self.out).absolute().parent.is_dir():
             raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
+
+
+@dataclass
+class PairsConfig(RunConfig):
+    """Preferences from a policy's own answers."""
+
+    out: str | None = option(None, "the .jsonl file to write: prompt, chosen, rejected")
+    prompts: str | None = option(None, ".jsonl of prompts; null = those of storygen")
+    max_prompts: int | None = positive(None, "prompts to take at most; null = all")
+    reward: list[str] = option([], "labels by sigmoid of its gap: a reward run or a registered function; repeat for their sum; none = gold")
+    n: int = option(2, "answers to a prompt; two make a pair", low=2)
+    temperature: float = positive(1.0, "divides the logits")
+    max_tokens: int = positive(64, "tokens of an answer at most")
+    seed: int = option(0, "answer i is a function of seed and i alone, and so is each label", low=0)
+
+    def check(self) -> None:
+        if not self.out or not Path(self.out).absolute().parent.is_dir():
+            raise UserError(f"out={self.out}: name a file in a folder that exists: python scripts/pairs.py runs/SFT out=FILE.jsonl")
+        if self.n % 2:
+            raise UserError(f"n={self.n}: answers are taken two by two")
+        if self.prompts and not self.reward:
+            raise UserError("prompts of your own need reward=runs/RM or the name of a registered reward: gold is for storygen alone")
+
+
+@dataclass
+class AlignConfig:
+    """Post-training from the beginning to the report."""
+
+    seeds: int = positive(1, "how often, with seeds 0, 1, ...")
+    runs_dir: str = option("runs", "folder that holds the runs; they are in align-PROFILE/seed-SEED of it")
+    profile: str = choice("toy", ["toy", "smoke"], "toy: about ten minutes a seed on two CPU cores; smoke: to see that it runs")

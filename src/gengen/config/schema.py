@@ -9,9 +9,10 @@ from gengen.config.data import DataConfig
 from gengen.config.errors import UserError, did_you_mean, nearest
 from gengen.config.fields import allowed, within
 from gengen.config.model import ModelConfig
-from gengen.registry import DATA, MODELS
+from gengen.config.stage import StageConfig
+from gengen.registry import DATA, MODELS, STAGES
 
-CHOSEN_BY_NAME = {ModelConfig: MODELS, DataConfig: DATA}
+CHOSEN_BY_NAME = {ModelConfig: MODELS, DataConfig: DATA, StageConfig: STAGES}
 """Groups whose dataclass depends on the registered name in them."""
 
 Tree = dict[str, Any]

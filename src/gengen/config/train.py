@@ -7,7 +7,8 @@ from gengen.config.data import DataConfig
 from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 from gengen.config.model import ModelConfig
-from gengen.registry import DATA, MODELS
+from gengen.config.stage import OnlineConfig, StageConfig
+from gengen.registry import DATA, MODELS, STAGES
 
 
 def seconds(key: str, text: str) -> float:
@@ -15,13 +16,6 @@ def seconds(key: str, text: str) -> float:
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())):
         raise UserError(f"{key}={text} is not a time; write 90s, 5m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-@dataclass
-class StageConfig:
-    """What the model is trained for."""
-
-    name: str = choice("pretrain", ["pretrain"], "pretrain: model the data")
 
 
 @dataclass
@@ -102,12 +96,24 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UserError where groups do not go together."""
         model, data = MODELS.entries.get(self.model.name), DATA.entries.get(self.data.name)
-        if model and data and model.kind != data.kind:
-            fitting = [name for name in DATA if DATA[name].kind == model.kind]
+        if model and data and data.kind != (wanted := STAGES[self.stage.name].kind or model.kind):
+            fitting = [name for name in DATA if DATA[name].kind == wanted]
             raise UserError(
-                f"model={model.name} is a model of kind {model.kind}, data={data.name} of kind {data.kind}"
+                f"model={model.name} stage={self.stage.name} is trained on {wanted}, data={data.name} is {data.kind}"
                 f"\n  choose one of data={', '.join(fitting)}"
             )
+        if self.stage.name != "pretrain" and not self.init_from:
+            raise UserError(f"stage={self.stage.name} goes on from a run: init_from=runs/NAME")
+        if isinstance(self.stage, OnlineConfig):
+            if self.trainer.devices > 1:
+                raise UserError(f"stage={self.stage.name} runs on one device so far: trainer.devices=1")
+            if self.trainer.max_steps is None:
+                raise UserError(f"stage={self.stage.name} needs trainer.max_steps, minibatch updates in all")
+            if (episodes := self.data.batch_size * self.stage.minibatches) % self.stage.group:
+                raise UserError(
+                    f"data.batch_size={self.data.batch_size} x stage.minibatches={self.stage.minibatches} = {episodes} answers are no "
+                    f"multiple of stage.group_size={self.stage.group}"
+                )
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
         if self.trainer.max_steps is None and self.trainer.devices > 1:

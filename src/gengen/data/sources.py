@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError, did_you_mean
+from gengen.data import storygen
 from gengen.data.wheels import pin, read_members, wheel
 
 Say = Callable[[str], None]
@@ -71,7 +72,10 @@ def documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
     """The documents of a settled source, `max_documents` at most. What cannot be read is skipped and counted, and a
     UserError at the end if that was too much."""
     readers = {"hub": hub_documents, "files": file_documents, "wheel": wheel_documents}
-    yield from islice(readers[config.source](config, skips, say), config.max_documents)
+    if config.source == "storygen":
+        yield from (Document(text, "storygen") for text in storygen.documents(config.max_documents or storygen.STORIES))
+    else:
+        yield from islice(readers[config.source](config, skips, say), config.max_documents)
     skips.check()
 
 
@@ -121,19 +125,23 @@ def hub_facts(name: str | None) -> tuple[str, str]:
     return info.sha, str((info.card_data or {}).get("license") or "unknown")
 
 
-def hub_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
-    """Rows of the train split, streamed."""
-    revision, _ = hub_facts(config.hub)
-    origin = f"{config.hub}@{revision}"
+def hub_rows(name: str | None) -> Iterator[tuple[int, Any]]:
+    """(number, row) of the train split, streamed."""
+    revision, _ = hub_facts(name)
     try:
         from datasets import load_dataset
 
-        for number, row in enumerate(load_dataset(config.hub, split="train", revision=revision, streaming=True)):
-            yield from row_document(row, config.field, origin, "row", number, skips)
+        yield from enumerate(load_dataset(name, split="train", revision=revision, streaming=True))
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its network, file and format layers raise
-        raise UserError(f"data.hub={config.hub}: cannot be read to the end ({type(error).__name__}: {error})") from error
+        raise UserError(f"data.hub={name}: cannot be read to the end ({type(error).__name__}: {error})") from error
+
+
+def hub_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
+    origin = f"{config.hub}@{hub_facts(config.hub)[0]}"
+    for number, row in hub_rows(config.hub):
+        yield from row_document(row, config.field, origin, "row", number, skips)
 
 
 def wheel_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
@@ -142,13 +150,19 @@ def wheel_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Docu
         yield Document(text, f"{archive.name}:{name}")
 
 
+def describe_hub(name: str | None) -> tuple[str, str]:
+    revision, licence = hub_facts(name)
+    return f"hub {name}@{revision}", licence
+
+
 def describe_source(config: TextConfig) -> tuple[str, str]:
     """(source, licence) in words, for people and meta.json."""
     if config.source == "hub":
-        revision, licence = hub_facts(config.hub)
-        return f"hub {config.hub}@{revision}", licence
+        return describe_hub(config.hub)
     if config.source == "wheel":
         return f"wheel {config.wheel} {pin(config.wheel).version}", config.licence
+    if config.source == "storygen":
+        return storygen.NAME, storygen.LICENCE
     return f"files {config.path}", config.licence
 
 
@@ -170,18 +184,18 @@ def files_below(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
 
 
-def find_files(path: str | None) -> list[Path]:
+def find_files(path: str | None, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out."""
-    allowed = f"allowed are {', '.join(SUFFIXES)}"
+    allowed = f"allowed are {', '.join(suffixes)}"
     if not path:
         raise UserError(f"data.path is not set: name your own file or folder of texts ({allowed})")
     root = existing(path)
     if root.is_file():
-        if root.suffix.lower() not in SUFFIXES:
+        if root.suffix.lower() not in suffixes:
             raise UserError(f"data.path={path}: {root.suffix or 'no suffix'} is not a kind of file that is read; {allowed}")
         return [root]
     below = files_below(root)
-    found = [p for p in below if p.suffix.lower() in SUFFIXES]
+    found = [p for p in below if p.suffix.lower() in suffixes]
     if not found:
         kinds = sorted({p.suffix or p.name for p in below})
         raise UserError(f"data.path={path}: the folder holds {', '.join(kinds[:10]) or 'no files'}; {allowed}")

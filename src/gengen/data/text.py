@@ -3,19 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gengen.config.data import TextConfig
-from gengen.config.errors import UserError
 from gengen.config.model import ModelConfig
-from gengen.data.order import From, window
+from gengen.data.order import window
 from gengen.data.prepare import PreparedText, prepare
 from gengen.data.shards import TokenStream
 from gengen.data.sources import Say
+from gengen.data.steps import StepData
 from gengen.data.tokenizer import TextTokenizer
 
 __all__ = ["PreparedText", "TextData", "prepare"]
@@ -52,45 +51,19 @@ class Steps(Dataset[dict[str, Tensor]]):
         return shifted(self.stream.read(start - 1, self.context + 1), counted)  # the first label's input is the token before it
 
 
-class TextData(L.LightningDataModule):
-    """Batches of prepared text. A batch is {"tokens", "labels"}, both (B, T) int64; labels are -100 where nothing counts.
-
-    One item of the train loader is one step's whole batch, or this rank's slice of it. There is no state to save: the
-    loader starts at the trainer's global step, and the number of workers changes nothing.
-    """
+class TextData(StepData):
+    """Batches of prepared text. A batch is {"tokens", "labels"}, both (B, T) int64; labels are -100 where nothing counts."""
 
     def __init__(self, config: TextConfig, prepared: PreparedText, *, context: int, seed: int, rank: int = 0, world: int = 1):
-        super().__init__()
-        if config.batch_size % world:
-            raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
-        self.config, self.prepared = config, prepared
-        self.context, self.seed, self.rank, self.world = context, seed, rank, world
-
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self.loader(self.trainer.global_step if self.trainer else 0)
-
-    def loader(self, start_step: int) -> DataLoader[dict[str, Tensor]]:
-        """The batches of start_step, start_step + 1, ..., without end."""
-        steps = Steps(self.prepared.train, self.context, self.seed, self.config.batch_size, self.rank, self.world)
-        return DataLoader(
-            steps,
-            batch_size=None,
-            sampler=From(start_step),
-            num_workers=self.config.num_workers,
-            pin_memory=torch.cuda.is_available(),  # it is then copied while the device computes
-            generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
-        )
+        super().__init__(config, Steps(prepared.train, context, seed, config.batch_size, rank, world), rank, world)
+        self.prepared, self.context = prepared, context
 
     def val_batches(self) -> Iterator[dict[str, Tensor]]:
-        """Non-overlapping windows over the validation part: every token but the first, which nothing precedes, is a label
-        once. Of world ranks, rank r takes batches r, r + world, ..."""
+        """Non-overlapping windows over the validation part: every token but the first, which nothing precedes, is a label once."""
         stream, context = self.prepared.val, self.context
-        size = self.config.micro_batch_size or self.config.batch_size
         starts = range(0, len(stream) - 1, context)
-        for first in range(self.rank * size, len(starts), self.world * size):
-            yield batch(
-                [shifted(stream.read(start, context + 1), min(context, len(stream) - 1 - start)) for start in starts[first : first + size]]
-            )
+        for part in self.val_parts(len(starts)):
+            yield batch([shifted(stream.read(starts[i], context + 1), min(context, len(stream) - 1 - starts[i])) for i in part])
 
 
 def datamodule_for(config: TextConfig, prepared: PreparedText, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1) -> TextData:

@@ -22,6 +22,12 @@ NEEDED = {9, 10, 13, *range(32, 127), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
 """The bytes of text, but for control characters and the nearly empty planes of Unicode, which some foreign vocabularies lack."""
 BYTE_JSON = json.dumps({"gengen": "byte"})
 SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}  # for transformers
+ROLES = ("system", "user", "assistant")  # of the messages of a conversation
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""What chat.py does, in the words of transformers."""
 CUT = re.compile(r"(?<=\S)(?=[ \n])")
 
 
@@ -76,8 +82,11 @@ def answered(what: str) -> Iterator[None]:
 class TextTokenizer:
     """Encodes any str; `decode(encode(s)) == s`, also where s spells out the name of the end-of-text token.
 
-    start: the id that a prompt begins with; eot: the id that ends a text. In ours both are 0.
+    start: the id that a prompt begins with; eot: the id that ends a text. In ours both are 0. chat: the ids of a conversation's
+    roles and of the "end" of a message, where it has them (`with_chat`).
     """
+
+    chat: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, text: str, token_bytes: list[bytes], bpe: Tokenizer | None, start: int = 0, eot: int = 0):
         """Use `train`, `byte` or `from_json`. text: its JSON; token_bytes: the bytes of each id; bpe: None for plain bytes."""
@@ -119,6 +128,8 @@ class TextTokenizer:
                 return cls.byte()
             if found.get("gengen") == "foreign":
                 return ForeignTokenizer(found["tokenizer"], found["start"], found["end"], found["size"])
+            if found.get("gengen") == "chat":
+                return cls.from_json(found["tokenizer"]).with_chat()
             vocabulary, merges = found["model"]["vocab"], [(left, right) for left, right in found["model"]["merges"]]
             if sorted(vocabulary.values()) != list(range(len(vocabulary))) or vocabulary.get(END_OF_TEXT) != 0:
                 raise ValueError(f"ids must be 0..{len(vocabulary) - 1}, and {END_OF_TEXT} must be id 0")
@@ -133,6 +144,10 @@ class TextTokenizer:
 
     def to_json(self) -> str:
         return self._json
+
+    def with_chat(self) -> "TextTokenizer":
+        """The same with the four ids of a conversation."""
+        return self if self.chat else ChatTokenizer(self)
 
     def encode(self, text: str) -> list[int]:
         if self._bpe is None:
@@ -240,3 +255,30 @@ class ForeignTokenizer(TextTokenizer):
         special = {"bos_token": self._bpe.id_to_token(self.start), "eos_token": self._bpe.id_to_token(self.eot)}
         config = SETTINGS | {"model_max_length": context} | {key: name for key, name in special.items() if name}
         return {"tokenizer.json": json.loads(self._json)["tokenizer"], "tokenizer_config.json": config}
+
+
+class ChatTokenizer(TextTokenizer):
+    """Another tokenizer and behind its ids four more, which stand for no bytes: <|system|>, <|user|>, <|assistant|> and <|end|>, which
+    ends a text. No text is encoded to them."""
+
+    def __init__(self, inner: TextTokenizer):
+        self.inner, size = inner, inner.vocab_size
+        self.chat = {name: size + i for i, name in enumerate((*ROLES, "end"))}
+        text = json.dumps({"gengen": "chat", "tokenizer": inner.to_json()})
+        super().__init__(text, [*inner._bytes, *[b""] * 4], inner._bpe, inner.start, self.chat["end"])
+
+    def pieces(self, text: str) -> Iterator[str]:
+        return self.inner.pieces(text)
+
+    def huggingface(self, context: int) -> dict[str, Any]:
+        """As the inner one's, with the template of conversations. Raises UserError where a token of it has one of the four names."""
+        files = self.inner.huggingface(context)
+        bpe = Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+        names = [f"<|{name}|>" for name in self.chat]
+        if taken := [name for name in names if bpe.token_to_id(name) is not None]:
+            raise UserError(f"tokenizer: {', '.join(taken)}: its own tokens; no chat template can be written beside them")
+        unused = range(max(bpe.get_vocab().values()) + 1, self.inner.vocab_size)  # ids that the weights know and the tokenizer does not
+        names = [*(f"<|unused {i}|>" for i in unused), *names]
+        bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        config = files["tokenizer_config.json"] | {"eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
+        return {"tokenizer.json": json.loads(bpe.to_str()), "tokenizer_config.json": config}

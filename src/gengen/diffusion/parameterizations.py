@@ -1,16 +1,18 @@
 """What the network is asked for, and how its answer becomes an estimate of x_0.
-
 Every parameterization is linear: its target is a mixture of x_0 and eps, and x_0 a mixture of x_t and the output. So
-each one is four coefficients at each t, on any path, and everything downstream sees only x_0.
-"""
+each one is four coefficients at each t, on any path, and everything downstream sees only x_0."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError, did_you_mean
-from gengen.diffusion.paths import PATHS, Path, Time, lift, spread
+from gengen.diffusion.guidance import Denoiser
+from gengen.diffusion.paths import Path, Time, lift, spread
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(x_t of unit variance (B, ...), level (B,)) -> the parameterization's target (B, ...)."""
 
 
 class Coefficients(NamedTuple):
@@ -23,7 +25,7 @@ class Coefficients(NamedTuple):
 
 
 def predict_eps(path: Path, t: Time, sigma_data: float) -> Coefficients:
-    """The noise (Ho et al. 2020). Says nothing about x_0 where alpha = 0: see `check`."""
+    """The noise (Ho et al. 2020). Says nothing about x_0 where alpha = 0: UNetConfig refuses it there."""
     alpha, sigma = path.alpha(t), path.sigma(t)
     return Coefficients(x0=0.0, eps=1.0, skip=1 / alpha, gain=-sigma / alpha)
 
@@ -49,11 +51,9 @@ def predict_velocity(path: Path, t: Time, sigma_data: float) -> Coefficients:
 
 def predict_edm(path: Path, t: Time, sigma_data: float) -> Coefficients:
     """The preconditioned F of Karras et al. (2022, eq. 7 and Table 1), for any path.
-
     With S^2 = alpha^2 sigma_data^2 + sigma^2, the variance of x_t: c_in = 1/S, c_skip = alpha sigma_data^2 / S^2,
     c_out = sigma sigma_data / S, and F = (x_0 - c_skip x_t) / c_out, here with x_t written out so that it is finite
-    at both ends. F has unit variance for every t.
-    """
+    at both ends. F has unit variance for every t."""
     alpha, sigma = path.alpha(t), path.sigma(t)
     S = (alpha**2 * sigma_data**2 + sigma**2) ** 0.5
     return Coefficients(
@@ -92,14 +92,17 @@ def input_scale(t: Time, path: Path, sigma_data: float) -> Time:
     return (path.alpha(t) ** 2 * sigma_data**2 + path.sigma(t) ** 2) ** -0.5
 
 
-def check(parameterization: str, path: str) -> None:
-    """UserError if the parameterization's name is unknown, or says nothing about x_0 where the path begins."""
-    for kind, name, known in (("parameterization", parameterization, [*PARAMETERIZATIONS]), ("path", path, [*PATHS])):
-        if name not in known:
-            raise UserError(f"unknown {kind} {name}{did_you_mean(name, known)}")
-    built = PATHS[path]()
-    if parameterization == "eps" and built.alpha(built.times(1)[0]) == 0:
-        raise UserError(
-            f"eps prediction cannot be used on the path {path}: it begins with pure noise (zero terminal SNR), where knowing the noise\n"
-            "  says nothing about the image; use velocity, v, x0 or edm, or the path edm"
-        )
+def network_inputs(x_t: Tensor, t: Time, path: Path, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """What the network is given for x_t (B, ...) at t (float or (B,)): x_t of unit variance, and level(t) (B,)."""
+    scaled = lift(x_t) * input_scale(spread(t, x_t), path, sigma_data)
+    level = torch.as_tensor(path.level(t), dtype=scaled.dtype, device=scaled.device)
+    return scaled, level.expand(x_t.shape[0])
+
+
+def denoiser(network: Network, path: Path, parameterization: str, sigma_data: float) -> Denoiser:
+    """The network as a function (x_t, t) -> x_0 in fp32 (fp64 if x_t is), whatever precision it computes in itself."""
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        return to_x0(parameterization, network(*network_inputs(x, t, path, sigma_data)), x, t, path, sigma_data)
+
+    return denoise

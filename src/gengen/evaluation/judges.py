@@ -1,14 +1,9 @@
 """The judge of a data set: a small classifier whose features and verdicts other models' images are measured by.
-
 It is trained once on the training split, with a seed and an architecture of its own (convolutions, batch norm, max-pooling), and is
-used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it was written there.
-"""
+used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it was written there."""
 
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,53 +12,17 @@ from torch import Tensor, nn
 
 from gengen.checkpoints.files import Damaged, fsync, read_json, sha256, to_json, write_text
 from gengen.checkpoints.format import load_weights, read_tensors
+from gengen.data.image_prepare import PreparedImages
+from gengen.data.once import made_once
+from gengen.data.sources import Say
+from gengen.generation.pictures import to_float
 from gengen.hardware import has_bf16
-
-Say = Callable[[str], None]
 
 NAME, VERSION, SEED = "smallcnn", 3, 7919
 FEATURES = 128
 SEEN = 80_000  # training images in all, but 8 to 40 epochs: 10 on 8,700, which is right on 98 % of held-out animals
 BATCH = 128
 NOISE, BLUR = 10.0, 0.75  # levels of 255 and pixels: how much of either it learns to overlook, as an eye does
-
-
-class ImageSet(Protocol):
-    """One split of prepared image data."""
-
-    @property
-    def images(self) -> Tensor: ...  # uint8 (N, C, H, W), memory-mapped
-
-    @property
-    def labels(self) -> Tensor: ...  # int64 (N,), -1 = none
-
-    def __len__(self) -> int: ...
-
-
-class ImageFacts(Protocol):
-    """What is read of the data's config."""
-
-    dir: str
-    flip: bool
-
-
-class PreparedImages(Protocol):
-    """What is read of prepared image data."""
-
-    @property
-    def config(self) -> ImageFacts: ...
-
-    @property
-    def train(self) -> ImageSet: ...
-
-    @property
-    def val(self) -> ImageSet: ...
-
-    @property
-    def classes(self) -> list[str]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
 
 
 class Judge(nn.Module):
@@ -76,11 +35,8 @@ class Judge(nn.Module):
         def block(inputs: int, outputs: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(2)
-
-        shallow = [*block(channels, 32), pool(), *block(32, 64), pool()]
-        deep = [*block(64, 128), *block(128, 128), pool(), *block(128, FEATURES)]
+        shallow = [*block(channels, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2)]
+        deep = [*block(64, 128), *block(128, 128), nn.MaxPool2d(2), *block(128, FEATURES)]
         self.trunk = nn.Sequential(*shallow, *deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(FEATURES, classes)
@@ -90,27 +46,21 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) -> fp32 (N, 128) on the CPU. Needs eval mode, in which `judge_for` returns it."""
-        device = self.head.weight.device
-        return torch.cat([self.trunk(scaled(part.to(device))).cpu() for part in images.split(2 * BATCH)])
+        """uint8 (N, C, H, W) -> fp32 (N, 128). Needs eval mode, in which `judge_for` returns it."""
+        return torch.cat([self.trunk(to_float(part)) for part in images.split(2 * BATCH)])
 
     @torch.inference_mode()
     def classify(self, features: Tensor) -> Tensor:
-        """Features (N, 128) -> logits (N, classes) on the CPU."""
-        return self.head(features.to(self.head.weight.device)).cpu()
+        """Features (N, 128) -> logits (N, classes)."""
+        return self.head(features)
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) -> (N, classes) on the CPU."""
+        """uint8 (N, C, H, W) -> (N, classes)."""
         return self.classify(self.features(images))
 
 
-def scaled(images: Tensor) -> Tensor:
-    """uint8 -> fp32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def judge_for(prepared: PreparedImages, say: Say, device: str = "cpu") -> Judge | None:
-    """The judge of this data, in eval mode on `device`; trained first where there is none. None, and a line, without classes."""
+def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
+    """The judge of this data, in eval mode on the CPU; trained first where there is none. None, and a line, without classes."""
     classes, channels = len(prepared.classes), prepared.train.images.shape[1]
     if classes < 2:
         say(f"judge: the data has {classes or 'no'} class{'es' if not classes else ''}; a judge needs two, so nothing is measured by one")
@@ -118,19 +68,18 @@ def judge_for(prepared: PreparedImages, say: Say, device: str = "cpu") -> Judge 
     home = Path(prepared.config.dir) / "judges" / f"{NAME}-{prepared.fingerprint[:16]}"
     recipe = {"name": NAME, "version": VERSION, "seed": SEED, "seen": SEEN, "noise": NOISE, "blur": BLUR}
     recipe |= {"flip": prepared.config.flip, "data": prepared.fingerprint}
-    try:
-        return _open(home, recipe, channels, classes).to(device)
-    except Damaged as damage:
-        if home.exists():
-            say(f"judge: {damage}; training it again")
-    say(f"judge: training a small classifier on {len(prepared.train):,} images, once")
-    judge = train(prepared, device)
-    labels = prepared.val.labels
-    right = accuracy(judge.logits(prepared.val.images), labels)
-    held_out = int((labels >= 0).sum())
-    say(f"judge: right on {right:.1%} of {held_out:,} held-out images; kept in {home}")
-    _save(home, judge, recipe | {"accuracy": right, "held_out": held_out})
-    return _open(home, recipe, channels, classes).to(device)
+
+    def make(folder: Path, spool: Path) -> None:
+        say(f"judge: training a small classifier on {len(prepared.train):,} images, once")
+        judge, labels, weights = train(prepared), prepared.val.labels, folder / "judge.safetensors"
+        right, held_out = accuracy(judge.logits(prepared.val.images), labels), int((labels >= 0).sum())
+        say(f"judge: right on {right:.1%} of {held_out:,} held-out images; kept in {home}")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in judge.state_dict().items()}, weights)
+        fsync(weights)
+        facts = recipe | {"accuracy": right, "held_out": held_out, "sha256": sha256(weights)}
+        write_text(folder / "judge.json", to_json(facts))
+
+    return made_once(home, lambda: _open(home, recipe, channels, classes), make, say)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -139,25 +88,23 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return right.double().mean().item() if len(right) else 0.0
 
 
-def train(prepared: PreparedImages, device: str) -> Judge:
+def train(prepared: PreparedImages) -> Judge:
     """A judge of the training split's labelled images. Draws from its own seed; leaves the process's generators as they were."""
     data, labelled = prepared.train, (prepared.train.labels >= 0).nonzero()[:, 0]
     n = len(labelled)
-    batch = min(BATCH, n)
-    epochs = min(max(-(-SEEN // n), 8), 40)
-    cuda = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):
+    batch, epochs = min(BATCH, n), min(max(-(-SEEN // n), 8), 40)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        judge = Judge(data.images.shape[1], len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        judge = Judge(data.images.shape[1], len(prepared.classes)).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=0.01, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2)
         for _ in range(epochs):
             for rows in labelled[torch.randperm(n)][: n // batch * batch].split(batch):
                 images = augmented(data.images.index_select(0, rows), prepared.config.flip)
-                x = scaled(images).to(device, memory_format=torch.channels_last)
-                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device)):
+                x = to_float(images).to(memory_format=torch.channels_last)
+                with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
                     logits = judge(x)
-                loss = F.cross_entropy(logits.float(), data.labels[rows].to(device), label_smoothing=0.1)
+                loss = F.cross_entropy(logits.float(), data.labels[rows], label_smoothing=0.1)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -189,20 +136,6 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
     x = F.pad(images.float().reshape(1, n * c, height, width), (3, 3, 3, 3), mode="replicate")
     x = F.conv2d(F.conv2d(x, weights[:, None, :, None], groups=n * c), weights[:, None, None, :], groups=n * c)
     return x.view(n, c, height, width)
-
-
-def _save(home: Path, judge: Judge, facts: dict[str, Any]) -> None:
-    """Write beside, flush, rename: a judge is there whole or not at all."""
-    stage = home.with_name(f".{home.name}.{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    weights = stage / "judge.safetensors"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in judge.state_dict().items()}, weights)
-    fsync(weights)
-    write_text(stage / "judge.json", to_json(facts | {"sha256": sha256(weights)}))
-    shutil.rmtree(home, ignore_errors=True)
-    os.rename(stage, home)
-    fsync(home.parent)
 
 
 def _open(home: Path, recipe: dict[str, Any], channels: int, classes: int) -> Judge:

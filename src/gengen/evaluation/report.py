@@ -15,9 +15,30 @@ pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wr
 table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }"""
 
 
-def curves(rows: list[dict[str, Any]]) -> bytes:
-    """A PNG: every loss and bits-per-byte of metrics.csv against steps and against seconds of training."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def in_line(name: str, figures: dict[str, Any]) -> str:
+    """Figures for the screen."""
+    return f"{name:<15}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
+
+
+def page(title: str, *parts: str) -> str:
+    """One file that needs no network."""
+    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+    return "\n".join([f"<!doctype html><html lang='en'>{head}", *parts, "</html>\n"])
+
+
+def image(png: bytes) -> str:
+    return f"<img src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+
+
+def drawn(figure: Any) -> str:
+    """A matplotlib figure as an image."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return image(png.getvalue())
+
+
+def curves(rows: list[dict[str, Any]]) -> str:
+    """Every loss and bits-per-byte of metrics.csv against steps and against seconds of training."""
     from matplotlib.figure import Figure
 
     names = [n for n in rows[0] if "/" in n and any(row[n] is not None for row in rows)]
@@ -32,20 +53,15 @@ def curves(rows: list[dict[str, Any]]) -> bytes:
             axis.set(xlabel=x, ylabel={"bpb": "bits per byte"}.get(kind, kind))
             axis.grid(alpha=0.3)
             axis.legend(frameon=False)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
+    return drawn(figure)
 
 
 def samples(folder: Path) -> str:
     """The sample files, in order of their steps."""
     parts = []
-    for path in sorted(folder.glob("step-*")):
-        if path.suffix == ".txt":
-            parts.append(f"<h3>step {int(path.stem.removeprefix('step-'))}</h3><pre>{escape(path.read_text(encoding='utf8'))}</pre>")
-        elif path.suffix == ".png":
-            image = base64.b64encode(path.read_bytes()).decode()
-            parts.append(f"<h3>step {int(path.stem.removeprefix('step-'))}</h3><img src='data:image/png;base64,{image}'>")
+    for path in sorted([*folder.glob("step-*.txt"), *folder.glob("step-*.png")]):
+        shown = image(path.read_bytes()) if path.suffix == ".png" else f"<pre>{escape(path.read_text(encoding='utf8'))}</pre>"
+        parts.append(f"<h3>step {int(path.stem.removeprefix('step-'))}</h3>{shown}")
     return "".join(parts) or "<p>none yet</p>"
 
 
@@ -68,12 +84,11 @@ def write_report(run: Path, data: list[str]) -> Path:
     """Write run/report.html from what the run has on disk and the lines that describe its data; return its path."""
     rows = read_metrics(run / "metrics.csv")
     table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(run, rows).items()) if rows else ""
-    image = f"<img src='data:image/png;base64,{base64.b64encode(curves(rows)).decode()}'>" if rows else ""
-    html = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(run.name)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(run.name)}</h1><table>{table}</table><h2>Curves</h2>{image}"
-        f"<h2>Data</h2><pre>{escape(chr(10).join(data))}</pre><h2>Samples</h2>{samples(run / 'samples')}"
-        f"<h2>Config</h2><pre>{escape(to_json(read_json(run / 'config.json')))}</pre></html>\n"
+    config = escape(to_json(read_json(run / "config.json")))
+    html = page(
+        run.name,
+        f"<table>{table}</table><h2>Curves</h2>{curves(rows) if rows else ''}<h2>Data</h2><pre>{escape(chr(10).join(data))}</pre>",
+        f"<h2>Samples</h2>{samples(run / 'samples')}<h2>Config</h2><pre>{config}</pre>",
     )
     replace_text(run / "report.html", redact(html))
     return run / "report.html"

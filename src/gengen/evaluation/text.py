@@ -1,7 +1,5 @@
 """What `evaluate` says of a language model: how well it predicts, how its samples read beside real text, what they copy, its speed."""
 
-import base64
-import io
 import math
 import resource
 import time
@@ -23,12 +21,11 @@ from gengen.config.redact import redact
 from gengen.config.sample import DecodingSettings, TextEvaluation
 from gengen.data.prepare import PreparedText
 from gengen.data.shards import TokenStream
+from gengen.data.sources import Say
 from gengen.data.text import NO_LABEL, batch, shifted
 from gengen.data.tokenizer import TextTokenizer
+from gengen.evaluation import report
 from gengen.evaluation.copying import copied_share, matching_lengths
-from gengen.evaluation.judges import Say
-from gengen.evaluation.report import STYLE
-from gengen.evaluation.runs import in_line
 from gengen.generation.text import Sample, TextGenerator
 from gengen.training.objective import Objective
 
@@ -44,9 +41,7 @@ Tokens = Sequence[int]
 @torch.inference_mode()
 def predictions(model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED) -> list[Tensor]:
     """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window. (N,) each.
-
-    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens.
-    """
+    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens."""
     starts = range(0, len(stream) - 1, context)
     starts = starts[:: math.ceil(len(starts) * context / limit)]
     rows = max(1, LOGITS // (context * vocab_size))
@@ -188,7 +183,7 @@ def evaluate_text(
     speed["peak_memory_mb"] = (torch.cuda.max_memory_allocated(generator.engine.device) if on_gpu else resident) / 1e6
     result["speed"] = speed | {"parameters": sum(p.numel() for p in model.parameters())}
     for name in (name for name in ("validation", "calibration", "samples", "real", "speed") if name in result):
-        say(in_line(name, result[name]))
+        say(report.in_line(name, result[name]))
     if samples:
         say(f"longest copy   {result['samples']['longest_copy']} tokens: {result['samples']['longest_passage']!r}")
     folder.mkdir(exist_ok=True)
@@ -199,12 +194,9 @@ def evaluate_text(
 
 def page(result: Figures, samples: Sequence[Sample]) -> str:
     """All figures and the samples in one file that needs no network."""
-    image = base64.b64encode(curves(result["calibration"]["reliability"], result["loss_by_place"])).decode()
     facts = result | result["validation"] | result["calibration"] | result["speed"]
-    parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>evaluation</title><style>{STYLE}</style><h1>Evaluation</h1>",
-        f"{table({result['checkpoint']: facts})}<h2>Predictions of held-out text</h2><img src='data:image/png;base64,{image}'>",
-    ]
+    pictures = curves(result["calibration"]["reliability"], result["loss_by_place"])
+    parts = [f"{table({result['checkpoint']: facts})}<h2>Predictions of held-out text</h2>{pictures}"]
     if samples:
         columns = {name: result[name] for name in ("samples", "real")}
         parts.append(f"<h2>Samples beside as much held-out text</h2>{table(columns)}<h3>Longest passages that training text holds</h3>")
@@ -212,7 +204,7 @@ def page(result: Figures, samples: Sequence[Sample]) -> str:
         for sample, (tokens, size) in zip(samples, result["samples"]["longest_copies"], strict=True):
             title = f"{sample.index}: {sample.finish_reason}, longest copy {tokens} tokens, {size} bytes"
             parts.append(f"<h3>{title}</h3><pre>{escape(sample.text)}</pre>")
-    return "\n".join([*parts, "</html>\n"])
+    return report.page("Evaluation", *parts)
 
 
 def table(columns: dict[str, Figures]) -> str:
@@ -226,9 +218,8 @@ def table(columns: dict[str, Figures]) -> str:
     return "<table>" + "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows) + "</table>"
 
 
-def curves(reliability: list[Figures], by_place: list[Figures]) -> bytes:
-    """A PNG: accuracy and number of predictions by confidence, and loss by place in the window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def curves(reliability: list[Figures], by_place: list[Figures]) -> str:
+    """An image: accuracy and number of predictions by confidence, and loss by place in the window."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -241,6 +232,4 @@ def curves(reliability: list[Figures], by_place: list[Figures]) -> bytes:
     accuracy.set(xlabel="confidence in the likeliest token", ylabel="share that was right")
     number.set(xlabel="confidence in the likeliest token", ylabel="predictions")
     loss.set(xlabel="place in the window", ylabel="loss, nats a token")
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
+    return report.drawn(figure)

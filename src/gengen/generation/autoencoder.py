@@ -1,10 +1,8 @@
 """From a trained autoencoder to images: draws from the prior, paths, traversals, reconstructions."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,32 +12,23 @@ from gengen.config.errors import UserError
 from gengen.config.sample import AutoencoderSampling, EvaluateConfig
 from gengen.data.image_files import decode
 from gengen.generation.noise import Noise, slerp, stream
-from gengen.generation.pictures import to_float, to_uint8, write_pictures
+from gengen.generation.pictures import Drawn, PictureGenerator, to_float, to_uint8
 from gengen.models.autoencoder import Autoencoder
-
-Drawn = tuple[Tensor, list[dict[str, Any]], int | None]
-"""Images uint8 (N, C, H, W), what there is to say of each, and how many make a row."""
 
 SPAN = 3.0  # standard deviations to either side that a traversal goes
 
 
-class AutoencoderGenerator:
+class AutoencoderGenerator(PictureGenerator):
     """Draws from, encodes to and decodes from the latents of an autoencoder; what `gengen.load` returns for one.
-
     A VAE with beta=1 can be sampled: its latents are about N(0, 1). Those of the first stage of latent diffusion are not, nor are
     the codes of a quantizer uniform: their draws show what the decoder makes of anything, and need a model of the latents to be
-    pictures. batch_size: images at once; changes none of them.
-    """
+    pictures. batch_size: images at once; changes none of them."""
 
-    command_hint = "n=16"
+    model: Autoencoder
 
     def __init__(self, model: Autoencoder, batch_size: int = 64):
-        self.model, self.batch_size, self.config = model, batch_size, model.config
-        self.device = model.latent_mean.device
-
-    @classmethod
-    def from_checkpoint(cls, model: Autoencoder, directory: Path) -> Self:
-        return cls(model)
+        super().__init__(model)
+        self.batch_size, self.classes = batch_size, []
 
     # --- draws
 
@@ -61,13 +50,13 @@ class AutoencoderGenerator:
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior of images (N, C, H, W) in [-1, 1]; (N, Z, h, w) fp32 each."""
-        with self._sampling():
+        with self.sampling():
             parts = [self.model.encode(part.to(self.device)) for part in images.split(self.batch_size)]
         return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, Z, h, w) -> images (N, C, H, W), fp32; what lies beyond [-1, 1] is that end of it."""
-        with self._sampling():
+        with self.sampling():
             return torch.cat([self.model.decode(part.to(self.device)) for part in latents.split(self.batch_size)])
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -103,18 +92,11 @@ class AutoencoderGenerator:
 
     # --- the command
 
-    def command(self, config: AutoencoderSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
-        start = time.perf_counter()
-        ways = {"prior": self._prior, "interpolation": self._interpolation, "traversal": self._traversal}
-        images, facts, columns = (ways | {"reconstruction": self._reconstruction})[config.what](config)
-        folder = config.folder()
-        write_pictures(folder, images.cpu(), facts, columns)
-        say(f"{folder}/grid.png")
-        return f"{len(images)} images in {time.perf_counter() - start:.1f} s"
-
-    def _prior(self, c: AutoencoderSampling) -> Drawn:
-        return self.generate(c.n, seed=c.seed), [{"index": i, "seed": c.seed} for i in range(c.n)], None
+    def drawn(self, c: AutoencoderSampling) -> Drawn:
+        if c.what == "prior":
+            return Drawn(self.generate(c.n, seed=c.seed).cpu(), [{"index": i, "seed": c.seed} for i in range(c.n)])
+        ways = {"interpolation": self._interpolation, "traversal": self._traversal, "reconstruction": self._reconstruction}
+        return ways[c.what](c)
 
     def _interpolation(self, c: AutoencoderSampling) -> Drawn:
         """A row a path: between two images, or between draws 2i and 2i + 1 of the prior."""
@@ -125,7 +107,7 @@ class AutoencoderGenerator:
             ends = self.prior(range(2 * c.n), c.seed).unflatten(0, (c.n, 2))
             rows = [{"from": 2 * i, "to": 2 * i + 1, "seed": c.seed} for i in range(c.n)]
         images = torch.cat([self.interpolate(a, b, c.steps, spherical=not c.images) for a, b in ends])
-        return images, [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)], c.steps
+        return Drawn(images.cpu(), [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)], c.steps)
 
     def _traversal(self, c: AutoencoderSampling) -> Drawn:
         """A row a channel, those first that change the picture most."""
@@ -133,13 +115,14 @@ class AutoencoderGenerator:
         images, channels = self.traverse(latents[0], c.steps, c.n)
         of: dict[str, Any] = {"image": c.images[0]} if c.images else {"index": 0, "seed": c.seed}
         deviations = torch.linspace(-SPAN, SPAN, c.steps).tolist()
-        return images.flatten(0, 1), [of | {"channel": z, "deviations": d} for z in channels for d in deviations], c.steps
+        facts = [of | {"channel": z, "deviations": d} for z in channels for d in deviations]
+        return Drawn(images.flatten(0, 1).cpu(), facts, c.steps)
 
     def _reconstruction(self, c: AutoencoderSampling) -> Drawn:
         """Each image, and beside it what is left of it."""
         images = to_uint8(self._read(c.images))
         pairs = torch.stack([images, self.reconstruct(images).cpu()], dim=1).flatten(0, 1)
-        return pairs, [{"image": name, "reconstructed": done} for name in c.images for done in (False, True)], 2
+        return Drawn(pairs, [{"image": name, "reconstructed": done} for name in c.images for done in (False, True)], 2)
 
     def _read(self, files: Sequence[str]) -> Tensor:
         """Image files as the model takes them, (N, C, H, W) in [-1, 1]."""
@@ -152,14 +135,3 @@ class AutoencoderGenerator:
             except ValueError as error:
                 raise UserError(f"images={name}: {error}") from None
         return to_float(torch.stack(images))
-
-    @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """The model in evaluation mode, without gradients, in fp32; afterwards as it was."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                yield
-        finally:
-            self.model.train(training)

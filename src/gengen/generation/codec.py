@@ -1,4 +1,4 @@
-"""An autoencoder as the codec of latent diffusion: a data set encoded once, and whitened latents back to images."""
+"""An autoencoder as the codec of latent diffusion: a data set encoded once, as latents of mean 0 and variance 1 in each channel."""
 
 import hashlib
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gengen.checkpoints.files import fsync, read_json, to_json, write_text
 from gengen.checkpoints.format import Checkpoint, unique_state, verify, write
@@ -28,28 +27,6 @@ STATISTICS = ("latent_mean", "latent_std")  # of a model's buffers: about the da
 BATCH = 256  # images encoded at once
 
 
-class Codec:
-    """Images to whitened latents, mean 0 and variance 1 in each channel, and back."""
-
-    def __init__(self, generator: AutoencoderGenerator):
-        self.generator, self.model = generator, generator.model
-        self.hash = codec_hash(self.model)
-
-    def encode(self, images: Tensor) -> Posterior:
-        """Images (N, C, H, W) in [-1, 1] -> mean and standard deviation of their whitened latents, (N, Z, h, w) fp32 each."""
-        mean, std = self.generator.encode(images)
-        return self.model.whitened(mean), std / self.model.latent_std[:, None, None]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents (N, Z, h, w) -> images (N, C, H, W), fp32; what lies beyond [-1, 1] is that end of it."""
-        return self.generator.decode(self.model.unwhitened(latents.float()))
-
-
-def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
-    """The codec that a run holds, or that a cache of latents was made with."""
-    return Codec(load_generator(str(folder), device=torch.device(device).type))
-
-
 LATER = ("adversarial", "adversarial_from")
 """Fields of an autoencoder's config that came after latents were cached under such hashes, and do not shape a codec."""
 
@@ -67,10 +44,8 @@ def codec_hash(model: Autoencoder) -> str:
 
 def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, say: Say) -> EncodedImages:
     """The prepared images as a codec's latents, encoded once for each codec, data set and transform.
-
     The codec is the one that `run` holds, or, for a new run, the newest checkpoint of config.codec, its EMA weights where it has
-    them. Raises UserError where that is no autoencoder, or one of other images.
-    """
+    them. Raises UserError where that is no autoencoder, or one of other images."""
     kept = run / "codec" if run else None
     source = kept if kept and kept.exists() else find_checkpoint(str(config.codec), runs_dir, "latest", say)
     told = build(ModelConfig, read_json(source / "config.json")["model"])
@@ -122,5 +97,5 @@ def _open(home: Path, prepared: Any, fingerprint: str) -> EncodedImages:
     if not (home / "meta.json").exists():
         raise UserError(f"{home}: no latents yet")
     verify(home / "codec")
-    model = load_codec(home / "codec").model
+    model = load_generator(str(home / "codec"), device="cpu").model
     return EncodedImages(home, prepared, fingerprint, model.latent_mean, model.latent_std)

@@ -1,38 +1,24 @@
 """From a trained GAN to images: one pass of the generator, and paths between two z."""
 
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from gengen.config.sample import EvaluateConfig, GANSampling
-from gengen.generation.labels import labels_of, named
 from gengen.generation.noise import Noise, slerp
-from gengen.generation.pictures import enlarged, grid, to_uint8, write_gif, write_pictures
+from gengen.generation.pictures import Drawn, PictureGenerator, labels_of, named, to_uint8
 from gengen.models.gan import GAN
-
-Drawn = tuple[Tensor, list[dict[str, Any]], int | None]
-"""Images uint8 (N, C, H, W), what there is to say of each, and how many make a row."""
 
 BATCH = 64  # images drawn at once; changes none of them
 FRAMES = 48  # of an animation
 
 
-class GANGenerator:
+class GANGenerator(PictureGenerator):
     """Draws images; what `gengen.load` returns for a GAN."""
 
-    command_hint = "n=16"
-
-    def __init__(self, model: GAN):
-        self.model, self.config, self.classes = model, model.config, model.config.classes
-        self.device = next(model.parameters()).device
-
-    @classmethod
-    def from_checkpoint(cls, model: GAN, directory: Path) -> Self:
-        return cls(model)
+    animation = ("interpolation.gif", 6.0)
+    model: GAN
 
     def latents(self, indices: Sequence[int], seed: int = 0) -> Tensor:
         """z of samples, (n, Z): row i is a function of (seed, indices[i]) alone."""
@@ -47,49 +33,33 @@ class GANGenerator:
         """uint8 (steps, C, H, W) on the great arc from a to b, (Z,) each."""
         return self.decode(slerp(a, b, torch.linspace(0, 1, steps, device=a.device)), [label] * steps)
 
-    @torch.inference_mode()
     def decode(self, z: Tensor, labels: Sequence[int]) -> Tensor:
         """z (n, Z) and n labels -> uint8 (n, C, H, W), on the CPU; in fp32 and evaluation mode."""
-        training, told = self.model.training, torch.tensor(labels, device=self.device)
-        self.model.eval()
-        try:
-            with torch.autocast(self.device.type, enabled=False):
-                parts = [self.model.generator(*part) for part in zip(z.split(BATCH), told.split(BATCH), strict=True)]
-        finally:
-            self.model.train(training)
+        told = torch.tensor(labels, device=self.device)
+        with self.sampling():
+            parts = [self.model.generator(*part) for part in zip(z.split(BATCH), told.split(BATCH), strict=True)]
         return to_uint8(torch.cat(parts)).cpu()
 
     def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
         """What `evaluate` judges: a call that draws an image, uint8, for each label."""
         return lambda labels: self.generate(len(labels), labels.tolist() if self.classes else (), seed=config.seed)
 
-    def command(self, config: GANSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
-        start, folder = time.perf_counter(), config.folder()
-        images, facts, columns = {"images": self._images, "interpolation": self._paths}[config.what](config)
-        spent = time.perf_counter() - start
-        write_pictures(folder, images, facts, columns)
-        if config.what == "interpolation":
-            frames = [torch.stack(frame) for frame in zip(*self._journeys(config, FRAMES), strict=True)]
-            write_gif(folder / "interpolation.gif", [grid(enlarged(frame)) for frame in frames + frames[::-1]], seconds=6.0)
-        say(f"{folder}/grid.png")
-        return f"{len(images)} images in {spent:.2f} s, {len(images) / spent:.0f} images/s"
-
-    def _images(self, c: GANSampling) -> Drawn:
-        """A column a class, where all of them are drawn equally often."""
+    def drawn(self, c: GANSampling) -> Drawn:
+        """Images, a column a class, where all of them are drawn equally often; or paths between draws 2i and 2i + 1, a row each."""
         drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n)
-        facts = [{"index": i} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
-        columns = len(self.classes) if self.classes and not c.labels and c.n % len(self.classes) == 0 else None
-        return self.generate(c.n, c.labels, seed=c.seed, truncation=c.truncation), facts, columns
+        if c.what == "images":
+            facts = [{"index": i} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
+            columns = len(self.classes) if self.classes and not c.labels and c.n % len(self.classes) == 0 else None
+            return Drawn(self.generate(c.n, c.labels, seed=c.seed, truncation=c.truncation), facts, columns)
 
-    def _paths(self, c: GANSampling) -> Drawn:
-        """A row a path, between draws 2i and 2i + 1."""
-        drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n)
+        def paths(steps: int) -> Tensor:  # (n, steps, C, H, W)
+            ends = c.truncation * self.latents(range(2 * c.n), c.seed).unflatten(0, (c.n, 2))
+            return torch.stack([self.interpolate(a, b, label, steps) for (a, b), label in zip(ends, labels, strict=True)])
+
+        def there_and_back() -> Iterator[Tensor]:
+            yield from (there := paths(FRAMES).unbind(1))
+            yield from there[::-1]
+
         rows = [{"from": 2 * i, "to": 2 * i + 1} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
         facts = [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)]
-        return torch.cat(self._journeys(c, c.steps)), facts, c.steps
-
-    def _journeys(self, c: GANSampling, steps: int) -> list[Tensor]:
-        """Each path as (steps, C, H, W) uint8."""
-        ends = c.truncation * self.latents(range(2 * c.n), c.seed).unflatten(0, (c.n, 2))
-        return [self.interpolate(a, b, label, steps) for (a, b), label in zip(ends, labels_of(c.labels, self.classes, c.n), strict=True)]
+        return Drawn(paths(c.steps).flatten(0, 1), facts, c.steps, there_and_back())

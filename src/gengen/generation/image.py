@@ -1,7 +1,6 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,16 +13,16 @@ from gengen.config.errors import UserError
 from gengen.config.model import LDMConfig, UNetConfig
 from gengen.config.sample import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
 from gengen.config.schema import build
-from gengen.diffusion.denoiser import denoiser
 from gengen.diffusion.guidance import Denoiser, guide
+from gengen.diffusion.parameterizations import denoiser
 from gengen.diffusion.paths import PATHS
 from gengen.diffusion.paths import Path as NoisePath
 from gengen.diffusion.samplers import SAMPLERS
-from gengen.generation.codec import Codec, load_codec
-from gengen.generation.labels import labels_of, named
+from gengen.generation.autoencoder import AutoencoderGenerator
+from gengen.generation.codec import codec_hash
 from gengen.generation.load import load_generator
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import to_uint8, write_pictures
+from gengen.generation.pictures import Drawn, PictureGenerator, labels_of, named, to_uint8
 from gengen.models.unet import NULL, UNet
 
 
@@ -32,41 +31,36 @@ def path_of(config: UNetConfig) -> NoisePath:
     return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
 
 
-class ImageGenerator:
+class ImageGenerator(PictureGenerator):
     """Draws images with a diffusion model; what `gengen.load` returns for one.
+    Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding."""
 
-    Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
-    """
+    animation = ("denoising.gif", 3.0)
+    model: UNet
 
-    command_hint = "n=16"
-
-    def __init__(self, model: UNet, codec: Codec | None = None):
-        self.model, self.codec = model, codec
-        self.config, self.classes, self.device = model.config, model.config.classes, model.conv_in.weight.device
+    def __init__(self, model: UNet, codec: AutoencoderGenerator | None = None):
+        super().__init__(model)
+        self.codec = codec
 
     @classmethod
     def from_checkpoint(cls, model: UNet, directory: Path) -> Self:
-        device = model.conv_in.weight.device
-        return cls(model, load_codec(directory.parent.parent / "codec", device) if isinstance(model.config, LDMConfig) else None)
+        folder, device = directory.parent.parent / "codec", model.conv_in.weight.device.type
+        return cls(model, load_generator(str(folder), device=device) if isinstance(model.config, LDMConfig) else None)
 
     def generate(
         self, n: int = 16, labels: Sequence[str | int] = (), *, seed: int = 0, frames: list[Tensor] | None = None,
         interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, **settings: Any,
     ) -> Tensor:  # fmt: skip
         """n images, (n, C, H, W) uint8. labels: names or numbers, taken in turn; none = all classes in turn.
-
         settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling explains
         them. guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list that
-        receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn.
-        """
+        receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn."""
         c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
         if guide:
             self.check_guide(guide)
         told = torch.tensor(labels_of(labels, self.classes, n), device=self.device)
         images, movies = [], []
-        training = self.model.training
-        self.model.eval()
-        try:
+        with self.sampling():
             for start in range(0, n, c.batch_size):
                 if interrupted():
                     break
@@ -74,8 +68,6 @@ class ImageGenerator:
                 movie: list[Tensor] | None = None if frames is None else []
                 images.append(self.pixels(self.draw(told[rows], range(rows.start, rows.stop), c, guide, movie)))
                 movies.append(movie)
-        finally:
-            self.model.train(training)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
         return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
@@ -86,7 +78,8 @@ class ImageGenerator:
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
                 raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
-        if (self.codec and self.codec.hash) != (guide.codec and guide.codec.hash):
+        ours, theirs = (generator.codec and codec_hash(generator.codec.model) for generator in (self, guide))
+        if ours != theirs:
             raise UserError("guide: its latents are another codec's than this model's")
 
     @torch.inference_mode()
@@ -117,7 +110,7 @@ class ImageGenerator:
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the model draws, as pixels, (B, C, H, W) uint8."""
-        return to_uint8(self.codec.decode(x) if self.codec else x).cpu()
+        return to_uint8(self.codec.decode(self.codec.model.unwhitened(x.float())) if self.codec else x).cpu()
 
     @staticmethod
     def settings(how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
@@ -132,16 +125,10 @@ class ImageGenerator:
             len(labels), labels.tolist() if self.classes else (), seed=config.seed, guide=guide_, **settings
         )
 
-    def command(self, config: DiffusionSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, and write to the folder `out`. Returns a line that sums it up."""
+    def drawn(self, config: DiffusionSampling) -> Drawn:
         guide_, settings = self.settings(config, config)
         frames: list[Tensor] | None = [] if config.animation else None
-        start = time.perf_counter()
         images = self.generate(config.n, config.labels, seed=config.seed, frames=frames, guide=guide_, **settings)
-        spent = time.perf_counter() - start
         labels = labels_of(config.labels, self.classes, config.n)
         facts = [{"index": i, "seed": config.seed} | settings | named(label, self.classes) for i, label in enumerate(labels)]
-        folder = config.folder()
-        write_pictures(folder, images, facts, frames=frames or ())
-        say(f"{folder}/grid.png")
-        return f"{config.n} images in {spent:.1f} s, {config.n / spent:.1f} images/s"
+        return Drawn(images, facts, frames=frames or ())

@@ -41,10 +41,10 @@ def load_generator(
     directory = find_checkpoint(where, runs_dir, checkpoint, say)
     config = read_json(directory / "config.json")
     try:
-        entry = MODELS[config["model"]["name"]]
+        entry, stage = MODELS[config["model"]["name"]], config.get("stage", {}).get("name", "")
     except (KeyError, TypeError):
         raise UserError(f"{directory / 'config.json'} names no model") from None
-    model = entry.load("model")(build(ModelConfig, config["model"]))
+    model = entry.load_for("model", stage)(build(ModelConfig, config["model"]))
     load_weights(model, read_weights(directory, weights), directory)
     model.to(torch.device(pick_device(device))).eval()
-    return entry.load("generator").from_checkpoint(model, directory)
+    return entry.load_for("generator", stage).from_checkpoint(model, directory)

@@ -1,22 +1,25 @@
-"""Images as files: a grid, the single files, an animation, and a JSON that says how each was drawn."""
+"""Images as files, and what generators of images share: a grid, the single files, an animation, a JSON that says how each was drawn."""
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_bytes, replace_text, to_json
+from gengen.config.errors import UserError, did_you_mean
+from gengen.config.sample import PictureSampling
+from gengen.models.unet import NULL
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1] -> the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
-
-    Every image that is written or measured goes through here: a network's output that was never rounded is another image.
-    """
+    Every image that is written or measured goes through here: a network's output that was never rounded is another image."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -56,7 +59,7 @@ def write_png(path: Path, image: Tensor) -> None:
     replace_bytes(path, data.getvalue())
 
 
-def write_gif(path: Path, frames: Sequence[Tensor], seconds: float = 3.0) -> None:
+def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
     """Frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
     first, *rest = [picture(frame) for frame in frames]
     each = round(1000 * seconds / len(frames))
@@ -65,15 +68,81 @@ def write_gif(path: Path, frames: Sequence[Tensor], seconds: float = 3.0) -> Non
     replace_bytes(path, data.getvalue())
 
 
-def write_pictures(
-    folder: Path, images: Tensor, facts: Sequence[dict[str, Any]], columns: int | None = None, frames: Sequence[Tensor] = ()
-) -> None:
-    """grid.png, 00000.png ..., samples.json with a dict an image; and denoising.gif of `frames`, each (N, C, H, W) uint8."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        write_png(folder / f"{i:05}.png", image)
-    write_png(folder / "grid.png", grid(enlarged(images), columns))
-    if frames:
-        write_gif(folder / "denoising.gif", [grid(enlarged(frame), columns) for frame in frames])
-    entries = [{"file": f"{i:05}.png"} | fact for i, fact in enumerate(facts)]
-    replace_text(folder / "samples.json", to_json(entries))
+def labels_of(wanted: Sequence[str | int], classes: Sequence[str], n: int) -> list[int]:
+    """n labels: the wanted classes in turn, by name or number; without a wish all classes in turn, NULL where there are none."""
+    names = {name.lower(): number for number, name in enumerate(classes)}
+
+    def number(label: str | int) -> int:
+        text = str(label).strip().lower()
+        if text in names:
+            return names[text]
+        if text.isdigit() and int(text) < len(classes):
+            return int(text)
+        known = did_you_mean(text, names) if names else "; this model was trained without classes"
+        raise UserError(f"labels={label}: no such class{known}")
+
+    parts = [part for label in wanted for part in ([label] if str(label).lower() in names else str(label).split(","))]
+    turn = [number(part) for part in parts] or list(range(len(classes))) or [NULL]
+    return [turn[i % len(turn)] for i in range(n)]
+
+
+def named(label: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What samples.json says of an image's class: nothing, where it has none."""
+    return {"label": label, "class": classes[label]} if label >= 0 else {}
+
+
+class Drawn(NamedTuple):
+    """What `sample` writes."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    facts: list[dict[str, Any]]  # what there is to say of each
+    columns: int | None = None  # how many make a row
+    frames: Iterable[Tensor] = ()  # of an animation, each as `images`
+
+
+class PictureGenerator:
+    """What `gengen.load` returns for a model of images: a family says how to draw."""
+
+    command_hint = "n=16"
+    animation = ("", 0.0)  # file and length in seconds of what `Drawn.frames` become
+    model: Any
+
+    def __init__(self, model: Any):
+        self.model, self.config, self.classes = model, model.config, model.config.classes
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def from_checkpoint(cls, model: Any, directory: Path) -> Self:
+        return cls(model)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, in fp32; afterwards as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.model.train(training)
+
+    def drawn(self, config: Any) -> Drawn:
+        """What a `sample` command asks for."""
+        raise NotImplementedError
+
+    def command(self, config: PictureSampling, say: Callable[[str], None]) -> str:
+        """What `sample` does: draw, and write grid.png, 00000.png ..., samples.json with a dict an image, and an animation to the
+        folder `out`. Returns a line that sums it up."""
+        start, folder = time.perf_counter(), config.folder()
+        drawn = self.drawn(config)
+        spent, count = time.perf_counter() - start, len(drawn.images)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(drawn.images):
+            write_png(folder / f"{i:05}.png", image)
+        write_png(folder / "grid.png", grid(enlarged(drawn.images), drawn.columns))
+        if frames := [grid(enlarged(frame)) for frame in drawn.frames]:
+            name, seconds = self.animation
+            write_gif(folder / name, frames, seconds)
+        replace_text(folder / "samples.json", to_json([{"file": f"{i:05}.png"} | fact for i, fact in enumerate(drawn.facts)]))
+        say(f"{folder}/grid.png")
+        return f"{count} images in {spent:.2f} s, {count / spent:.3g} images/s"

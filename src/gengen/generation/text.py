@@ -16,6 +16,7 @@ from gengen.checkpoints.format import read_tokenizer
 from gengen.config.errors import UserError, did_you_mean
 from gengen.config.sample import DecodingSettings, TextSampling
 from gengen.config.schema import build
+from gengen.data.chat import prompt_tokens
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.decoding import Controls, draw, next_token_probabilities, uniforms
 from gengen.generation.engine import Engine
@@ -141,7 +142,13 @@ class TextGenerator:
             print()
             return ""
         start = time.perf_counter()
-        samples = self.generate(prompts, n=config.n, **settings)
+        if config.reward:
+            from gengen.generation.rewards import best_of, load_reward
+
+            reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, self.engine.device.type)
+            samples = best_of(self, prompts, config.n, config.best_of, reward, **settings)
+        else:
+            samples = self.generate(prompts, n=config.n, **settings)
         spent = time.perf_counter() - start
         for sample in samples:
             say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{sample.text}")
@@ -166,15 +173,22 @@ class TextGenerator:
 
         return pieces()
 
-    def _continuations(self, prompt: str | Sequence[int], config: TextSampling) -> list[Continuation]:
-        """n samples yet to be drawn of a prompt. Text follows a token that begins one, as documents do in training."""
-        tokens = [self.tokenizer.start, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """A prompt as tokens. Text follows a token that begins one, as documents do in training; for a model of conversations it is a
+        user's message. Raises UserError for what does not fit the model."""
+        tokens = list(prompt) if not isinstance(prompt, str) else [self.tokenizer.start, *self.tokenizer.encode(prompt)]
+        if isinstance(prompt, str) and self.tokenizer.chat:
+            tokens = prompt_tokens(self.tokenizer, [{"role": "user", "content": prompt}])
         if not isinstance(prompt, str) and not (tokens and all(0 <= token < self.tokenizer.vocab_size for token in tokens)):
             raise UserError(f"a prompt of tokens needs one at least, each of 0..{self.tokenizer.vocab_size - 1}; found {tokens[:8]}")
         if len(tokens) > self.context:
             found = f"the prompt has {len(tokens) - 1} tokens, the model's context is {self.context}: at most {self.context - 1}"
             raise UserError(f"{found}\n  it begins: {str(prompt)[:60]!r}")
-        return [Continuation(self.tokenizer, tokens, config) for _ in range(config.n)]
+        return tokens
+
+    def _continuations(self, prompt: str | Sequence[int], config: TextSampling) -> list[Continuation]:
+        """n samples of a prompt, yet to be drawn."""
+        return [Continuation(self.tokenizer, self.prompt_tokens(prompt), config) for _ in range(config.n)]
 
     def _decode(
         self, rows: list[Continuation], first_index: int, c: TextSampling, processor: Processor | None, interrupted: Callable[[], bool]

@@ -6,15 +6,9 @@ from torch import Tensor, nn
 
 from gengen.config.model import AutoencoderConfig
 from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
+from gengen.models.unet import GroupNorm, zeroed
 
 SPEED = 10.0  # of the log-scale: Adam moves a parameter by about the learning rate a step, too slow for one that has nats to go
-
-
-class GroupNorm(nn.GroupNorm):
-    """Over groups of 16 channels; its sums are taken in fp32 whatever the dtype of x."""
-
-    def __init__(self, channels: int):
-        super().__init__(max(1, channels // 16), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -23,20 +17,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm_in, self.conv_in = GroupNorm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm_out, self.conv_out = GroupNorm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        for parameter in self.conv_out.parameters():
-            nn.init.zeros_(parameter)
+        self.norm_out, self.conv_out = GroupNorm(channels), zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         h = self.conv_in(F.silu(self.norm_in(x)))
         return x + self.conv_out(F.silu(self.norm_out(h)))
 
 
-class Up(nn.Sequential):
+def up(inputs: int, outputs: int) -> nn.Sequential:
     """Twice the resolution: each position repeated, then a convolution, which leaves no checkerboard (Odena et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1))
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1))
 
 
 def head(inputs: int, outputs: int) -> list[nn.Module]:
@@ -59,7 +49,7 @@ def decoder(latents: int, widths: list[int], blocks: int, pixels: int) -> nn.Seq
     for level in reversed(range(len(widths))):
         layers += [ResidualBlock(widths[level]) for _ in range(blocks)]
         if level:
-            layers.append(Up(widths[level], widths[level - 1]))
+            layers.append(up(widths[level], widths[level - 1]))
     return nn.Sequential(*layers, *head(widths[0], pixels))
 
 
@@ -157,10 +147,6 @@ class Autoencoder(nn.Module):
     def codes(self, images: Tensor) -> Tensor:
         """A quantizer's codes, (B, h, w) int64, each below bottleneck.codes: an image as tokens."""
         return self.quantizer.encode(self.hidden(images))
-
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """From `codes`, (B, h, w), to images (B, C, H, W)."""
-        return self.decode(self.quantizer.lookup(codes))
 
     def whitened(self, latents: Tensor) -> Tensor:
         """Latents of mean 0 and variance 1 in every channel, over the data whose statistics are held."""

@@ -1,5 +1,7 @@
 """The classic GAN of convolutions, for comparison (Radford et al. 2016): batch normalisation, no residuals, a tanh at the end."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -21,14 +23,10 @@ class Generator(nn.Module):
         super().__init__()
         assert c.widths and c.channels and c.latent_size
         self.classes = Classes(len(c.classes), c.latent_size)
-        layers: list[nn.Module] = [
-            nn.ConvTranspose2d(2 * c.latent_size, c.widths[-1], 4, bias=False),
-            nn.BatchNorm2d(c.widths[-1]),
-            nn.ReLU(),
-        ]
-        for level in reversed(range(1, len(c.widths))):
-            layers += [nn.ConvTranspose2d(c.widths[level], c.widths[level - 1], 4, 2, 1, bias=False)]
-            layers += [nn.BatchNorm2d(c.widths[level - 1]), nn.ReLU()]
+        widths = c.widths[::-1]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(2 * c.latent_size, widths[0], 4, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for before, width in pairwise(widths):
+            layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(c.widths[0], c.channels, 4, 2, 1), nn.Tanh())
         initialised(self)
 
@@ -43,7 +41,7 @@ class Discriminator(nn.Module):
         super().__init__()
         assert c.widths and c.channels
         layers: list[nn.Module] = [nn.Conv2d(c.channels, c.widths[0], 4, 2, 1), nn.LeakyReLU(SLOPE)]
-        for before, width in zip(c.widths, c.widths[1:], strict=False):
+        for before, width in pairwise(c.widths):
             layers += [nn.Conv2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*layers)
         self.logit, self.classes = nn.Linear(16 * c.widths[-1], 1), Classes(len(c.classes), 16 * c.widths[-1])
@@ -54,6 +52,4 @@ class Discriminator(nn.Module):
 
 
 class DCGAN(GAN):
-    """The classic's two networks."""
-
     networks = (Generator, Discriminator)

@@ -1,22 +1,15 @@
 """EfficientNet-Lite0: an ImageNet classifier whose features compare images. Inference only; its weights come from outside.
-
 Tan and Le 2019, in the "lite" variant: ReLU6 for swish and no squeeze-and-excitation. Strided convolutions pad as TensorFlow
-does, where the weights were trained: the odd pixel of padding goes to the right and the bottom.
-"""
+does, where the weights were trained: the odd pixel of padding goes to the right and the bottom. Modules bear the names that the
+published PyTorch weights have."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+)  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as the weights were trained with
 PERCEPTUAL = (0, 2, 4, 10)  # the last blocks before the scale halves again: 1/2, 1/4, 1/8, 1/16 of the input
 
@@ -33,8 +26,8 @@ class SameConv(nn.Conv2d):
         return super().forward(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(SameConv(inputs, outputs, kernel, stride, groups), nn.BatchNorm2d(outputs, eps=1e-3))
+def norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class MBConv(nn.Module):
@@ -43,14 +36,15 @@ class MBConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         width = inputs * expansion
-        self.expand = conv_norm(inputs, width, 1) if expansion > 1 else None
-        self.depthwise = conv_norm(width, width, kernel, stride, groups=width)
-        self.project = conv_norm(width, outputs, 1)
-        self.skip = stride == 1 and inputs == outputs
+        self.expands, self.skip = expansion > 1, stride == 1 and inputs == outputs
+        if self.expands:
+            self._expand_conv, self._bn0 = SameConv(inputs, width, 1), norm(width)
+        self._depthwise_conv, self._bn1 = SameConv(width, width, kernel, stride, groups=width), norm(width)
+        self._project_conv, self._bn2 = SameConv(width, outputs, 1), norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu6(self.expand(x)) if self.expand is not None else x
-        h = self.project(F.relu6(self.depthwise(h)))
+        h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        h = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(h)))))
         return x + h if self.skip else h
 
 
@@ -59,29 +53,28 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm(3, 32, 3, stride=2)
-        blocks, inputs = [], 32
+        self._conv_stem, self._bn0 = SameConv(3, 32, 3, stride=2), norm(32)
+        self._blocks, inputs = nn.ModuleList(), 32
         for repeats, kernel, stride, expansion, outputs in STAGES:
             for i in range(repeats):
-                blocks.append(MBConv(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                self._blocks.append(MBConv(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
                 inputs = outputs
-        self.blocks = nn.ModuleList(blocks)
-        self.head = conv_norm(inputs, 1280, 1)
-        self.classifier = nn.Linear(1280, 1000)
+        self._conv_head, self._bn1 = SameConv(inputs, 1280, 1), norm(1280)
+        self._fc = nn.Linear(1280, 1000)
 
     def features(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, 1280)
-        x = F.relu6(self.stem(x))
-        for block in self.blocks:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
             x = block(x)
-        return F.relu6(self.head(x)).mean((2, 3))
+        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> logits (B, 1000)
-        return self.classifier(self.features(x))
+        return self._fc(self.features(x))
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The outputs of the blocks in PERCEPTUAL: 16, 24, 40 and 112 channels at 1/2, 1/4, 1/8 and 1/16 of the size of x."""
-        x, maps = F.relu6(self.stem(x)), []
-        for i, block in enumerate(self.blocks[: PERCEPTUAL[-1] + 1]):
+        x, maps = F.relu6(self._bn0(self._conv_stem(x))), []
+        for i, block in enumerate(self._blocks[: PERCEPTUAL[-1] + 1]):
             x = block(x)
             if i in PERCEPTUAL:
                 maps.append(x)
@@ -99,27 +92,9 @@ def normalise(images: Tensor) -> Tensor:
     return (images.expand(-1, 3, -1, -1) - mean) / std
 
 
-def from_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of the published PyTorch weights -> ours; raises KeyError, naming it, for a name that fits none."""
-    renamed = {}
-    for name, tensor in weights.items():
-        *path, leaf = name.split(".")
-        renamed[".".join([*_renamed(path), leaf])] = tensor
-    return renamed
-
-
-def _renamed(path: list[str]) -> list[str]:
-    parts = {"_expand_conv": "expand.0", "_bn0": "expand.1", "_depthwise_conv": "depthwise.0", "_bn1": "depthwise.1"}
-    parts |= {"_project_conv": "project.0", "_bn2": "project.1"}
-    outer = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "head.0", "_bn1": "head.1", "_fc": "classifier"}
-    if path[0] == "_blocks":
-        return ["blocks", path[1], parts[path[2]]]
-    return [outer[path[0]]]
-
-
 def frozen(weights: dict[str, Tensor]) -> EfficientNetLite0:
     """The network with the published weights, in eval mode, none of them trainable. Raises on a missing or an unknown name."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         network = EfficientNetLite0()
-    network.load_state_dict(from_published(weights))
+    network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)

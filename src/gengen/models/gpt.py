@@ -249,6 +249,14 @@ class GPT(nn.Module):
             else:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
+    def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+        """The weights of a model of `vocab_size` tokens or fewer than ours, as ours: each token new to it starts as the mean of its own."""
+        for name in ("embedding.weight", "head.weight"):
+            if name in weights and vocab_size < self.vocab_size:
+                known = weights[name][:vocab_size]
+                weights = weights | {name: torch.cat([known, known.mean(0).expand(padded(self.vocab_size) - vocab_size, -1)])}
+        return weights
+
     def compiled(self) -> "GPT":
         """The same weights in a model whose blocks are compiled: the code of one, made once, serves all, in a fraction of the time
         that compiling the whole takes."""
@@ -309,9 +317,14 @@ class GPT(nn.Module):
 
         With labels (B, T), their summed cross-entropy in nats instead, for which no logits of the whole batch are held.
         """
-        features, cap = self.features(tokens, cache), self.config.logit_softcap
-        if labels is not None:
-            weight = self.head.weight[: self.vocab_size]
-            return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), cap, self.config.z_loss)
+        features = self.features(tokens, cache)
+        if labels is None:
+            return self.logits(features)
+        weight = self.head.weight[: self.vocab_size]
+        return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), self.config.logit_softcap, self.config.z_loss)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """What the head makes of features (..., C): (..., V)."""
         logits: Tensor = self.head(features)[..., : self.vocab_size]
+        cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits.float() / cap)

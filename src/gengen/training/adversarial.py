@@ -39,9 +39,7 @@ class Adversarial(Objective):
 
     val/loss is the discriminator's on held-out images. val/kid and val/coverage compare 500 samples with as many of those images, on
     their pixels, averaged down to 8 x 8: coverage is the share of images that have a sample within reach of their 5 nearest
-    neighbours, over that share for training images. It falls with the number of different images that a generator makes: one image
-    has a coverage of some percent.
-    """
+    neighbours, over that share for training images."""
 
     unit = "images"
     metrics = ("val/loss", "val/kid", "val/coverage")
@@ -183,12 +181,10 @@ class Adversarial(Objective):
     @cached_property
     def compared(self) -> tuple[Tensor, float]:
         """Held-out images to compare samples with, as `coarse` has them, (N, D), and the coverage of them by training images."""
-        coarse_of = {}
-        for split, rows in (("val", len(self.prepared.val)), ("train", len(self.prepared.train))):
-            n = min(COMPARED, len(self.prepared.val))
-            batch = self.prepared.batch(split, torch.arange(n) * rows // n, torch.zeros(n, dtype=torch.bool))
-            coarse_of[split] = coarse(batch["images"])
-        return coarse_of["val"], max(prdc(coarse_of["val"], coarse_of["train"], NEIGHBOURS)["coverage"], 1 / COMPARED)
+        n, sizes = min(COMPARED, len(self.prepared.val)), {"val": len(self.prepared.val), "train": len(self.prepared.train)}
+        index = {split: torch.arange(n) * rows // n for split, rows in sizes.items()}
+        val, train = (coarse(self.prepared.batch(s, i, torch.zeros(n, dtype=torch.bool))["images"]) for s, i in index.items())
+        return val, max(prdc(val, train, NEIGHBOURS)["coverage"], 1 / COMPARED)
 
     def warning(self, metrics: dict[str, float]) -> str | None:
         if metrics["val/coverage"] >= COLLAPSED or self.global_step < self.trainer.max_steps / 4:
@@ -204,8 +200,8 @@ class Adversarial(Objective):
         images = GANGenerator(self.model).generate(4 * columns, range(columns) if self.c.classes else (), seed=self.config.seed)
         if interrupted():
             return None
-        write_png(stem.with_suffix(".png"), grid(enlarged(images), columns))
-        return str(stem.with_suffix(".png"))
+        write_png(path := stem.with_suffix(".png"), grid(enlarged(images), columns))
+        return str(path)
 
     def seconds_a_step(self, trial: list[float]) -> float:
         """Steps with and without penalties, each by their share."""

@@ -15,6 +15,7 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from gengen.checkpoints.files import read_json
 from gengen.checkpoints.format import load_weights, read_weights
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
@@ -36,9 +37,12 @@ def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None =
     """The seeded model in its objective; with the weights of another run's checkpoint, if named."""
     entry = MODELS[config.model.name]
     seed_everything(config.seed)
-    model = entry.load("model")(config.model)
+    model = entry.load_for("model", config.stage.name)(config.model)
     if init_from is not None:
-        load_weights(model, read_weights(init_from), init_from)
+        weights = read_weights(init_from)
+        if adopted := getattr(model, "adopted", None):
+            weights = adopted(weights, read_json(init_from / "config.json")["model"]["vocab_size"])
+        load_weights(model, weights, init_from)
     objective: Objective = entry.load(f"objective:{config.stage.name}")(config, model, prepared)
     return objective
 

@@ -103,6 +103,9 @@ class Cadence(L.Callback):
         self._mark = (trainer.global_step, time.monotonic())
         if self.restored is not None:
             self.between_steps(trainer, objective)  # what an interruption may have left undone at this step
+        elif not objective.ready(self.poll(trainer)):
+            self.save(trainer, improved=False)
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert isinstance(objective, Objective)
@@ -148,8 +151,13 @@ class Cadence(L.Callback):
             self.sample(objective, step)
         stop = last or self.wants_stop(objective, step)
         improved = self.best is not None and self.best[0] == step
-        if (step % c.save_every == 0 or stop or improved) and (fresh or self.evaluated == step):
+        due = (step % c.save_every == 0 or stop or improved) and (fresh or self.evaluated == step)
+        if due:
             self.save(trainer, improved)
+        if not stop and not objective.ready(self.poll(trainer)):
+            stop = True
+            if fresh and not due:
+                self.save(trainer, improved)
         trainer.should_stop = trainer.should_stop or stop
 
     def training_row(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:

@@ -15,9 +15,7 @@ from gengen.checkpoints.format import Checkpoint, read
 
 class SafeCheckpointIO(CheckpointIO):
     """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's checkpoints/.
-
-    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint).
-    """
+    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         own = checkpoint["gengen"]
@@ -37,30 +35,20 @@ class SafeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         saved = read(Path(path))
+        own = {"state": saved.state, "ema": saved.ema, "extra": saved.optimizer.get("extra", {}), "facts": saved.facts}
         return {
-            "epoch": 0,
-            "global_step": saved.step,
-            "pytorch-lightning_version": saved.facts["versions"]["lightning"],
-            "state_dict": saved.model,
-            "optimizer_states": [by_index(saved.optimizer)],
-            "lr_schedulers": [],
-            "loops": {"fit_loop": saved.state["loop"]},
-            "callbacks": {},
-            "gengen": {"state": saved.state, "ema": saved.ema, "extra": saved.optimizer.get("extra", {}), "facts": saved.facts},
-        }
+            "epoch": 0, "global_step": saved.step, "pytorch-lightning_version": saved.facts["versions"]["lightning"], "callbacks": {},
+            "state_dict": saved.model, "optimizer_states": [by_index(saved.optimizer)], "lr_schedulers": [],
+            "loops": {"fit_loop": saved.state["loop"]}, "gengen": own,
+        }  # fmt: skip
 
     def remove_checkpoint(self, path: Any) -> None:
         raise AssertionError("checkpoints are pruned by gengen.checkpoints.store")
 
 
 def versions() -> dict[str, str]:
-    return {
-        "gengen": gengen.__version__,
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-        "python": platform.python_version(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-    }
+    ours = {"gengen": gengen.__version__, "torch": torch.__version__, "lightning": version("lightning")}
+    return ours | {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def by_name(optimizer: dict[str, Any]) -> dict[str, Any]:

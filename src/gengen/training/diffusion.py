@@ -9,12 +9,11 @@ from torch import Tensor
 
 from gengen.config.model import UNetConfig
 from gengen.config.train import TrainConfig
-from gengen.diffusion.denoiser import network_inputs
-from gengen.diffusion.parameterizations import target
-from gengen.diffusion.times import stratified, training_times
+from gengen.diffusion.parameterizations import network_inputs, target
+from gengen.diffusion.times import TIME_SAMPLERS, stratified
 from gengen.diffusion.weightings import weight
-from gengen.generation.codec import load_codec
 from gengen.generation.image import ImageGenerator, path_of
+from gengen.generation.load import load_generator
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import enlarged, grid, write_png
 from gengen.models.flops import forward_flops
@@ -26,9 +25,7 @@ GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, spread evenly however ma
 
 class Diffusion(Objective):
     """The weighted squared error of the network's answer at a drawn time, averaged over an image's values.
-
-    A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time; and labels.
-    """
+    A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time; and labels."""
 
     sums = 2
     unit = "images"
@@ -59,7 +56,7 @@ class Diffusion(Objective):
     def errors(self, network: Callable[..., Tensor], batch: Batch, labels: Tensor) -> Tensor:
         """The weighted squared error of each image, (B,) fp32."""
         c, x0, eps = self.diffusion, self.data(batch), batch["eps"]
-        t = training_times(c.times, batch["u"], self.path).to(x0.dtype)
+        t = TIME_SAMPLERS[c.times](batch["u"], self.path).to(x0.dtype)
         out = network(*network_inputs(self.path.add_noise(x0, eps, t), t, self.path, c.sigma_data), labels)
         wanted = target(c.prediction, x0, eps, t, self.path, c.sigma_data)
         return weight(c.weighting, t, self.path, c.prediction, c.sigma_data) * (out.float() - wanted).square().mean(dim=(1, 2, 3))
@@ -85,8 +82,8 @@ class Diffusion(Objective):
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """A grid of up to 40 images, a column a class, always of the same seed, to stem.png."""
-        dependencies = self.prepared.dependencies
-        generator = ImageGenerator(self.model, load_codec(dependencies["codec"], self.device) if dependencies else None)
+        folder = self.prepared.dependencies.get("codec")
+        generator = ImageGenerator(self.model, load_generator(str(folder), device=self.device.type) if folder else None)
         labels = range(min(10, len(self.diffusion.classes)))
         columns = len(labels) or 8
         images = generator.generate(4 * columns, labels, seed=self.config.seed, sampler="dpmpp_2m", interrupted=interrupted)

@@ -1,7 +1,8 @@
-"""Pretraining of language models: predict the next token."""
+"""Language models: predict the next token, of texts or of the answers in conversations."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
+from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
+from gengen.generation.load import load_generator
 from gengen.generation.text import TextGenerator
 from gengen.models.cross_entropy import IGNORED
 from gengen.models.flops import gpt_flops_per_token
@@ -23,14 +26,10 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes
 
 
-class Pretraining(Objective):
-    """Cross-entropy of every token given those before it in its window."""
+class LanguageObjective(Objective):
+    """What is trained on text, whatever the stage."""
 
-    metrics = ("val/loss", "val/bpb")
-    monitor = "val/bpb"
-    sums = 2
     compiles_on_cpu = True
-    unit = "tokens"
     model: GPT
 
     def __init__(self, config: TrainConfig, model: GPT, prepared: Any):
@@ -39,6 +38,31 @@ class Pretraining(Objective):
 
     def use_compiled(self) -> None:
         self._network = (self.model.compiled(),)
+
+    def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
+        """A continuation of each of data.prompts, or an answer to each of the first prompts of the data, always of the same seed, to
+        stem.txt."""
+        generator = TextGenerator(self.model, self.prepared.tokenizer)
+        prompts = getattr(self.config.data, "prompts", None) or self.prepared.sample_prompts(4)
+        samples = generator.generate(prompts, max_tokens=100, seed=self.config.seed, interrupted=interrupted)
+        if interrupted():
+            return None
+        texts = [f"{s.prompt}{'' if isinstance(prompt, str) else ' -> '}{s.text}" for prompt, s in zip(prompts, samples, strict=True)]
+        replace_text(stem.with_suffix(".txt"), redact("\n\n---\n\n".join(texts) + "\n"))
+        return " ".join(texts[0].split())[:120]
+
+    def flops_per_row(self) -> float:
+        c: Any = self.config.model
+        return c.context * gpt_flops_per_token(c, c.context)
+
+
+class Pretraining(LanguageObjective):
+    """Cross-entropy of every token given those before it in its window."""
+
+    metrics: tuple[str, ...] = ("val/loss", "val/bpb")
+    monitor = "val/bpb"
+    sums = 2
+    unit = "tokens"
 
     def loss_sum(self, batch: Batch) -> Tensor:
         return self.network(batch["tokens"], labels=batch["labels"])
@@ -54,16 +78,24 @@ class Pretraining(Objective):
         nats, tokens = sums.tolist()
         return {"val/loss": nats / tokens, "val/bpb": bits_per_byte(nats, self.prepared.val_bytes)}
 
-    def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
-        """A continuation of each of data.prompts, always of the same seed, to stem.txt."""
-        generator = TextGenerator(self.model, self.prepared.tokenizer)
-        prompts = self.config.data.prompts  # type: ignore[attr-defined]
-        samples = generator.generate(prompts, max_tokens=100, seed=self.config.seed, interrupted=interrupted)
-        if interrupted():
-            return None
-        replace_text(stem.with_suffix(".txt"), redact("\n\n---\n\n".join(s.prompt + s.text for s in samples) + "\n"))
-        return " ".join((samples[0].prompt + samples[0].text).split())[:120]
 
-    def flops_per_row(self) -> float:
-        c: Any = self.config.model
-        return c.context * gpt_flops_per_token(c, c.context)
+class FineTuning(Pretraining):
+    """The same of a conversation's trained tokens: the assistant's, unless data.train_on says otherwise."""
+
+    metrics = ("val/loss",)
+    monitor = "val/loss"
+
+    def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
+        nats, tokens = sums.tolist()
+        return {"val/loss": nats / tokens}
+
+
+def frozen(config: TrainConfig, name: str) -> Any:
+    """The model that the run keeps in its folder `name`, without gradients; it knows the tokens that are new to the run's."""
+    kept, size = Path(config.runs_dir) / str(config.run) / name, getattr(config.model, "vocab_size")
+    found = load_generator(str(kept), device=config.trainer.device).model
+    if found.vocab_size < size:
+        grown = type(found)(replace(found.config, vocab_size=size)).to(found.embedding.weight.device).eval()
+        load_weights(grown, grown.adopted(unique_state(found), found.vocab_size), kept)
+        found = grown
+    return found.requires_grad_(False)

@@ -15,9 +15,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
     """Nearly U V^T for matrices U S V^T (..., m, n), by the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024).
-
-    Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each product.
-    """
+    Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each product."""
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -30,12 +28,10 @@ def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Groups with muon=True hold matrices, the others what fused AdamW (Loshchilov & Hutter 2019) updates.
-
     A matrix (m, n) moves by lr * sqrt(max(1, m / n)) along the orthogonalised Nesterov momentum of its gradient, after
     decaying by lr * weight_decay. A matrix that stacks several maps (queries, keys and values; gate and up) names the rows of
     each in `parts`, and each is orthogonalised by itself; all of one shape are done in one batch. Rates are set in each
-    group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1, as in fused AdamW.
-    """
+    group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1, as in fused AdamW."""
 
     found_inf: Tensor | None = None
 
@@ -55,11 +51,7 @@ class Muon(torch.optim.Optimizer):
     def adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
             if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.zeros((), device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
+                self.state[p] = {"step": torch.zeros((), device=p.device)} | {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
         states = [self.state[p] for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))

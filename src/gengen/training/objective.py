@@ -90,6 +90,10 @@ class Objective(L.LightningModule):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
 
+    def ready(self, interrupted: Callable[[], bool]) -> bool:
+        """Make what the next step needs and no loader has. False if interrupted: then nothing has changed."""
+        return True
+
     def seconds_a_step(self, trial: list[float]) -> float:
         """What a step takes on average in a whole run, by the first TRIAL_STEPS steps of one."""
         return median(trial[TRIAL_STEPS // 4 :])

@@ -1,35 +1,24 @@
 """The adversarial part of an autoencoder's loss: a discriminator tells patches of an image from those of its reconstruction."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from gengen.adversarial.losses import LOSSES, squared_slope
 from gengen.config.model import AutoencoderConfig, GANConfig
-from gengen.config.train import OptimConfig
 from gengen.models.gan import PatchDiscriminator
-from gengen.training.checkpointing import by_index, by_name
-from gengen.training.optimizers import build_optimizer
+from gengen.training.beside import Beside
 
 GAMMA = 1.0  # of R1 and R2
 LOSS = LOSSES["relativistic"]  # a reconstruction comes with the image it is compared with
 
 
-class PatchAdversary:
-    """A discriminator of patches (Isola et al. 2017; Esser et al. 2021, eq. 5) as deep as the autoencoder, and its optimizer.
-
-    It is no module of the objective: in no EMA, sampled by nothing, and kept in a checkpoint beside the optimizer.
-    """
+class PatchAdversary(Beside):
+    """A discriminator of patches (Isola et al. 2017; Esser et al. 2021, eq. 5) as deep as the autoencoder."""
 
     def __init__(self, c: AutoencoderConfig):
         self.c = c
         shape = GANConfig(resolution=c.resolution, channels=c.channels, widths=c.widths, blocks=c.blocks, patch=c.patch)
-        self.network = PatchDiscriminator(shape)
-
-    def start(self, c: OptimConfig, device: torch.device) -> None:
-        """Move to a device, and make the optimizer."""
-        self.optimizer = build_optimizer(self.network.to(device), c)
+        super().__init__(PatchDiscriminator(shape))
 
     def plays(self, step: int, max_steps: int) -> bool:
         """Whether it takes part in update number `step` (from 0)."""
@@ -47,10 +36,3 @@ class PatchAdversary:
             real, fake = self.network(images), self.network(reconstructions)
             penalties = squared_slope(real, images) + squared_slope(fake, reconstructions)
         return LOSS.discriminator(real, fake).mean(1) + GAMMA / 2 * penalties
-
-    def state(self) -> dict[str, Any]:
-        return {"weights": self.network.state_dict(), "optimizer": by_name(self.optimizer.state_dict())}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(by_index(state["optimizer"]))

@@ -4,29 +4,17 @@ import time
 
 import torch
 
-DENSE_BF16 = {  # FLOP/s without sparsity, from the vendors' data sheets
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "RTX 5090": 210e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "T4": 65e12,
-}
+DENSE_BF16 = {  # TFLOP/s without sparsity, from the vendors' data sheets
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "V100": 125, "T4": 65,
+    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
 
 
 def peak_flops(device: str, precision: str) -> float | None:
     """Peak FLOP/s of one device: from the table for a known GPU, measured on a CPU, None where neither is known."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        dense = next((peak for key, peak in DENSE_BF16.items() if key in name), None)
-        return dense if precision == "bf16" else None
+        return next((1e12 * peak for key, peak in DENSE_BF16.items() if key in name and precision == "bf16"), None)
     return matmul_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
 
 

@@ -1,0 +1,65 @@
+"""What post-training descends: losses of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that are fair."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float = 0.2, clip_high: float | None = None
+) -> Tensor:
+    """max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip_high)) of each token (Schulman et al. 2017, eq. 7), any shape.
+
+    clip_high: `clip` if not given; higher lets unlikely tokens rise faster (Yu et al. 2025).
+    """
+    ratio = (log_probs - old_log_probs).clamp(-20, 20).exp()  # e^20: a lost policy gives a large number and no inf
+    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return torch.maximum(-advantages * ratio, -advantages * clipped)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """max((V - R)^2, (V' - R)^2) / 2 of each token, any shape, where V' is V kept within `clip` of its old value."""
+    kept = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.maximum((values - returns).square(), (kept - returns).square()) / 2
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:
+    """-log sigma(chosen - rejected - margin) + centring (chosen + rejected)^2 of each pair of scores (B,).
+
+    The margin is how much better the chosen one is at least (Touvron et al. 2023, eq. 2); centring ties the sum of the two, which
+    the first term leaves free, to 0 (Eisenstein et al. 2023).
+    """
+    return centring * (chosen + rejected).square() - F.logsigmoid(chosen - rejected - margin)
+
+
+# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected), summed over the response.
+
+
+def dpo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+    """-log sigma(beta h) (Rafailov et al. 2023, eq. 7); no smoothing."""
+    return -F.logsigmoid(beta * h)
+
+
+def cdpo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+    """DPO where a share `smoothing` of the pairs is held to be the wrong way round (Mitchell 2023)."""
+    return (1 - smoothing) * dpo(h, beta) + smoothing * dpo(-h, beta)
+
+
+def ipo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+    """(h - 1 / (2 beta))^2 (Azar et al. 2024, eq. 17): h has a place to stop; no smoothing."""
+    return (h - 1 / (2 * beta)).square()
+
+
+PREFERENCE_LOSSES = {"dpo": dpo, "cdpo": cdpo, "ipo": ipo}
+
+
+def aggregate(losses: Tensor, mask: Tensor, how: str, length: int) -> Tensor:
+    """One number a row, (B,), to be added up and divided by the count of the whole step over all ranks, never of a micro-batch.
+
+    losses, mask: (B, T). token: the row's sum, and the count is of tokens. sequence: the mean over its tokens, and constant: its sum
+    / length (Liu et al. 2025), and the count is of rows. A row without tokens gives 0.
+    """
+    total = losses.where(mask > 0, 0).sum(1)
+    if how == "sequence":
+        return total / mask.sum(1).clamp_min(1)
+    return total / {"token": 1, "constant": length}[how]

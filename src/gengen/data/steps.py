@@ -1,0 +1,82 @@
+"""What the data of every kind has: whole steps in an order that is a function of the step, from any step on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gengen.config.data import DataConfig
+from gengen.config.errors import UserError
+from gengen.config.model import ModelConfig
+from gengen.data import order
+
+
+class StepData(L.LightningDataModule):
+    """Batches of a run. One item of the train loader is one step's whole batch, or this rank's slice of it. There is no state to
+    save: the loader starts at the trainer's global step, and the number of workers changes nothing.
+    """
+
+    def __init__(self, config: DataConfig, steps: Dataset[dict[str, Tensor]], rank: int, world: int):
+        super().__init__()
+        if config.batch_size % world:
+            raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
+        self.config, self.steps, self.rank, self.world = config, steps, rank, world
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.loader(self.trainer.global_step if self.trainer else 0)
+
+    def loader(self, start_step: int) -> DataLoader[dict[str, Tensor]]:
+        """The batches of start_step, start_step + 1, ..., without end."""
+        return DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=order.From(start_step),
+            num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),  # it is then copied while the device computes
+            generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
+        )
+
+    def val_parts(self, n: int) -> Iterator[range]:
+        """The validation batches as ranges of 0 .. n - 1. Of world ranks, rank r takes batches r, r + world, ..."""
+        size = self.config.micro_batch_size or self.config.batch_size
+        for first in range(self.rank * size, n, self.world * size):
+            yield range(first, min(first + size, n))
+
+
+class IndexedSteps(Dataset[dict[str, Tensor]]):
+    """step -> the images, or examples, of that step's batch that fall to one rank."""
+
+    def __init__(self, prepared: Any, flip: bool, seed: int, batch_size: int, rank: int, world: int):
+        self.prepared, self.flip, self.seed = prepared, flip, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        share = self.batch_size // self.world
+        first = step * self.batch_size + self.rank * share
+        index, mirrored = order.images(first, share, self.seed, len(self.prepared.train))
+        return self.prepared.batch("train", torch.from_numpy(index), torch.from_numpy(mirrored & self.flip))
+
+
+class IndexedData(StepData):
+    """Batches of what has an index: of images, or what another model has made of them; of conversations, preferences, prompts.
+
+    prepared: `train` and `val`, which have a length, and batch(split, index (B,), flipped (B,)).
+    """
+
+    def __init__(self, config: DataConfig, prepared: Any, *, seed: int, rank: int = 0, world: int = 1):
+        flip = getattr(config, "flip", False)
+        super().__init__(config, IndexedSteps(prepared, flip, seed, config.batch_size, rank, world), rank, world)
+        self.prepared = prepared
+
+    def val_batches(self) -> Iterator[dict[str, Tensor]]:
+        """All that is held out once, in order, nothing mirrored."""
+        for part in self.val_parts(len(self.prepared.val)):
+            yield self.prepared.batch("val", torch.tensor(part), torch.zeros(len(part), dtype=torch.bool))
+
+
+def datamodule_for(config: DataConfig, prepared: Any, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1) -> IndexedData:
+    """The datamodule, the same for every model."""
+    return IndexedData(config, prepared, seed=seed, rank=rank, world=world)

@@ -1,0 +1,39 @@
+"""A language model read at the tokens of answers. Per token all lives on the shifted axis: index i belongs to tokens[:, i + 1]."""
+
+import torch
+from torch import Tensor
+
+from gengen.alignment.log_probs import entropy, log_probs
+from gengen.models.gpt import GPT
+
+
+def answer_log_probs(model: GPT, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The log-probability of each answer's token, and the entropy of the distribution it came from, both (B, T - 1) fp32 and 0 off the
+    mask.
+
+    tokens: (B, T), padded on the right; mask: (B, T - 1), 1 where tokens[:, i + 1] is part of the answer. The head, which is most of the
+    work for a large vocabulary, is applied to those places alone.
+    """
+    there = mask > 0
+    logits = model.logits(model.features(tokens[:, :-1])[there])  # (N, V)
+    own = log_probs(logits, tokens[:, 1:][there], temperature)
+    spread = entropy(logits, temperature)
+    empty = torch.zeros(mask.shape, dtype=own.dtype, device=own.device)
+    return empty.masked_scatter(there, own), empty.masked_scatter(there, spread)
+
+
+def last(values: Tensor, mask: Tensor) -> Tensor:
+    """Of values (B, T), one of each token, that of a text's last one, (B,). mask: (B, T - 1), as above; answers are not empty."""
+    places = torch.arange(1, values.shape[1], device=values.device)
+    return values.gather(1, (places * (mask > 0)).amax(dim=1, keepdim=True))[:, 0]
+
+
+def right_padded(rows: list[tuple[list[int], list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(tokens (B, T) int64, mask (B, T - 1) fp32) of (prompt, answer) pairs of tokens."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    tokens, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest - 1)
+    for row, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor([*prompt, *answer])
+        mask[row, len(prompt) - 1 : end - 1] = 1
+    return tokens.to(device), mask.to(device)

@@ -1,0 +1,316 @@
+"""The statistics that alignment is judged by: golden values, laws they obey, and a whole judgement of made-up policies."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gengen.data.storygen import LABEL_SCALE, examples
+from gengen.evaluation import alignment
+from gengen.evaluation.alignment import (
+    GATES,
+    agreement,
+    best_of,
+    gain,
+    gates,
+    interval,
+    judge,
+    pair_gaps,
+    pass_at,
+    preferred,
+    sequence_log_probs,
+    sigmoid,
+    spearman,
+    win_rate,
+)
+from gengen.evaluation.alignment_page import write_report
+from gengen.evaluation.text import calibration
+
+
+@pytest.fixture
+def draws() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_the_interval_is_that_of_normal_theory(draws: np.random.Generator) -> None:
+    """Of many draws with a mean of .3 and a deviation of 2: .3 +- 1.96 * 2 / sqrt(N)."""
+    x = draws.standard_normal(1000)
+    x = 0.3 + 2 * (x - x.mean()) / x.std()
+    assert interval(x) == pytest.approx((0.3 - 1.96 * 2 / 1000**0.5, 0.3 + 1.96 * 2 / 1000**0.5), abs=0.008)
+    assert interval(x, seed=1) == interval(x, seed=1) != interval(x, seed=2)
+    assert interval(np.full(9, 0.25)) == (0.25, 0.25)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says(draws: np.random.Generator) -> None:
+    covered = sum(low <= 0 <= high for low, high in (interval(draws.standard_normal(60), resamples=1000) for _ in range(400)))
+    assert 0.91 <= covered / 400 <= 0.97
+
+
+def test_a_gain_is_paired(draws: np.random.Generator) -> None:
+    """Prompts differ far more than policies do: unpaired, a gain of .1 on each would be lost among them."""
+    before = 10 * draws.standard_normal((200, 4))
+    after = before.mean(1, keepdims=True) + 0.1 + 0.01 * draws.standard_normal((200, 8))
+    found = gain("gold", before, after)
+    assert found["gold_gain"] == pytest.approx(0.1, abs=0.002)
+    assert found["gold_gain"] == pytest.approx(found["gold"] - found["gold_before"])
+    assert 0.09 < found["gold_gain_low"] < found["gold_gain"] < found["gold_gain_high"] < 0.11
+    shuffled = gain("gold", before, draws.permutation(after))
+    assert shuffled["gold_gain_low"] < -0.3 and shuffled["gold_gain_high"] > 0.5
+
+
+def test_spearman() -> None:
+    x, y = np.array([1.0, 2.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0, 40.0])
+    assert spearman(x, y) == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+    assert spearman(y, np.exp(y)) == pytest.approx(1) == -spearman(y, -(y**3))
+    assert spearman(x, np.ones(4)) == 0
+    five = np.array([106.0, 100.0, 86.0, 101.0, 99.0, 103.0, 97.0, 113.0, 112.0, 110.0])
+    hours = np.array([7.0, 27.0, 2.0, 50.0, 28.0, 29.0, 20.0, 12.0, 6.0, 17.0])
+    assert spearman(five, hours) == pytest.approx(-29 / 165)  # the worked example of Wikipedia's article
+
+
+def test_spearman_of_what_is_one_of_two_values_cannot_reach_one() -> None:
+    """Half of gold 0, half 1: a perfect score without ties has sqrt(1 - 2 (1/2)^3)."""
+    gold = np.repeat([0.0, 1.0], 500)
+    assert spearman(gold, gold.argsort(kind="stable").argsort()) == pytest.approx(math.sqrt(0.75), abs=1e-5)
+
+
+@pytest.mark.parametrize("deviation,ceiling", [(1, 0.6749), (2, 0.7780), (3, 0.8359)])
+def test_known_preferences(deviation: float, ceiling: float, draws: np.random.Generator) -> None:
+    """Gaps from N(0, s^2): who knows them is right as often as the ceiling, and calibrated; who is twice as sure is not."""
+    gaps = deviation * draws.standard_normal(200_000)
+    assert sigmoid(abs(gaps)).mean() == pytest.approx(ceiling, abs=2e-3)
+    wins = preferred(gaps, seed=3)
+    right = agreement(gaps, wins)
+    assert right.mean() == pytest.approx(ceiling, abs=4e-3)
+
+    def ece(logits: np.ndarray) -> float:
+        found: float = calibration(torch.from_numpy(sigmoid(abs(logits))), torch.from_numpy(agreement(logits, wins)))["ece"]
+        return found
+
+    assert ece(gaps) < 0.005
+    assert 0.05 < ece(2 * gaps) == pytest.approx((sigmoid(abs(2 * gaps)) - sigmoid(abs(gaps))).mean(), abs=5e-3)
+    assert (preferred(gaps, seed=3) == wins).all() and (preferred(gaps, seed=4) != wins).any()
+
+
+def test_agreement_of_a_model_that_cannot_say_is_a_half() -> None:
+    assert agreement(np.array([2.0, -1.0, 0.0, 0.0]), np.array([True, True, True, False])).tolist() == [1, 0, 0.5, 0.5]
+
+
+def test_pairs_are_of_one_prompt() -> None:
+    assert pair_gaps(np.array([[5.0, 3.0, 1.0, 7.0], [0.0, 10.0, 20.0, 20.0]])).tolist() == [2, -6, -10, 0]
+    assert pair_gaps(np.array([[5.0, 3.0, 1.0]])).tolist() == [2]
+
+
+def test_pass_at_k() -> None:
+    """1 - C(n - c, k) / C(n, k), and the share of all draws of k of n that hold one that passed."""
+    passed = np.zeros((3, 16), bool)
+    passed[1, 5], passed[2] = True, True
+    assert pass_at(8, passed).tolist() == [0, 0.5, 1]
+    three = np.array([[True, False, True, False, False]])
+    pairs = [any(three[0, list(c)]) for c in product(range(5), repeat=2) if c[0] < c[1]]
+    assert pass_at(2, three) == pytest.approx(sum(pairs) / len(pairs))
+    assert pass_at(1, three) == pytest.approx(0.4)
+
+
+def test_win_rate(draws: np.random.Generator) -> None:
+    assert win_rate(np.array([[1.0, 3.0]]), np.array([[2.0, 3.0]])) == (1 + 0 + 1 + 0.5) / 4
+    x, y = draws.integers(0, 3, (50, 4)), draws.integers(0, 3, (50, 8))
+    assert win_rate(x, y) + win_rate(y, x) == pytest.approx(1)
+    assert win_rate(np.zeros((2, 1)), np.array([[9.0], [-9.0]])) == 0.5  # each against its own prompt's
+
+
+def test_best_of_n(draws: np.random.Generator) -> None:
+    scores, worth = np.array([[1.0, 4.0, 3.0, 2.0]]), np.array([[10.0, 20.0, 30.0, 40.0]])
+    assert [best_of(n, scores, worth).item() for n in (1, 2, 4)] == [25, 25, 20]
+    uniform = draws.random((4000, 16))
+    for n in (1, 2, 4, 8, 16):  # the mean of the largest of n
+        assert best_of(n, uniform, uniform).shape == (4000, 1)
+        assert best_of(n, uniform, uniform).mean() == pytest.approx(n / (n + 1), abs=5e-3)
+
+
+# --- policies
+
+
+class Coin(torch.nn.Module):
+    """A language model that knows no context: each next token has the same probabilities."""
+
+    def __init__(self, probabilities: list[float]):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(1, 1)
+        self.seen: list[tuple[int, ...]] = []
+        self.log_p = torch.tensor(probabilities).log()
+
+    def features(self, tokens: Tensor) -> Tensor:
+        self.seen.append(tuple(tokens.shape))
+        return torch.zeros(*tokens.shape, 1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.log_p.expand(*features.shape[:-1], -1) + 3  # logits have no normaliser
+
+
+def test_log_probabilities_are_of_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = Coin([0.5, 0.3, 0.2])
+    monkeypatch.setattr(alignment, "ROWS", 2)
+    rows = [([1, 1, 1], [2]), ([2], [0, 1, 1, 2]), ([0, 0], [1, 2])]
+    wanted = [math.log(p) for p in (0.2, 0.5 * 0.3 * 0.3 * 0.2, 0.3 * 0.2)]
+    assert sequence_log_probs(model, rows) == pytest.approx(wanted, abs=1e-6)
+    assert model.seen == [(2, 4), (1, 3)]
+
+
+def test_the_kl_of_answers_is_the_exact_one(draws: np.random.Generator) -> None:
+    """Answers of a policy that ends with probability q after each token: KL = (KL of a token) / q."""
+    p, r = [0.25, 0.35, 0.4], [0.125, 0.5, 0.375]  # the first ends
+    rows = []
+    for _ in range(5_000):
+        answer: list[int] = []
+        while not answer or answer[-1]:
+            answer.append(int(draws.choice(3, p=p)))
+        rows.append(([1], answer))
+    policy, reference = (sequence_log_probs(Coin(weights), rows) for weights in (p, r))  # type: ignore[arg-type]
+    exact = sum(a * math.log(a / b) for a, b in zip(p, r, strict=True)) / p[0]
+    assert (policy - reference).mean() == pytest.approx(exact, abs=4 * (policy - reference).std() / len(rows) ** 0.5)
+
+
+class Tokenizer:
+    """A token a character; 0 begins, 1 ends."""
+
+    start, eot = 0, 1
+
+    def encode(self, text: str) -> list[int]:
+        return [2 + ord(letter) % 90 for letter in text]
+
+
+class Storyteller:
+    """A policy that answers with one of its texts, and ends; or, told to, does not."""
+
+    def __init__(self, tell: Any, ends: float = 1.0, weights: float = 0.0):
+        self.tell, self.ends, self.tokenizer = tell, ends, Tokenizer()
+        self.model: Any = Coin([math.exp(weights * (i == 1)) for i in range(92)])
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        self.prompts = [*getattr(self, "prompts", []), prompt]
+        return [0, *self.tokenizer.encode(prompt)]
+
+    def generate(self, prompts: list[list[int]], *, n: int, seed: int, temperature: float, max_tokens: int) -> list[Any]:
+        assert temperature == 1
+        draws, told = np.random.default_rng(seed), []
+        for i in range(len(prompts) * n):
+            text = self.tell(self.prompts[i // n], draws)
+            ended = draws.random() < self.ends
+            told.append(
+                SimpleNamespace(prompt="", text=text, tokens=self.tokenizer.encode(text), finish_reason="end" if ended else "length")
+            )
+        return told
+
+
+def teller(happy: float, asked: float) -> Any:
+    """Stories that are happy, and that have the requested words, as often as is said."""
+
+    def tell(prompt: str, draws: np.random.Generator) -> str:
+        from gengen.data.storygen import requested
+
+        words = " and ".join(word for word in requested(prompt) if draws.random() < asked)
+        return f"Here is {words} number {draws.integers(10**6)}. They were {'glad' if draws.random() < happy else 'sad'}."
+
+    return tell
+
+
+class Judge:
+    """A reward model that knows gold, but for noise; normalised at will."""
+
+    def __init__(self) -> None:
+        self.noise = np.random.default_rng(1)
+
+    def outputs(self, answers: Any) -> Tensor:
+        heads = [a.text.split(" number")[0].removeprefix("Here is ") for a in answers]
+        told = [2.0 * ("glad" in a.text) + len(head.split(" and ")) / 2 * bool(head) for a, head in zip(answers, heads, strict=True)]
+        return LABEL_SCALE * torch.tensor(told) + 0.3 * torch.from_numpy(self.noise.standard_normal(len(told)))
+
+    def __call__(self, answers: Any) -> Tensor:
+        return self.outputs(answers) / 2
+
+
+def judgement(seed: int, ppo: float = 0.9) -> dict[str, Any]:
+    told = [record["messages"] for record in examples("conversations", "val")][:60]
+    policies: Any = {
+        "base": Storyteller(teller(0.3, 0.1), ends=0.5),
+        "sft": Storyteller(teller(0.5, 0.7)),
+        "ppo": Storyteller(teller(ppo, 0.8), weights=3.0),
+        "dpo": Storyteller(teller(0.8, 0.7)),
+        "grpo": Storyteller(teller(0.5, 1.0)),
+    }
+    judges: Any = Judge()
+    found = judge(policies, judges, [(m[0]["content"], m[1]["content"]) for m in told], seed, 56)
+    return {"seed": seed, "seconds": {"sft": 20.5, "ppo": 118.0}} | found
+
+
+@pytest.fixture(scope="module")
+def judgements() -> list[dict[str, Any]]:
+    return [judgement(0), judgement(1), judgement(2, ppo=0.5)]
+
+
+def test_what_was_cut_off_does_not_pass() -> None:
+    drawn = alignment.Drawn([], 1, np.array([[True, True, False]]), np.zeros((1, 3)), np.array([[1.0, 0.5, 1.0]]))
+    assert drawn.passed.tolist() == [[True, False, False]]
+
+
+def test_made_up_policies_are_judged_by_what_they_do(judgements: list[dict[str, Any]]) -> None:
+    f = judgements[0]["figures"]
+    assert f["sft"]["coverage_gain"] == pytest.approx(0.6, abs=0.05)
+    assert f["sft"]["ended"] == 1 and f["sft"]["coverage_before"] == pytest.approx(0.1, abs=0.05)
+    assert f["sft"]["nll"] == pytest.approx(f["sft"]["nll_before"])  # one model told all these stories
+    assert f["ppo"]["gold_gain"] == pytest.approx(0.8 + 0.1, abs=0.15)
+    assert f["ppo"]["gold_gain_low"] < f["ppo"]["gold_gain"] < f["ppo"]["gold_gain_high"]
+    assert 0.6 < f["ppo"]["win_rate"] < 0.8 and f["ppo"]["score_gain"] > 0
+    assert f["dpo"]["distinct_2_kept"] == pytest.approx(1, abs=0.05)  # of as many answers of either
+    assert f["grpo"]["passed_before"] == pytest.approx(0.49, abs=0.06) and f["grpo"]["passed"] == 1
+    assert f["grpo"]["pass_at_8"] == 1 and f["grpo"]["pass_at_8_gain_high"] >= 0
+    assert f["reward"]["pairs"] == 60 * 8 and abs(f["reward"]["below_ceiling"]) < 0.06
+    assert f["reward"]["ece"] < 0.06 and 0.6 < f["reward"]["spearman"] < f["reward"]["spearman_ceiling"] < 1
+    bests = [f[f"best_of_{n}"] for n in (1, 2, 4, 8, 16)]
+    assert bests[0]["gold_gain"] == 0 and [b["gold"] for b in bests] == sorted(b["gold"] for b in bests)
+    assert [b["kl"] for b in bests] == pytest.approx([0, 0.1931, 0.6363, 1.2044, 1.8351], abs=1e-4)
+    assert f["dpo"]["kl"] == f["grpo"]["kl"] == 0 and f["dpo"]["accuracy"] == 0.5  # the same weights as SFT's
+    normalizer = math.log((math.e**3 + 91) / 92)
+    assert f["ppo"]["kl"] == pytest.approx(3 - (f["ppo"]["tokens"] + 1) * normalizer, abs=1e-3)  # it ends e^3 times as readily
+
+
+def test_gates_are_met_or_not_by_each_seed(judgements: list[dict[str, Any]]) -> None:
+    found = {(g["stage"], g["figure"], g["sign"]): g["met"] for g in gates([j["figures"] for j in judgements])}
+    assert len(found) == len(GATES)
+    assert found["ppo", "gold_gain", ">="] == found["ppo", "win_rate", ">="] == [True, True, False]
+    assert found["sft", "coverage_gain", ">="] == found["sft", "ended", ">="] == [True] * 3
+    assert found["sft", "nll_saved", ">="] == found["ppo", "kl", ">="] == found["dpo", "below_reward", "<="] == [False] * 3
+    assert found["grpo", "passed_gain", ">="] == [True] * 3
+
+
+def test_a_gate_stands_where_the_table_says() -> None:
+    figures: Any = {stage: {name: threshold for s, name, _, threshold in GATES if s == stage} for stage, *_ in GATES}
+    at = {(g["figure"], g["sign"], g["stage"]): g["met"][0] for g in gates([figures | {"ppo": figures["ppo"] | {"kl": 12.0}}])}
+    assert not at["gold_gain_low", ">", "ppo"] and not at["score_gain", ">", "ppo"]  # an interval above 0, not from 0 on
+    assert at["kl", "<=", "ppo"] and at["kl", ">=", "ppo"] and at["win_rate", ">=", "ppo"] and at["ece", "<=", "reward"]
+    assert not gates([figures | {"ppo": figures["ppo"] | {"kl": 12.1}}])[9]["met"][0]
+
+
+def test_the_report_holds_all(judgements: list[dict[str, Any]], tmp_path: Path) -> None:
+    report = write_report("toy", judgements, tmp_path)
+    assert json.loads((tmp_path / "alignment_report.json").read_text()) == json.loads(json.dumps(report))
+    rows = {(row["stage"], row["seed"]): row for row in report["stages"]}
+    assert len(rows) == 18
+    f = judgements[1]["figures"]["ppo"]
+    assert rows["ppo", 1] == {
+        "stage": "ppo", "seed": 1, "metric": "gold", "before": f["gold_before"], "after": f["gold"], "gain": f["gold_gain"],
+        "interval": [f["gold_gain_low"], f["gold_gain_high"]], "kl": f["kl"], "seconds": 118.0,
+    }  # fmt: skip
+    page = (tmp_path / "alignment_report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and "http" not in page
+    assert "2 of 3" in page and "3 of 3" in page and "best_of_16" in page
+    for sample in judgements[0]["samples"]:
+        assert sample["prompt"] in page and sample["ppo"] in page and set(sample) == {"prompt", "base", "sft", "ppo", "dpo", "grpo"}

@@ -1,0 +1,164 @@
+"""A language model read at the tokens of answers, and what it becomes: a reward model, or one of a larger vocabulary."""
+
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from gengen.checkpoints.format import load_weights, unique_state
+from gengen.config.model import GPTConfig
+from gengen.models.answers import answer_log_probs, last, right_padded
+from gengen.models.gpt import GPT, padded
+from gengen.models.reward import RewardModel
+
+SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 100, "context": 48}
+KINDS = {
+    "rotary": {},
+    "of conversations": {"document_token": 0},
+    "learned positions": {"positions": "learned"},
+    "a window": {"window": 5, "window_pattern": "SL"},
+    "untied and capped": {"tied": False, "logit_softcap": 10.0},
+}
+AnyGPT = TypeVar("AnyGPT", bound=GPT)
+
+
+def lively(model: AnyGPT) -> AnyGPT:
+    """The model with weights as they might be after training."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+    return model.eval()
+
+
+def rows() -> list[tuple[list[int], list[int]]]:
+    """Eight prompts, each of which begins a document, with answers of one to fifteen tokens."""
+    draw = torch.Generator().manual_seed(1)
+    lengths = [(3, 1), (5, 15), (2, 7), (9, 4), (4, 4), (12, 2), (1, 11), (6, 9)]
+    return [
+        ([0, *torch.randint(1, 100, (p,), generator=draw).tolist()], torch.randint(1, 100, (a,), generator=draw).tolist())
+        for p, a in lengths
+    ]
+
+
+def test_right_padded_by_hand() -> None:
+    tokens, mask = right_padded([([5, 6, 7], [8, 9]), ([5], [6])])
+    assert tokens.tolist() == [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 0, 0, 0]]
+
+
+def test_the_last_token_by_hand() -> None:
+    values = torch.arange(10.0).view(2, 5)
+    assert last(values, torch.tensor([[0, 0, 1, 1], [1.0, 0, 0, 0]])).tolist() == [4, 6]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperature: float) -> None:
+    model = lively(GPT(GPTConfig(**SHAPE | KINDS[kind])))  # type: ignore[arg-type]
+    for prompt, answer in rows():
+        tokens, mask = right_padded([(prompt, answer)])
+        found, entropy = answer_log_probs(model, tokens, mask, temperature)
+        p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
+        torch.testing.assert_close(found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(entropy[0, len(prompt) - 1 :], -(p * p.log()).sum(-1).float(), atol=1e-5, rtol=1e-5)
+        assert not found[0, : len(prompt) - 1].any() and not entropy[0, : len(prompt) - 1].any()
+
+
+@pytest.mark.parametrize("half,tolerance", [(False, 1e-5), (True, 2e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, tolerance: float) -> None:
+    """Log-probabilities, entropies, values and scores, of a batch of eight against seven more tokens of padding, other padding, batches of
+    one, and rows in another order."""
+    model, critic = (lively(made(GPTConfig(**SHAPE | KINDS[kind]))) for made in (GPT, RewardModel))  # type: ignore[arg-type]
+
+    def read(tokens: Tensor, mask: Tensor) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
+            of_answers = answer_log_probs(model, tokens, mask)
+            values = critic(tokens)[:, :-1] * mask
+            return [*of_answers, values, critic.raw_scores(tokens, mask)[:, None]]
+
+    def same(found: list[Tensor], which: list[int]) -> None:
+        for one, two in zip(whole, found, strict=True):
+            width = min(one.shape[1], two.shape[1])
+            torch.testing.assert_close(one[which, :width], two[:, :width], atol=tolerance, rtol=tolerance if half else 0)
+            assert not two[:, width:].any()
+
+    tokens, mask = right_padded(rows())
+    whole, everyone = read(tokens, mask), list(range(8))
+    assert whole[3].std() > 0.1 and whole[0].min() < -3
+    more = torch.cat([tokens, tokens.new_zeros(8, 7)], 1), torch.cat([mask, mask.new_zeros(8, 7)], 1)
+    same(read(*more), everyone)
+    behind = torch.cat([mask.new_zeros(8, 1), mask], 1).flip(1).cumsum(1).flip(1) == 0  # nothing is left from here on
+    same(read(tokens.where(~behind, 77), mask), everyone)
+    for row in everyone:
+        same(read(*right_padded(rows()[row : row + 1])), [row])
+    other = [3, 1, 7, 0, 5, 2, 6, 4]
+    same(read(tokens[other], mask[other]), other)
+
+
+# --- a reward model
+
+
+def test_a_reward_model_is_a_trunk_under_a_head_of_its_own() -> None:
+    """Its head is drawn anew from N(0, 1 / (d + 1)); what another reward model learnt goes on."""
+    width = 1024
+    config = GPTConfig(**SHAPE | {"width": width, "layers": 1, "ff": 8})  # type: ignore[arg-type]
+    source, model = GPT(config), RewardModel(config)
+    assert model.value.weight.std().item() == pytest.approx((width + 1) ** -0.5, rel=0.1) and not model.value.bias.any()
+    before = model.value.weight.clone()
+    load_weights(model, model.adopted(unique_state(source), source.vocab_size), None)  # type: ignore[arg-type]
+    assert torch.equal(model.value.weight, before) and torch.equal(model.embedding.weight, source.embedding.weight)
+    model.normalize(torch.tensor([1.0, 5.0]))
+    again = RewardModel(config)
+    load_weights(again, again.adopted(unique_state(model), model.vocab_size), None)  # type: ignore[arg-type]
+    assert torch.equal(again.value.weight, before) and (again.gain, again.bias) == (0.5, -1.5)
+    assert not any(name.startswith("head") for name in unique_state(again))
+
+
+def test_normalized_scores_have_mean_0_and_variance_1() -> None:
+    """On answers that were not looked at, too."""
+    model = lively(RewardModel(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
+    outputs = torch.randn(8192, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    model.normalize(outputs[:4096])
+    scores = model.normalized(outputs[4096:])
+    assert abs(scores.mean()) < 0.05 and scores.std().item() == pytest.approx(1, abs=0.05)
+    model.normalize(torch.full((9,), 2.0))  # of equal ones nothing is divided by 0
+    assert model.normalized(torch.tensor(2.0)) == 0
+
+
+def test_outputs_are_fp32_under_autocast() -> None:
+    model = lively(RewardModel(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.tensor([[0, 3, 4]])).dtype == torch.float32
+
+
+# --- a larger vocabulary
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [100, 124, 128], ids=["fits the padded rows", "fits them exactly", "does not"])
+def test_new_tokens_start_as_the_mean_and_nothing_else_changes(size: int, tied: bool) -> None:
+    """Rows of weights come in blocks of 64: 104 and 128 tokens still fit the 128 of before, 132 do not."""
+    source, grown = (GPT(GPTConfig(**SHAPE | {"vocab_size": n, "tied": tied})) for n in (size, size + 4))  # type: ignore[arg-type]
+    lively(source)
+    weights = {name: tensor.clone() for name, tensor in unique_state(source).items()}
+    load_weights(grown, grown.adopted(weights, size), None)  # type: ignore[arg-type]
+    assert grown.embedding.weight.shape[0] == padded(size + 4) == (128 if size < 128 else 192)
+    for old, new in ((source.embedding, grown.embedding), (source.head, grown.head)):
+        assert torch.equal(new.weight[:size], old.weight[:size])
+        torch.testing.assert_close(new.weight[size:], old.weight[:size].mean(0).expand(padded(size + 4) - size, -1))
+    for name, tensor in weights.items():
+        assert torch.equal(unique_state(source)[name], tensor), name
+    tokens = torch.tensor([[0, 5, 99, 42]])
+    before, after = source(tokens), grown.eval()(tokens)
+    torch.testing.assert_close(after[..., :size], before)
+    torch.testing.assert_close(after[..., size:], before.mean(-1, keepdim=True).expand(-1, -1, 4), atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_vocabulary_is_taken_as_it_is() -> None:
+    """Rows beyond the vocabulary included."""
+    source = lively(GPT(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
+    weights = unique_state(source)
+    assert source.adopted(weights, 100) is weights

@@ -1,0 +1,126 @@
+"""Stopped and resumed equals never stopped, for every stage after pretraining: inside an epoch, inside an iteration, inside a rollout."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import last_checkpoint, same_checkpoint, signals_itself
+
+from gengen.checkpoints import store
+from gengen.cli import main
+from gengen.data.storygen import examples
+from gengen.generation.text import TextGenerator
+from gengen.training.metrics import read_metrics
+from gengen.training.online_rl import OnlineRL
+
+RHYTHM = ["trainer.max_steps=12", "trainer.eval_every=6", "trainer.save_every=8", "trainer.log_every=1", "trainer.sample_every=12"]
+DRAWN = ["stage.max_tokens=6", "stage.minibatches=2", "stage.table_every=2", "data.micro_batch_size=4"]
+STAGES: dict[str, tuple[str, list[str]]] = {  # the kind of its data, and settings; an iteration of PPO is 4 steps, of GRPO 2
+    "sft": ("conversations", ["data=stories", "optim.ema=0.9"]),
+    "reward": ("preferences", ["data=preferences"]),
+    "dpo": ("preferences", ["data=preferences"]),
+    "ppo": ("prompts", ["data=prompts", *DRAWN, "stage.kl_target=0.01", "stage.kl_horizon=100"]),
+    "grpo": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4"]),
+}
+Made = Callable[[str], tuple[list[str], Path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_report() -> Iterator[None]:
+    """Drawing the curves takes half the time of such a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gengen.evaluation.report.write_report", lambda *_: "none")
+        yield
+
+
+@pytest.fixture(scope="module")
+def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """stage -> the settings of a run of it, and such a run that was never stopped. The data are few."""
+    runs, made = tmp_path_factory.mktemp("runs"), dict[str, tuple[list[str], Path]]()
+
+    def of(stage: str) -> tuple[list[str], Path]:
+        if stage not in made:
+            kind, own = STAGES[stage]
+            few = tmp_path_factory.mktemp(stage) / f"{kind}.jsonl"
+            few.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), 60)))
+            source = base if stage == "sft" else of("sft")[1]
+            settings = [f"stage={stage}", f"init_from={source}", *own, f"data.path={few}", "data.validation=0.2", "data.batch_size=8"]
+            settings += [f"stage.reward={of('reward')[1]}"] if kind == "prompts" else []
+            made[stage] = [*settings, *RHYTHM, *tiny_alignment], runs / stage
+            assert main(["train", *made[stage][0], f"runs_dir={runs}", f"run={stage}"]) == 0
+        return made[stage]
+
+    return of
+
+
+def same_run(a: Path, b: Path) -> None:
+    """The last checkpoint, the curve but for its times, and every sample and table of answers."""
+    same_checkpoint(last_checkpoint(a), last_checkpoint(b))
+    curves = [read_metrics(run / "metrics.csv") for run in (a, b)]
+    timed = {"seconds", "mfu", *(name for name in curves[0][0] if name.endswith("_per_second"))}
+    one, two = ([{key: value for key, value in row.items() if key not in timed} for row in curve] for curve in curves)
+    assert one == two and len(one) == 12
+    one_, two_ = ({path.name: path.read_text() for path in run.glob("samples/*")} for run in (a, b))
+    assert one_ == two_
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -> None:
+    """Stopped after the first step, in the middle, and before the last."""
+    settings, straight = after_base(stage)
+    for argv in ([*settings, "stop_at=1"], ["stop_at=6"], ["stop_at=11"], []):
+        assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
+    same_run(straight, tmp_path / "r")
+
+
+def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have a rollout send this process a signal when it is to draw its third tokens."""
+    draw, calls = OnlineRL.draw, iter(range(1, 10**6))
+
+    def drawn(self: OnlineRL, interrupted: Callable[[], bool]) -> Any:
+        if next(calls) == number:
+            signals_itself(monkeypatch, TextGenerator, "_draw", 3, signal.SIGTERM)
+        return draw(self, interrupted)
+
+    monkeypatch.setattr(OnlineRL, "draw", drawn)
+
+
+@pytest.mark.parametrize("stage,steps", [("ppo", 4), ("grpo", 2)])
+def test_a_signal_inside_a_rollout(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, steps: int) -> None:
+    """The iteration begins anew; of the answers that were drawn nothing is left. In the first rollout, also of a run that was stopped in
+    it before; in one before which no checkpoint is due, and in one before which there is one."""
+    settings, straight = after_base(stage)
+    for argv, begun, step in ((settings, 0, 0), ([], 0, 0), ([], 0, 4), ([], 4, 8)):
+        with monkeypatch.context() as patch:
+            signalled_in_rollout(patch, (step - begun) // steps + 1)
+            assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 143
+        assert store.step_of(last_checkpoint(tmp_path / "r")) == step
+    assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
+    same_run(straight, tmp_path / "r")
+
+
+def test_the_kl_controller_is_in_the_checkpoint(after_base: Made) -> None:
+    """What verl and OpenRLHF leave out: beta has moved, and is that of the last row."""
+    _, straight = after_base("ppo")
+    extra = json.loads((last_checkpoint(straight) / "optimizer.json").read_text())["extra"]
+    betas = [row["beta"] for row in read_metrics(straight / "metrics.csv")]
+    assert betas[0] == pytest.approx(0.05) and len(set(betas)) == 3
+    assert extra["beta"] not in betas and extra["iteration"] == 3 and extra["cursor"] == 0 and not extra["buffer"]
+
+
+@pytest.mark.parametrize("forgotten", [{"buffer": {}}, {"beta": 0.05}, {"iteration": 0}], ids=["answers", "beta", "iteration"])
+def test_a_forgotten_state_would_be_noticed(
+    after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: dict[str, Any]
+) -> None:
+    """The bug put back: a checkpoint inside an iteration without a part of what the iteration is."""
+    settings, straight = after_base("ppo")
+    assert main(["train", *settings, f"runs_dir={tmp_path}", "run=r", "stop_at=6"]) == 0
+    original = OnlineRL.load_extra_state
+    monkeypatch.setattr(OnlineRL, "load_extra_state", lambda self, state: original(self, state | forgotten))
+    assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
+    with pytest.raises(AssertionError):
+        same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"))

@@ -1,0 +1,242 @@
+"""What is learnt from conversations (SFT) and from preferences (DPO): of what, and of nothing else."""
+
+import copy
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gengen.alignment.losses import PREFERENCE_LOSSES
+from gengen.checkpoints.format import Checkpoint, unique_state, write
+from gengen.config.compose import compose_train, read_command_line
+from gengen.config.model import GPTConfig
+from gengen.config.resume import stored
+from gengen.config.train import TrainConfig
+from gengen.data.examples import Conversations, Preferences, PreparedExamples, Prompts
+from gengen.data.tokenizer import TextTokenizer
+from gengen.models.gpt import GPT
+from gengen.training.build import build_datamodule, build_trainer
+from gengen.training.language import FineTuning
+from gengen.training.objective import Batch, Objective
+from gengen.training.preference import DirectPreference
+
+TOKENIZER = TextTokenizer.byte().with_chat()
+CONTEXT = 48
+SHAPE = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "ff": 48, "context": CONTEXT, "vocab_size": TOKENIZER.vocab_size}
+CUTS: list[list[str]] = [[], ["data.micro_batch_size=4"], ["data.micro_batch_size=1"]]
+
+
+@cache
+def composed(*settings: str) -> TrainConfig:
+    shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
+    alone = ["init_from=runs/SFT", "optim.warmup=0", "optim.schedule=constant", "run=r", "data.batch_size=8"]
+    return compose_train(
+        read_command_line([*shape, *alone, "trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", *settings])
+    )
+
+
+def lively(model: Any, document_token: int | None = None) -> Any:
+    """The model with weights as they might be after training."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+    return model.train()
+
+
+def pairs(n: int = 12) -> Preferences:
+    """Preferences with answers of one to eleven letters."""
+    draw = np.random.default_rng(0)
+    answers = [["".join(draw.choice(list("abcd"), size=draw.integers(0, 11))) for _ in range(2)] for _ in range(n)]
+    asked = [[{"role": "user", "content": "why " * (i % 3)}] for i in range(n)]
+    rows = [
+        {"prompt": asked[i], "chosen": answers[i][0], "rejected": answers[i][1], "chosen_ended": True, "rejected_ended": i % 2 == 0}
+        for i in range(n)
+    ]
+    rows = [row if row["rejected"] else row | {"rejected": "d"} for row in rows]
+    return Preferences([row | {"margin": 0.1 * i, "origin": ""} for i, row in enumerate(rows)], TOKENIZER, CONTEXT, "")
+
+
+def prepared(config: TrainConfig, part: Prompts) -> PreparedExamples:
+    return PreparedExamples(config.data, TOKENIZER, {"fingerprint": ""}, part, part)  # type: ignore[arg-type]
+
+
+def gradients(monkeypatch: pytest.MonkeyPatch, objective: Objective, prepared: Any) -> dict[str, Tensor]:
+    """The model's in the first step."""
+    found, update = dict[str, Tensor](), Objective.update
+
+    def recorded(self: Objective, network: Any, optimizer: Any, loss: Tensor) -> Any:
+        found.update({name: p.grad.clone() for name, p in network.named_parameters()})
+        return update(self, network, optimizer, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "update", recorded)
+        build_trainer(objective.config, L.Callback(), 1).fit(objective, datamodule=build_datamodule(objective.config, prepared))
+    return found
+
+
+def same_gradients(whole: dict[str, Tensor], *cut: dict[str, Tensor]) -> None:
+    assert max(gradient.abs().max().item() for gradient in whole.values()) > 1e-3
+    for part in cut:
+        torch.testing.assert_close(part, whole, rtol=0, atol=2e-6)
+
+
+# --- conversations
+
+
+def talk(*texts: str) -> dict[str, Any]:
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)], "origin": ""}
+
+
+TALKS = [talk("hi", "hello"), talk("a?", "b", "c?", "de"), talk("how?", "so")]
+
+
+@pytest.fixture(scope="module")
+def tuning() -> FineTuning:
+    config = composed("stage=sft")
+    model = lively(GPT(GPTConfig(**SHAPE, document_token=TOKENIZER.start)))  # type: ignore[arg-type]
+    return FineTuning(config, model, None)
+
+
+def packed(*records: dict[str, Any]) -> Batch:
+    part = Conversations(list(records), TOKENIZER, CONTEXT, "assistant")
+    return part.batch(np.arange(len(part)))
+
+
+def test_a_packed_row_is_worth_what_its_conversations_are(tuning: FineTuning) -> None:
+    together, alone = packed(*TALKS), [packed(record) for record in TALKS]
+    assert len(together["tokens"]) == 1
+    nats = [tuning.loss_sum(batch).item() for batch in alone]
+    counts = [tuning.count(batch).item() for batch in alone]
+    assert counts == [6, 5, 3] and tuning.count(together) == 14  # every letter the assistant says and the end of what it says
+    assert tuning.loss_sum(together).item() / 14 == pytest.approx(sum(nats) / 14, abs=1e-5)
+    metrics = tuning.evaluate([together])
+    assert metrics is not None and metrics["val/loss"] == pytest.approx(sum(nats) / 14, abs=1e-5)
+
+
+def test_a_conversation_does_not_see_the_one_before_it(tuning: FineTuning) -> None:
+    """Another text in the first leaves the logits of the others as they were, to the bit; without isolation it would not."""
+    tokens = packed(*TALKS)["tokens"]
+    begins = (tokens[0] == TOKENIZER.start).nonzero()[1, 0].item()
+    other = tokens.clone()
+    other[0, 2 : int(begins) - 2] += 1
+    with torch.no_grad():
+        assert torch.equal(tuning.model(tokens)[:, begins:], tuning.model(other)[:, begins:])
+        joined = copy.deepcopy(tuning.model)
+        joined.config.document_token = None
+        assert not torch.equal(joined(tokens)[:, begins:], joined(other)[:, begins:])
+
+
+def test_nothing_is_learnt_from_what_the_user_says(tuning: FineTuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gradient where the next token is the user's, a role or padding; and some at every other place."""
+    batch = packed(*TALKS)
+    with torch.no_grad():
+        features = tuning.model.features(batch["tokens"])
+    features.requires_grad_()
+    monkeypatch.setattr(tuning.model, "features", lambda *_: features)
+    tuning.loss_sum(batch).backward()
+    assert features.grad is not None
+    learnt = features.grad.abs().amax(-1) > 0
+    assert torch.equal(learnt, batch["labels"] >= 0) and learnt.sum() == 14
+
+
+def test_micro_batches_of_conversations_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with few and with many trained tokens."""
+    part = Conversations([talk("?" * (3 * i % 20), "ab" * (7 * i % 10) + "c") for i in range(40)], TOKENIZER, CONTEXT, "assistant")
+    model = lively(GPT(GPTConfig(**SHAPE, document_token=TOKENIZER.start)))  # type: ignore[arg-type]
+    found = []
+    for cut in CUTS:
+        config = composed("stage=sft", *cut)
+        objective = FineTuning(config, copy.deepcopy(model), prepared(config, part))
+        found.append(gradients(monkeypatch, objective, objective.prepared))
+    same_gradients(*found)
+
+
+# --- preferences
+
+
+def preferring(folder: Path, *settings: str) -> DirectPreference:
+    """The objective of a run in folder/r, whose reference is the policy as it is."""
+    config = copy.deepcopy(composed("stage=dpo", *settings))
+    config.runs_dir = str(folder)
+    model = lively(GPT(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
+    if not (reference := folder / "r" / "reference").exists():
+        reference.mkdir(parents=True)
+        write(reference, Checkpoint(0, stored(config), unique_state(model), tokenizer=TOKENIZER.to_json()))
+    return DirectPreference(config, model, prepared(config, pairs()))
+
+
+def moved(model: GPT) -> None:
+    """Away from the reference."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += torch.randn(p.shape, generator=draw) * 0.1 * p.std()
+
+
+@pytest.mark.parametrize("loss,at_first", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("ipo", 25.0)])
+def test_a_policy_that_is_its_reference(tmp_path: Path, loss: str, at_first: float) -> None:
+    """It knows no better than chance; the reference learns nothing and the first step makes the preferred answers likelier."""
+    objective = preferring(tmp_path, f"stage.loss={loss}", "optim.lr=1e-3")
+    everything = objective.prepared.train.batch(np.arange(12))
+    metrics = objective.evaluate([everything])
+    assert metrics == pytest.approx({"val/loss": at_first, "val/accuracy": 0.5, "val/chosen": 0, "val/rejected": 0}, abs=1e-5)
+    reference = [p.clone() for p in objective._reference[0].parameters()]
+    data = build_datamodule(objective.config, objective.prepared)
+    build_trainer(objective.config, L.Callback(), 12).fit(objective, datamodule=data)
+    for p, before in zip(objective._reference[0].parameters(), reference, strict=True):
+        assert p.grad is None and torch.equal(p, before)
+    metrics = objective.evaluate([everything])
+    assert metrics is not None and metrics["val/loss"] < at_first and metrics["val/accuracy"] > 0.9
+    assert metrics["val/chosen"] > metrics["val/rejected"]
+
+
+def test_what_is_compared_by_hand(tmp_path: Path) -> None:
+    """Sums over the answers alone, each conversation read on its own, in fp64."""
+    objective = preferring(tmp_path, "stage.loss=cdpo", "stage.beta=0.3", "stage.smoothing=0.2")
+    moved(objective.model)
+    part = objective.prepared.train
+    ratios = torch.zeros(12, 2, dtype=torch.float64)
+    for row, example in enumerate(part.examples):
+        for side, (tokens, mask) in enumerate(example):
+            for sign, model in ((1, objective.model), (-1, objective._reference[0])):
+                with torch.no_grad():
+                    p = model(torch.from_numpy(tokens[None]).long())[0].double().log_softmax(-1)
+                ratios[row, side] += sign * sum(p[i - 1, tokens[i]] for i in range(len(tokens)) if mask[i])
+    batch = part.batch(np.arange(12))
+    found = objective.log_ratios(objective.model, batch)
+    torch.testing.assert_close(found.double(), ratios, atol=1e-4, rtol=0)
+    h = ratios[:, 0] - ratios[:, 1]
+    assert h.abs().min() > 1e-3 and 0 < (h > 0).sum() < 12
+    losses = PREFERENCE_LOSSES["cdpo"](h, 0.3, 0.2)
+    assert objective.loss_sum(batch).item() == pytest.approx(losses.sum().item(), abs=1e-3)
+    expected = [losses.mean(), (h > 0).double().mean(), *ratios.mean(0)]
+    assert list((objective.evaluate([batch]) or {}).values()) == pytest.approx([x.item() for x in expected], abs=1e-4)
+
+
+def test_micro_batches_of_pairs_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cut in CUTS:
+        objective = preferring(tmp_path, *cut)
+        moved(objective.model)
+        found.append(gradients(monkeypatch, objective, objective.prepared))
+    same_gradients(*found)
+
+
+def test_padding_and_order_change_no_ratio(tmp_path: Path) -> None:
+    objective = preferring(tmp_path)
+    moved(objective.model)
+    batch = objective.prepared.train.batch(np.arange(12))
+    with torch.no_grad():
+        whole = objective.log_ratios(objective.model, batch)
+        longer = {name: torch.nn.functional.pad(batch[name], (0, 7)) for name in ("tokens", "mask")}
+        torch.testing.assert_close(objective.log_ratios(objective.model, longer), whole, atol=1e-5, rtol=0)
+        for row in range(12):
+            one = objective.log_ratios(objective.model, objective.prepared.train.batch(np.array([row])))
+            torch.testing.assert_close(one[0], whole[row], atol=2e-5, rtol=0)
