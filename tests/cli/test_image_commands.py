@@ -45,7 +45,7 @@ def test_evaluation_says_floor_and_ceiling_beside_the_samples(run: Path) -> None
     ("argv", "words"),
     [
         (["train", "model=unet"], ["tinystories", "data=animals"]),
-        (["train", "data=animals"], ["model=gpt", "kind"]),
+        (["train", "data=animals"], ["model=gpt", "trained on text"]),
         (["train", "model=ldm", "data=animals"], ["model.codec=runs/NAME"]),
         (["train", "model=ldm", "data=animals", "model.codec=runs/nosuch"], ["no run 'runs/nosuch'"]),
         (["train", "model=unet", "data=animals", "model.path=flwo"], ["flow"]),

@@ -111,6 +111,7 @@ def test_a_reward_model_draws_nothing(scorer: Scorer) -> None:
 
 
 def lengths(found: Sequence[Answer]) -> Tensor:
+    assert [CHAT.decode(answer.prompt) for answer in found] == [answer.question for answer in found]
     return torch.tensor([float(len(answer.text)) for answer in found])
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gengen.alignment.advantages import gae, group_advantages, token_rewards, whiten
+from gengen.alignment.kl import k2
 from gengen.checkpoints.format import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.errors import UserError
@@ -182,7 +183,7 @@ def test_a_policy_that_learns_nothing_stays_where_it_is(
     """Learning rate 0, three iterations, prompts and answers of many lengths: every ratio of every pass is 1, and there is no KL
     (trlx#508)."""
     monkeypatch.setattr("gengen.training.objective.rate", lambda *_: 0.0)
-    run = fit(online(tmp_path, letters, *argv), 12)
+    run = fit(online(tmp_path, letters, *argv, "stage.temperature=0.7"), 12)
     lengths = torch.cat([buffer["mask"].sum(1) for buffer in run.buffers])
     assert len(lengths.unique()) > 5
     for logged in run.logged:
@@ -352,6 +353,17 @@ def test_a_group_is_judged_without_what_has_no_reward(letters: GPT, tmp_path: Pa
     assert some > 1
 
 
+def test_the_kl_of_an_answer_may_be_taken_from_what_a_group_compares(letters: GPT, tmp_path: Path) -> None:
+    in_reward = ["stage.kl_in=reward", "stage.kl_estimator=k1", "stage.beta=0.5", "stage.advantage=dr_grpo"]
+    objective = online(tmp_path, letters, *GRPO, *in_reward)
+    moved(objective.model)
+    _, scores, log_probs = judged(objective)
+    kl = (log_probs - objective.buffer["ref"]).sum(1)
+    expected = group_advantages((scores - 0.5 * kl).view(8, 4), "dr_grpo").view(32, 1)
+    assert kl.abs().max() > 0.1
+    torch.testing.assert_close(objective.buffer["advantages"], expected * objective.buffer["mask"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_nothing_that_could_be_scored_is_an_error(letters: GPT, tmp_path: Path, argv: list[str]) -> None:
     with pytest.raises(UserError, match="none of the 32 answers of iteration 0 could be scored"):
@@ -366,6 +378,13 @@ def test_a_group_that_is_all_alike_teaches_nothing(letters: GPT, tmp_path: Path)
     assert 4 <= alike.sum() <= 28
     counted = objective.minibatch(torch.arange(32))
     assert objective.count(counted) == sum(len(a.row(0)[1]) for a, same in zip(answers, alike.tolist(), strict=True) if not same)
+    moved(objective.model)
+    objective.buffer = {}
+    run = fit(objective, 1)
+    drawn = {name: tensor[run.buffers[0]["rows"]] for name, tensor in run.buffers[0].items() if tensor.dim() == 2}
+    assert 0 < drawn["counted"].sum() < drawn["mask"].sum()
+    losses = -drawn["advantages"] + 0.1 * k2(drawn["old"], drawn["ref"])
+    assert run.logged[0]["loss"] == pytest.approx(losses[drawn["counted"] > 0].mean().item(), abs=1e-6)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", reward="all_alike")
     moved(objective.model)
     run = fit(objective, 2)
@@ -422,6 +441,16 @@ def test_a_critic_without_a_reward_model_says_0_at_first(letters: GPT, tmp_path:
     fit(objective, 4)
     for name, p in objective.critic.network.named_parameters():  # type: ignore[union-attr]
         assert (p != before[name]).any(), name
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(letters: GPT, tmp_path: Path) -> None:
+    """On the policy's schedule: of four steps down to 0 the last has a quarter."""
+    falling = ["optim.schedule=wsd", "optim.decay=1", "optim.lr=1e-4", "stage.critic_lr=3e-4"]
+    objective = online(tmp_path, letters, *PPO, *falling)
+    fit(objective, 4)
+    critic, policy = objective.critic.optimizer, objective.trainer.optimizers[0]  # type: ignore[union-attr]
+    assert [group["lr"] for group in critic.param_groups] == pytest.approx([3e-4 / 4] * 2)
+    assert [group["lr"] for group in policy.param_groups] == pytest.approx([1e-4 / 4] * 2)
 
 
 def test_a_critic_that_diverges_is_a_bad_step(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

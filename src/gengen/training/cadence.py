@@ -101,7 +101,7 @@ class Cadence(L.Callback):
             self.clock.before = own["facts"]["clocks"]["seconds"]
         self.clock.started = time.monotonic()
         self._mark = (trainer.global_step, time.monotonic())
-        if self.restored is not None:
+        if trainer.global_step:
             self.between_steps(trainer, objective)  # what an interruption may have left undone at this step
         elif not objective.ready(self.poll(trainer)):
             self.save(trainer, improved=False)
