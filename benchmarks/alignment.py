@@ -1,20 +1,20 @@
-"""Reinforcement learning of a language model beside trl's trainers and a plain PPO: episodes (answers drawn, judged, learned from) a second.
+"""Reinforcement learning of a language model beside trl's trainers and a plain PPO: episodes a second, drawn, judged and learned from.
 
-    python benchmarks/alignment.py [rounds=5] [iterations=3] [threads=2] [size=tiny] [only=...] [gengen's own settings ...]
+    python benchmarks/alignment.py [rounds=5] [iterations=3] [threads=2] [size=tiny] [precision=fp32] [only=...] [gengen's settings ...]
 
-A Llama with random weights, the same on both sides (their logits are compared), fp32, 1,000 tokens: size=tiny has 0.4 M parameters,
-size=small 11 M. Prompts of 16 to 24 tokens, answers of exactly 48: what ends one is no token of the model, and every answer's length is
-checked as it is judged. The reward is the share of even numbers among its tokens, so that answers to a prompt differ and all of them
-are learned from (which is checked, too: ours leaves out groups that are all alike). All have a frozen reference for the KL.
+A Llama with random weights, the same on both sides (their logits are compared), and 1,000 tokens: 0.4 M parameters, or with size=small
+11 M. Prompts have 16 to 24 tokens, answers 48: what would end one is no token of the model, and every answer's length is checked as it
+is judged. The reward is the share of even numbers among its tokens, so that the answers to a prompt differ and all of them are learned
+from (ours leaves out groups that are all alike; that there are none is checked). All have a frozen reference for the KL.
+precision=bf16: autocast in all of them, outside `generate`.
 
 GRPO and RLOO: 16 prompts x 8 answers and one update an iteration; GRPO with k3 in the loss, RLOO with the KL in the reward, as trl has
-them. trl has no gradient checkpointing here, which is its default, and logs and saves nothing. PPO: 64 prompts with an answer each, then 2 epochs of
-4 minibatches, beside the loop of peers.py, whose critic is another model of the policy's size; so is ours.
+them. trl saves and logs nothing here, and does without the gradient checkpointing that is its default. PPO: 64 prompts with an answer
+each, then 2 epochs of 4 minibatches, beside the loop of peers.py; in both the critic is another model of the policy's size.
 
-What is timed is an iteration, from the end of an update to the end of the next one that draws anew: prompts, drawing, reward, reference,
-critic, advantages and updates. Ours is the objective of the stage in our trainer with its loader; evaluation, checkpoints and
-metrics.csv are left out. Models and data are made before, and the first iteration of a round is not counted. only: names of
-contestants, or parts of them, parted by commas.
+What is timed is a whole iteration: fetching prompts, drawing, reward, reference, critic, advantages and updates. Ours is the stage's
+own objective in our trainer, with its loader; of a run there is no evaluation, sample, checkpoint or metrics.csv. Models and data are
+made before, and the first iteration of a round is not counted. only: names of contestants, or parts of them, parted by commas.
 """
 
 import sys
@@ -47,12 +47,12 @@ from gengen.data import order
 from gengen.data.tokenizer import BYTE_JSON
 from gengen.models.gpt import GPT
 from gengen.registry import register_reward
-from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
+from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 VOCAB, CONTEXT, PROMPTS, ANSWER, GROUP, WARMUP = 1_000, 96, 512, 48, 8, 1
 SIZES = {"tiny": (96, 3, 4, 256), "small": (384, 6, 6, 1024)}  # width, layers, heads, width within the MLP
-EPISODES = {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 64}
-UPDATES = {"GRPO": 1, "RLOO": 1, "PPO": 8}  # an iteration
+EPISODES = {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 64}  # an iteration
+UPDATES, ROWS = {"GRPO": 1, "RLOO": 1, "PPO": 8}, {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 16}  # an iteration; an update
 RATES = {"GRPO": 3e-4, "RLOO": 3e-4, "PPO": 1e-4}
 BETAS = {"GRPO": 0.02, "RLOO": 0.02, "PPO": 0.05}
 
@@ -83,7 +83,7 @@ class Numbers:
 
 
 def their_tokenizer() -> PreTrainedTokenizerFast:
-    """The same for transformers. What it pads with is masked; it must be a token of the model, but none of its own that is left out."""
+    """The same for transformers. Number 0, which pads, is masked there."""
     tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(VOCAB)} | {"<end>": VOCAB}, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="0", padding_side="left")
@@ -154,17 +154,18 @@ class Asked:
 
 
 class Ours(Contestant):
-    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, settings: list[str]):
+    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, precision: str, settings: list[str]):
         super().__init__(algorithm)
-        groups = ["stage=grpo", f"stage.group_size={GROUP}", "stage.epochs=1", "stage.minibatches=1", f"data.batch_size={EPISODES['GRPO']}"]
+        groups = ["stage=grpo", f"stage.group_size={GROUP}", "stage.epochs=1", "stage.minibatches=1"]
         stage = {
             "GRPO": [*groups, "stage.advantage=grpo", "stage.kl_in=loss", "stage.kl_estimator=k3"],
             "RLOO": [*groups, "stage.advantage=rloo", "stage.kl_in=reward", "stage.kl_estimator=k1"],
-            "PPO": ["stage=ppo", "stage.epochs=2", "stage.minibatches=4", f"data.batch_size={EPISODES['PPO'] // 4}", "stage.missing_end=null"],
+            "PPO": ["stage=ppo", "stage.epochs=2", "stage.minibatches=4", "stage.missing_end=null"],
         }[algorithm]
         line = [
             "model=gpt", *stage, "init_from=base", "stage.reward=even", f"stage.max_tokens={ANSWER}", f"stage.beta={BETAS[algorithm]}",
-            "data=prompts", f"optim.lr={RATES[algorithm]}", "trainer.device=cpu", "trainer.precision=fp32", "trainer.compile=false",
+            "data=prompts", f"data.batch_size={ROWS[algorithm]}", f"optim.lr={RATES[algorithm]}", "trainer.device=cpu",
+            f"trainer.precision={precision}",
             f"trainer.threads={torch.get_num_threads()}", f"runs_dir={folder}", f"run={algorithm}", *settings,
         ]  # fmt: skip
         self.config, self.asked = compose_train(read_command_line(line)), Asked()
@@ -174,8 +175,9 @@ class Ours(Contestant):
         weights = from_tensors(layout, self.config.model, read_folder(folder), shapes)
         reference = folder / algorithm / "reference"
         reference.mkdir(parents=True)
-        write(reference, Checkpoint(0, stored(self.config), weights, tokenizer=BYTE_JSON))  # of a tokenizer, for that of the reference is not used
+        write(reference, Checkpoint(0, stored(self.config), weights, tokenizer=BYTE_JSON))  # it must have one, which nothing reads
         self.objective: Any = build_objective(self.config, self.asked, reference)
+        compile_where_it_pays(self.objective, self.config, print)
         tokens = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             torch.testing.assert_close(self.objective.model(tokens), net(tokens).logits, atol=1e-4, rtol=0)
@@ -189,13 +191,13 @@ class Ours(Contestant):
 
 
 class Trl(Contestant):
-    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, settings: list[str]):
+    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, precision: str, settings: list[str]):
         super().__init__(algorithm)
         shared: dict[str, Any] = {
             "output_dir": str(folder / "trl"), "per_device_train_batch_size": EPISODES[algorithm], "num_generations": GROUP,
-            "max_completion_length": ANSWER, "learning_rate": RATES[algorithm], "gradient_checkpointing": False, "bf16": False, "use_cpu": True,
-            "model_init_kwargs": {"dtype": "float32"}, "logging_strategy": "no", "save_strategy": "no", "report_to": "none",
-            "disable_tqdm": True, "max_steps": 1, "adam_epsilon": 1e-5, "adam_beta2": 0.999,
+            "max_completion_length": ANSWER, "learning_rate": RATES[algorithm], "gradient_checkpointing": False,
+            "bf16": precision == "bf16", "use_cpu": True, "model_init_kwargs": {"dtype": "float32"}, "logging_strategy": "no",
+            "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "max_steps": 1, "adam_epsilon": 1e-5,
         }  # fmt: skip
         kinds: dict[str, Any] = {
             "GRPO": (GRPOTrainer, partial(GRPOConfig, beta=BETAS[algorithm])),
@@ -233,10 +235,10 @@ class Clock(TrainerCallback):
 
 
 class Plain(Contestant):
-    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, settings: list[str]):
+    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, precision: str, settings: list[str]):
         super().__init__(algorithm)
         nets = [LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(3)]
-        self.loop = PlainPPO(nets[0], nets[1], nets[2].model, ANSWER, self.scores)
+        self.loop = PlainPPO(nets[0], nets[1], nets[2].model, ANSWER, self.scores, precision == "bf16")
         self.tokenizer, self.prompts, self.done = their_tokenizer(), prompts(), 0
 
     def scores(self, answers: Tensor) -> Tensor:
@@ -254,7 +256,7 @@ class Plain(Contestant):
         return times
 
 
-def main(rounds: int, iterations: int, threads: int, size: str, only: str, settings: list[str]) -> None:
+def main(rounds: int, iterations: int, threads: int, size: str, precision: str, only: str, settings: list[str]) -> None:
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -269,9 +271,9 @@ def main(rounds: int, iterations: int, threads: int, size: str, only: str, setti
         net = llama(size)
         net.save_pretrained(folder)
         wanted = {name: make for name, make in makers.items() if any(part in name for part in only.split(","))}
-        contestants = {name: make(net, folder, settings) for name, make in wanted.items()}
+        contestants = {name: make(net, folder, precision, settings) for name, make in wanted.items()}
         millions = sum(p.numel() for p in net.parameters()) / 1e6
-        print(f"{millions:.2f} M parameters, {threads} threads, torch {torch.__version__}; the logits agree within 1e-4")
+        print(f"{millions:.2f} M parameters, {threads} threads, {precision}, torch {torch.__version__}; the logits agree within 1e-4")
         figures = take_turns({name: partial(c, iterations) for name, c in contestants.items()}, rounds)
     print(f"\nepisodes/s (median; least and most of {rounds} rounds of {iterations} iterations)")
     for name, speeds in figures.items():
@@ -282,5 +284,5 @@ def main(rounds: int, iterations: int, threads: int, size: str, only: str, setti
 
 
 if __name__ == "__main__":
-    asked, rest = arguments(sys.argv[1:], rounds=5, iterations=3, threads=2, size="tiny", only="")
+    asked, rest = arguments(sys.argv[1:], rounds=5, iterations=3, threads=2, size="tiny", precision="fp32", only="")
     main(**asked, settings=rest)

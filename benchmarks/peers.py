@@ -260,8 +260,8 @@ class PlainPPO:
     critic: a transformer without its head. scores: tokens of answers (B, length) -> rewards (B,).
     """
 
-    def __init__(self, policy: Any, reference: Any, critic: Any, length: int, scores: Callable[[Tensor], Tensor]):
-        self.policy, self.reference, self.length, self.scores = policy, reference.requires_grad_(False), length, scores
+    def __init__(self, policy: Any, reference: Any, critic: Any, length: int, scores: Callable[[Tensor], Tensor], bf16: bool = False):
+        self.policy, self.reference, self.length, self.scores, self.bf16 = policy, reference.requires_grad_(False), length, scores, bf16
         self.critic, self.value = critic, nn.Linear(critic.config.hidden_size, 1)
         self.critic_parameters = [*self.critic.parameters(), *self.value.parameters()]
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, eps=1e-5, weight_decay=0.0, fused=True)
@@ -270,15 +270,17 @@ class PlainPPO:
     def log_probs(self, model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """Of each token of the answers, (B, length)."""
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = model(tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=self.length + 1).logits[:, :-1]
-        chosen: Tensor = logits.log_softmax(-1).gather(-1, tokens[:, -self.length :, None])[..., 0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            found = model(tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=self.length + 1)
+        chosen: Tensor = found.logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, -self.length :, None])[..., 0]
         return chosen
 
     def values(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Of the state before each token of the answers, (B, length)."""
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        features = self.critic(tokens, attention_mask=mask, position_ids=places, use_cache=False).last_hidden_state
-        values: Tensor = self.value(features[:, -self.length - 1 : -1])[..., 0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.critic(tokens, attention_mask=mask, position_ids=places, use_cache=False).last_hidden_state
+        values: Tensor = self.value(features[:, -self.length - 1 : -1].float())[..., 0]
         return values
 
     def iteration(self, prompts: Tensor, mask: Tensor, beta: float = 0.05, lam: float = 0.95) -> None:
@@ -287,7 +289,8 @@ class PlainPPO:
                 prompts, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=self.length, eos_token_id=None
             )
             mask = torch.cat([mask, mask.new_ones(len(mask), self.length)], 1)
-            old, reference, values = self.log_probs(self.policy, tokens, mask), self.log_probs(self.reference, tokens, mask), self.values(tokens, mask)
+            old, reference = (self.log_probs(model, tokens, mask) for model in (self.policy, self.reference))
+            values = self.values(tokens, mask)
             rewards = beta * (reference - old)
             rewards[:, -1] += self.scores(tokens[:, -self.length :])
             advantages, advantage, after = torch.zeros_like(values), torch.zeros(len(values)), torch.zeros(len(values))
@@ -300,7 +303,9 @@ class PlainPPO:
             for rows in torch.randperm(len(tokens)).chunk(4):
                 self.update(tokens[rows], mask[rows], old[rows], values[rows], advantages[rows], returns[rows])
 
-    def update(self, tokens: Tensor, mask: Tensor, old: Tensor, was: Tensor, advantages: Tensor, returns: Tensor, clip: float = 0.2) -> None:
+    def update(
+        self, tokens: Tensor, mask: Tensor, old: Tensor, was: Tensor, advantages: Tensor, returns: Tensor, clip: float = 0.2
+    ) -> None:
         ratio = (self.log_probs(self.policy, tokens, mask) - old).exp()
         loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
         values = self.values(tokens, mask)

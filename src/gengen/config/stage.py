@@ -117,7 +117,8 @@ class OnlineConfig(StageConfig):
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise UserError(
                 f"stage.kl_in=reward stage.kl_estimator={self.kl_estimator}: in the reward only k1 has the gradient of the KL; "
-                "k3's is that of KL(p||ref) - KL(ref||p), next to nothing near the reference, and training collapses; take stage.kl_estimator=k1"
+                "k3's is that of KL(p||ref) - KL(ref||p), next to nothing near the reference, and training collapses; "
+                "take stage.kl_estimator=k1"
             )
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise UserError(

@@ -148,7 +148,7 @@ def opening(record: Record) -> Messages:
 
 @dataclass(frozen=True)
 class PreparedExamples(Prepared):
-    """Prepared examples, opened for a model's context. `config` is the one given with its source settled."""
+    """Prepared examples, opened for a model's context. `config` is the one given."""
 
     config: ExamplesConfig
     tokenizer: TextTokenizer
@@ -202,7 +202,7 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
 
     tokenizer: that of the run which goes on, as JSON; without one, text is bytes.
     """
-    config = replace(config, source="files" if config.path else "hub" if config.hub else config.source)
+    asked, config = config, replace(config, source="files" if config.path else "hub" if config.hub else config.source)
     chat = (TextTokenizer.from_json(tokenizer) if tokenizer else TextTokenizer.byte()).with_chat()
     kind = config.kind
     facts = {key: getattr(config, key) for key in ("source", "validation", "max_bad", "max_examples")}
@@ -220,7 +220,7 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
                 parts[part] = KINDS[kind](found, chat, getattr(model, "context"), getattr(config, "train_on", ""))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{home}: damaged ({type(error).__name__}: {error})") from error
-        return PreparedExamples(config, chat, meta, **parts)
+        return PreparedExamples(asked, chat, meta, **parts)
 
     def build(built: Path, spool: Path) -> None:
         skips = Skips(config.max_bad)
