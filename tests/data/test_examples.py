@@ -268,7 +268,8 @@ def test_a_file_of_messages(prepared, jsonl, said):
     with pytest.raises(UserError, match=r"(?s)1 of 24 lines cannot be read.*first: .*mine.jsonl line 11: not JSON"):
         prepared("instructions", path=path)
     opened = prepared("instructions", context=64, path=path, max_bad=0.1, validation=0.01)
-    assert opened.config.source == "files" and len(opened.train.examples) + len(opened.val.examples) == 21
+    assert len(opened.train.examples) + len(opened.val.examples) == 21
+    assert opened.config.path == str(path) and opened.config.source != "files"  # as it was asked for: a run's command can be repeated
     (skipped,) = (line for line in said if "skipped" in line)
     assert skipped.startswith(f"data: skipped what cannot be read: 1 line; first: {path} line 11: not JSON")
     assert [line for line in said if "longer" in line] == [
