@@ -136,7 +136,7 @@ def test_epochs_stand_for_steps_and_a_run_keeps_what_it_needs(
 
 @pytest.mark.parametrize("argv,why", [
     (["stage=ppo", "stage.reward=nowhere"], "registered rewards are requested_words"),
-    (["stage=ppo", "stage.reward=BASE"], "is no reward model: stage=reward trains one"),
+    (["stage=ppo", "stage.reward=BASE"], "stage=reward trains a reward model"),
     (["stage=ppo", "stage.reward=half*requested_words"], "write NAME or WEIGHT*NAME"),
     ([PPO[0], PPO[2], "stage.max_tokens=110"], "is more than the model's context of 112: at most stage.max_tokens="),
     ([GRPO[0], GRPO[2], "model.width=64"], "brings its model along, a gpt; leave out model.width=64"),

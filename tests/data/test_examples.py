@@ -2,11 +2,12 @@ import hashlib
 import json
 import random
 import zipfile
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+from batches import assert_equal, take
 
 from gengen.cli import main
 from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
@@ -51,16 +52,6 @@ def data(opened, **changes):
     config = type(opened.config)(**{**vars(opened.config), **{k: v for k, v in changes.items() if k in vars(opened.config)}})
     options = {"seed": 3, **{k: v for k, v in changes.items() if k in ("seed", "rank", "world")}}
     return datamodule_for(config, opened, None, **options)
-
-
-def take(loader, n):
-    return list(islice(loader, n))
-
-
-def assert_equal(batches, expected):
-    assert len(batches) == len(expected)
-    for one, two in zip(batches, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ packing
@@ -244,7 +235,7 @@ def test_prompts_are_drawn_by_iteration(prepared):
         assert sorted(i for part in epoch for i in part) == list(range(2000))
     assert drawn[0].tolist() != drawn[8].tolist() and drawn[0].tolist() != opened.prompts("train", 0, 250, seed=6).tolist()
     assert sorted(opened.prompts("val", 3, 512, seed=5)) == list(range(512))
-    assert opened.model_facts == {"vocab_size": 261} and opened.sample_prompts(2) == [opened.val[0], opened.val[1]]
+    assert opened.model_facts == {"vocab_size": 261, "document_token": None} and opened.sample_prompts(2) == [opened.val[0], opened.val[1]]
 
 
 def test_a_record_is_kept_whole(prepared, jsonl):

@@ -1,12 +1,12 @@
 import copy
 import pickle
 import time
-from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, take
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
@@ -65,16 +65,6 @@ def data(prepared):
         return datamodule_for(config, prepared, None, seed=seed, rank=rank, world=world)
 
     return make
-
-
-def take(loader, n):
-    return list(islice(loader, n))
-
-
-def assert_equal(batches, expected):
-    assert len(batches) == len(expected)
-    for one, two in zip(batches, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_the_pictures_of_all_tests(prepared):

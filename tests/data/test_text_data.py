@@ -1,9 +1,9 @@
-from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, take
 
 from gengen.config.errors import UserError
 from gengen.data.text import TextData, prepare
@@ -22,16 +22,6 @@ def data(archive, book_config, said):
         return TextData(book_config(tokenizer="byte", **{"batch_size": B, **facts}), prepared, **options)
 
     return make
-
-
-def take(loader, n):
-    return list(islice(loader, n))
-
-
-def assert_equal(batches, expected):
-    assert len(batches) == len(expected)
-    for one, two in zip(batches, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_each_epoch_has_every_token_as_a_label_once(data):

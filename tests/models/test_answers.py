@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gengen.alignment.log_probs import entropy as token_entropy
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.model import GPTConfig
-from gengen.models.answers import answer_log_probs, last, right_padded
+from gengen.models.answers import answer_log_probs, answer_logits, last, placed, right_padded
 from gengen.models.gpt import GPT, padded
 from gengen.models.reward import RewardModel
 
@@ -59,7 +60,8 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
     model = lively(GPT(GPTConfig(**SHAPE | KINDS[kind])))  # type: ignore[arg-type]
     for prompt, answer in rows():
         tokens, mask = right_padded([(prompt, answer)])
-        found, entropy = answer_log_probs(model, tokens, mask, temperature)
+        found = answer_log_probs(model, tokens, mask, temperature)
+        entropy = placed(token_entropy(answer_logits(model, tokens, mask), temperature), mask)
         p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
         torch.testing.assert_close(found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(entropy[0, len(prompt) - 1 :], -(p * p.log()).sum(-1).float(), atol=1e-5, rtol=1e-5)
@@ -75,7 +77,7 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
 
     def read(tokens: Tensor, mask: Tensor) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
-            of_answers = answer_log_probs(model, tokens, mask)
+            of_answers = answer_log_probs(model, tokens, mask), placed(token_entropy(answer_logits(model, tokens, mask)), mask)
             values = critic(tokens)[:, :-1] * mask
             return [*of_answers, values, critic.raw_scores(tokens, mask)[:, None]]
 

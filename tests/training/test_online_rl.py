@@ -26,6 +26,7 @@ from gengen.data.examples import PreparedExamples, Prompts
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.rewards import Answer
 from gengen.generation.text import TextGenerator
+from gengen.models import answers
 from gengen.models.answers import answer_log_probs, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
@@ -90,7 +91,7 @@ def letters() -> GPT:
             said = [LETTERS[i] for i in torch.randint(8, (length + 2,), generator=draw).tolist()]
             rows.append((prompts([said[0] * (length % 3 + 1)])[0], [*TOKENIZER.encode("".join(said[2:])), TOKENIZER.eot]))
         tokens, mask = right_padded(rows)
-        loss = -answer_log_probs(model, tokens, mask)[0].sum() / mask.sum()
+        loss = -answer_log_probs(model, tokens, mask).sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -261,7 +262,7 @@ def test_what_is_learnt_from_is_what_was_drawn(letters: GPT, document_token: int
     assert len({len(sample.tokens) for sample in samples}) > 5
     tokens, mask = right_padded([(prompt, sample.tokens) for prompt, sample in zip(asked, samples, strict=True)])
     with torch.no_grad():
-        found = answer_log_probs(model, tokens, mask)[0]
+        found = answer_log_probs(model, tokens, mask)
     for row, there, sample in zip(found, mask > 0, samples, strict=True):
         torch.testing.assert_close(row[there], torch.tensor(sample.logprobs), atol=1e-4, rtol=0)
 
@@ -311,7 +312,7 @@ def judged(objective: OnlineRL) -> tuple[list[Answer], Tensor, Tensor]:
     objective.judge(answers)
     tokens, mask = right_padded([answer.row(TOKENIZER.eot) for answer in answers])
     with torch.no_grad():
-        return answers, objective.scores(answers), answer_log_probs(objective.model, tokens, mask)[0]
+        return answers, objective.scores(answers), answer_log_probs(objective.model, tokens, mask)
 
 
 def test_ppo_leaves_out_what_has_no_reward(letters: GPT, tmp_path: Path) -> None:
@@ -475,13 +476,14 @@ def test_no_cast_of_a_rollout_lives_on(letters: GPT, tmp_path: Path, monkeypatch
 
 def test_a_step_computes_what_was_computed_before_it(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where some groups are left out: the head then has as many rows as it had, for in bf16 fewer may be rounded otherwise."""
-    places, of = list[int](), online_rl.answer_log_probs
+    places, of = list[int](), answers.answer_logits
 
-    def counted(model: GPT, tokens: Tensor, mask: Tensor, temperature: float) -> Any:
+    def counted(model: GPT, tokens: Tensor, mask: Tensor) -> Tensor:
         places.append(int(mask.sum()))
-        return of(model, tokens, mask, temperature)
+        return of(model, tokens, mask)
 
-    monkeypatch.setattr(online_rl, "answer_log_probs", counted)
+    for module in (answers, online_rl):
+        monkeypatch.setattr(module, "answer_logits", counted)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", "trainer.precision=bf16", reward="of_the_prompt")
     run = fit(objective, 2)
     assert run.logged[0]["ratio_max"] == 1 and run.logged[0]["count"] < places[0]

@@ -34,7 +34,8 @@ def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
     2018, eq. 9 and 10). It can be differentiated once more; `images` (B, C, H, W) must require gradients, in fp32,
     and autocast must be off here too, where it would put the slope's matrix products in bf16.
 
-    logits: (B,), or (B, P), whose mean over P is then what is differentiated; a row's may depend on its own image only."""
+    logits: (B,), or (B, P), whose mean over P is then what is differentiated; a row's may depend on its own image only.
+    """
     total = logits.flatten(1).mean(1).sum() if logits.dim() > 1 else logits.sum()
     (slope,) = torch.autograd.grad(total, images, create_graph=True)
     return slope.square().flatten(1).sum(1)
@@ -42,9 +43,11 @@ def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
 
 def lazy_gain(step: int, every: int) -> float:
     """The weight of a penalty in update number `step` (from 0) that counts in every `every`-th update only: `every`, or 0.
+
     Its mean is 1, so the expected gradient is that of a penalty in each update. The penalty joins the loss of its update, so an
     optimizer makes as many updates as without it and its rate and decays need no correction. (Karras et al. 2020, app. B, give the
-    penalty updates of its own, k + 1 where k were, and correct Adam by k / (k + 1).)"""
+    penalty updates of its own, k + 1 where k were, and correct Adam by k / (k + 1).)
+    """
     return float(every) if step % every == 0 else 0.0
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint is: tensors in safetensors, the rest in JSON, a manifest that lists and hashes every file."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,9 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], None] = lambda file: None) -> None:
     """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
-    `after` is called with each file's name once it is on the disk."""
+
+    `after` is called with each file's name once it is on the disk.
+    """
     moments: dict[str, Tensor] = {}
     optimizer = pack(checkpoint.optimizer, moments)
     tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": moments}
@@ -157,6 +160,7 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
 
 def copy_weights(checkpoint: Path, folder: Path) -> None:
     """A checkpoint in a new folder with what sampling needs of it: the weights it is sampled with, its config and its tokenizer."""
+    shutil.rmtree(folder, ignore_errors=True)  # begun by a command that was killed
     folder.mkdir()
     config, tokenizer, manifest = read_json(checkpoint / "config.json"), read_tokenizer(checkpoint), verify(checkpoint)
     facts = {"data": manifest["data"]}

@@ -1,6 +1,8 @@
 """The language model in three layouts of transformers, both ways: a table of names for each, and functions that follow it.
+
 What either side has no word for is refused, by name. Tensors keep their values; but several of theirs are one of ours, row below
-row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as (in, out)."""
+row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as (in, out).
+"""
 
 import re
 from collections.abc import Mapping

@@ -38,7 +38,9 @@ class Run:
 
     def lock(self) -> str | None:
         """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was taken over.
-        Raises RunLocked, naming pid and host, while another process holds it."""
+
+        Raises RunLocked, naming pid and host, while another process holds it.
+        """
         file = (self.path / "run.lock").open("a+", encoding="utf8")
         file.seek(0)
         try:

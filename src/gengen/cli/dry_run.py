@@ -1,15 +1,18 @@
 """`dry_run=true`: what a run would be, without a file written."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from gengen.checkpoints.files import read_json
+from gengen.checkpoints.run import find
 from gengen.cli.train import check_runs
 from gengen.config.model import ModelConfig
 from gengen.config.schema import build, plain
+from gengen.config.stage import TuningConfig
 from gengen.config.train import TrainConfig
 from gengen.registry import MODELS
 
@@ -37,16 +40,20 @@ def facts(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe(config: TrainConfig) -> str:
-    """Config, parameters, memory and FLOPs."""
+    """Config, parameters, memory and FLOPs. A run that starts from another has its model."""
+    if config.init_from:
+        brought = read_json(find(config.init_from, Path(config.runs_dir)) / "config.json")["model"]
+        config = replace(config, model=build(ModelConfig, brought))
     config = replace(config, model=replace(config.model.resolved(), **facts(config)))
     config.model.check()
     with torch.device("meta"):
         entry = MODELS[config.model.name]
         objective = entry.load(f"objective:{config.stage.name}")(config, entry.load_for("model", config.stage.name)(config.model), None)
     flops = config.data.batch_size * objective.flops_per_row()
+    length = f"{config.stage.epochs:g} epochs" if isinstance(config.stage, TuningConfig) else config.trainer.budget
     return (
         yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
         + f"\n{size_line(config)}, without activations"
         + f"\n{flops:.3g} FLOPs a step"
-        + (f"; {steps * flops:.3g} in {steps:,} steps" if (steps := config.trainer.max_steps) else f", for {config.trainer.budget}")
+        + (f"; {steps * flops:.3g} in {steps:,} steps" if (steps := config.trainer.max_steps) else f", for {length}")
     )

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, print)
     run = directory.parent.parent
     config: TrainConfig = build(TrainConfig, read_json(directory / "config.json"))
+    config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
     prepared = prepare_data(config, Console(), brought_tokenizer(run), directory, run)
     objective = build_objective(config, prepared)
     objective.ema = None  # the weights that are asked for are the ones to evaluate
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
-    else:
+    elif config.stage.name == "pretrain":  # a later stage has its own metrics, and `align` for the rest
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)

@@ -1,10 +1,12 @@
 """`train`: from a command line to a trained run. Everything that can be wrong is found before torch is imported."""
 
 import math
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gengen.checkpoints.files import copy_folder, read_json, replace_text
 from gengen.checkpoints.run import Run, check_name, create, find
 from gengen.cli.launch import Job, handed_job, job, other_ranks
 from gengen.config.compose import CommandLine, compose_train, field_settings, import_plugins, plugins, read_command_line, selections
@@ -12,7 +14,7 @@ from gengen.config.errors import NoCheckpoint, UserError
 from gengen.config.help import train_help
 from gengen.config.resume import Change, policy, resumed, stored
 from gengen.config.schema import build, plain, schema
-from gengen.config.stage import weighted_reward
+from gengen.config.stage import TuningConfig, weighted_reward
 from gengen.config.train import TrainConfig
 from gengen.registry import DATA, MODELS, REWARDS
 
@@ -81,8 +83,6 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
             raise UserError(f"resume={config.resume}: not a checkpoint directory")
     check_paths(config)
     rewards = reward_runs(config)
-    from gengen.checkpoints.files import copy_folder, read_json, replace_text
-
     if config.init_from:
         source = find(config.init_from, Path(config.runs_dir))
         brought = read_json(source / "config.json")["model"]["name"]
@@ -113,9 +113,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     prepared = prepare_data(config, console, tokenizer, checkpoint, source.parent.parent if source else None)
     config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
     config.model.check()  # now that it knows its data
-    if config.trainer.max_steps is None and (epochs := getattr(config.stage, "epochs", None)):
-        steps = math.ceil(epochs * len(prepared.train) / config.data.batch_size)
-        config = replace(config, trainer=replace(config.trainer, max_steps=steps))
+    if config.trainer.max_steps is None and isinstance(config.stage, TuningConfig):
+        wanted = math.ceil(config.stage.epochs * len(prepared.train) / config.data.batch_size)
+        config = replace(config, trainer=replace(config.trainer, max_steps=wanted))
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
             config = fitted_to_budget(config, prepared, console.say)
@@ -138,7 +138,12 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     if tokenizer is not None:
         replace_text(run.path / "tokenizer.json", tokenizer)
     run.write_config(stored(config))
-    return execute(job(config, run.path, checkpoint, source), console, prepared, run)
+    try:
+        return execute(job(config, run.path, checkpoint, source), console, prepared, run)
+    except UserError:
+        if not (run.path / "metrics.csv").exists():  # it has not begun to train: the mended command may have its name
+            shutil.rmtree(run.path)
+        raise
 
 
 def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None) -> Any:
@@ -175,9 +180,11 @@ def reward_runs(config: TrainConfig) -> dict[str, Path]:
     for i, (_, name) in enumerate(map(weighted_reward, config.stage.rewards())):
         if name not in REWARDS:
             try:
-                found[f"reward-{i}"] = find(name, Path(config.runs_dir))
+                found[f"reward-{i}"] = path = find(name, Path(config.runs_dir))
             except UserError as error:
                 raise UserError(f"stage.reward={name}: {error}\n  registered rewards are {', '.join(REWARDS)}") from None
+            if (stage := read_json(path / "config.json").get("stage", {}).get("name")) != "reward":
+                raise UserError(f"stage.reward={name} is a run of stage={stage}: stage=reward trains a reward model")
     return found
 
 
@@ -297,5 +304,5 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
     if newest:
-        hint = MODELS[config.model.name].load_for("generator", config.stage.name).command_hint
-        console.say(f"to sample: python scripts/sample.py {run.path} {hint}")
+        generator = MODELS[config.model.name].load_for("generator", config.stage.name)
+        console.say(generator.command_hint.format(run=run.path))

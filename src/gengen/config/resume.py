@@ -58,7 +58,9 @@ def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
 
 def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     """The stored config with the free and warned changes laid over it, and those that deserve a warning.
-    `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field."""
+
+    `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field.
+    """
     known = schema(TrainConfig, kept)
     tree, warned, refused = deepcopy(kept), [], []
     for key, value in wishes(kept, known, line).items():
@@ -66,9 +68,12 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
         rule = policy(key, known)
         if change.before == value or (rule != "free" and value in ("auto", None)):
             continue
+        if rule == "fixed":
+            refused.append(change)
+            continue
         put(tree, key, value)
-        refused += [change] * (rule == "fixed")
-        warned += [change] * (rule == "warned")
+        if rule == "warned":
+            warned.append(change)
     if refused:
         raise UserError(
             "this run was begun with other settings, which a resume cannot change:\n  "

@@ -152,18 +152,6 @@ class GRPOConfig(OnlineConfig):
     name: str = option("grpo", "registered name of the stage")
     advantage: str = choice("grpo", ["grpo", "rloo", "dr_grpo"], "reward less its group's mean: over its deviation; without itself; plain")
     group_size: int = option(8, "answers to one prompt", low=2)
-    minibatches: int = positive(1, "steps that an iteration's answers are cut into; one minibatch is data.batch_size answers")
-    epochs: int = positive(1, "passes over an iteration's answers")
-    beta: float = option(0.02, "weight of the KL to the reference", low=0)
-    kl_in: str = choice(
-        "loss",
-        ["reward", "loss"],
-        "where that KL goes: taken from the reward (of each token; of groups, of each answer), or added to the loss",
-    )
-    kl_estimator: str = choice(
-        "k2", ["k1", "k2", "k3"], "of that KL: k1 for the reward; for the loss k2 (or k3, the KL's reverse near the end)"
-    )
-    missing_end: float | None = option(None, "reward of an answer that did not end, whatever its score; null = its score")
 
     @property
     def group(self) -> int:

@@ -159,8 +159,8 @@ class PreparedExamples(Prepared):
     @property
     def model_facts(self) -> dict[str, Any]:
         """What the data fixes of the model."""
-        isolated = {"document_token": self.tokenizer.start} if isinstance(self.train, Conversations) else {}
-        return {"vocab_size": self.tokenizer.vocab_size} | isolated
+        packed = isinstance(self.train, Conversations)  # only then has a row several texts, to be kept apart
+        return {"vocab_size": self.tokenizer.vocab_size, "document_token": self.tokenizer.start if packed else None}
 
     def batch(self, split: str, index: Sequence[int] | Tensor, flipped: Tensor | None = None) -> dict[str, Tensor]:
         """See Prompts, Conversations and Preferences; `flipped` is for images."""

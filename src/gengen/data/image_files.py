@@ -15,7 +15,9 @@ MAX_PIXELS = 64_000_000
 
 def decode(file: Path | str | BinaryIO, resolution: int, channels: int) -> Tensor:
     """(C, R, R) uint8: the picture upright, on white, its centre square scaled to `resolution` pixels a side.
-    channels: 1 = grey, 3 = RGB. Of an animation, the first frame. A ValueError says in one line what is wrong with the file."""
+
+    channels: 1 = grey, 3 = RGB. Of an animation, the first frame. A ValueError says in one line what is wrong with the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

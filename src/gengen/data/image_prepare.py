@@ -2,7 +2,8 @@
 
     <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  captions.json  meta.json
 
-A picture whose pixels another one has is dropped before any is held out, so no image is on both sides."""
+A picture whose pixels another one has is dropped before any is held out, so no image is on both sides.
+"""
 
 import hashlib
 import json
@@ -69,7 +70,9 @@ class PreparedImages(Prepared):
 
     def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
         """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
-        Returns images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index."""
+
+        Returns images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index.
+        """
         part = self.train if split == "train" else self.val
         images = part.images.index_select(0, index).float().div_(127.5).sub_(1)  # many times as fast as images[index]
         rows = flipped.nonzero().flatten()
@@ -184,8 +187,10 @@ def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[P
 
 def held_out(groups: list[str], labels: list[str], share: float) -> np.ndarray:
     """Which pictures are for validation, (N,) bool: all of a group or none, and of each class the share, to within a group.
+
     Groups are laid out by class, and in a class by the hash of their names, which no order of files changes; along that
-    line one is taken each time `share` of one more has passed."""
+    line one is taken each time `share` of one more has passed.
+    """
     label_of: dict[str, str] = {}
     for group, label in zip(groups, labels, strict=True):
         label_of.setdefault(group, label)

@@ -117,17 +117,23 @@ def framed(config: ImageConfig, images: np.ndarray, labels: list[str]) -> Iterat
         yield Picture(image, label)
 
 
+OPCODES = {
+    "PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BUILD", "STOP", "BINGET", "NONE",
+    "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES",
+}  # fmt: skip
 NAMES = [r"numpy\.(_core|core)\.multiarray", "_reconstruct", "numpy", "ndarray", "dtype", "(u1|i8)", "[|<]"]
 
 
 def array_of(stream: bytes) -> np.ndarray:
     """The numpy array in a serialized stream, read off the list of its opcodes: nothing is called, whatever the stream names.
-    What is not exactly an array of uint8 or int64, as numpy lays it out, is refused."""
+
+    What is not exactly an array of uint8 or int64, as numpy lays it out, is refused.
+    """
     try:
         steps = [(opcode.name, argument) for opcode, argument, _ in genops(stream)]
         names = [argument for _, argument in steps if isinstance(argument, str)]
         _, payload = (argument for _, argument in steps if isinstance(argument, bytes))
-        if not re.fullmatch("\n".join(NAMES), "\n".join(names)):
+        if {name for name, _ in steps} - OPCODES or not re.fullmatch("\n".join(NAMES), "\n".join(names)):
             raise ValueError(f"its stream names {', '.join(names)[:100]}")
         start = [name for name, _ in steps].index("MARK") + 2  # behind the mark: 1, then the shape
         shape: list[Any] = []

@@ -3,7 +3,8 @@
     <folder>/  train-00000.safetensors ...  mirrored-00000.safetensors ...  val-00000.safetensors ...  codec/  meta.json
 
 In fp32: an autoencoder whose KL hardly counts is free in the scale of its latents and in how small a deviation it takes, and
-fp16 ends at 6e-8. `codec/` is the autoencoder's checkpoint, with the statistics of these latents in it."""
+fp16 ends at 6e-8. `codec/` is the autoencoder's checkpoint, with the statistics of these latents in it.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,9 @@ def statistics(posteriors: Iterable[Posterior]) -> tuple[Tensor, Tensor]:
 
 class EncodedImages:
     """Prepared images as another run's autoencoder encodes them: what latent diffusion is trained on.
-    pixels: the prepared images themselves. mean, std: the statistics of each channel, (Z,), by which batches are whitened."""
+
+    pixels: the prepared images themselves. mean, std: the statistics of each channel, (Z,), by which batches are whitened.
+    """
 
     def __init__(self, folder: Path, pixels: Any, fingerprint: str, mean: Tensor, std: Tensor):
         self.folder, self.pixels, self.fingerprint = folder, pixels, fingerprint
@@ -106,7 +109,9 @@ class EncodedImages:
 
     def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
         """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
-        Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index."""
+
+        Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index.
+        """
         plain, pixels = (self.train, self.pixels.train) if split == "train" else (self.val, self.pixels.val)
         rows = [(self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flipped.tolist(), strict=True)]
         mean, std = (torch.stack(tensors) for tensors in zip(*rows, strict=True))

@@ -1,6 +1,8 @@
 """Folders of prepared data that are made once.
+
 A folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that want
-the same one, one makes it and the other waits."""
+the same one, one makes it and the other waits.
+"""
 
 import fcntl
 import hashlib
@@ -40,7 +42,9 @@ class Prepared:
 
 def made_once(home: Path, open_: Callable[[], Opened], build: Callable[[Path, Path], None], say: Callable[[str], None]) -> Opened:
     """What `open_` finds in the folder `home`; where it finds it missing or damaged, a UserError, the folder is made first.
-    build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end."""
+
+    build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
+    """
     with suppress(UserError):
         return open_()
     try:

@@ -14,10 +14,12 @@ def guide(
     conditional: Denoiser, reference: Denoiser, scale: float, interval: tuple[float, float] = (0.0, math.inf), rescale: float = 0.0
 ) -> Denoiser:
     """reference + scale (conditional - reference), as one denoiser.
+
     The reference without the condition is classifier-free guidance (Ho & Salimans 2022), a smaller or less trained model
     autoguidance (Karras et al. 2024). scale 1 is the conditional model alone, and the reference is not called;
     0 is the reference alone. interval: the times, ends included, between which guidance acts (Kynkäänniemi et al. 2024).
-    rescale: how far, from 0 to 1, the guided estimate is brought back to the conditional's standard deviation."""
+    rescale: how far, from 0 to 1, the guided estimate is brought back to the conditional's standard deviation.
+    """
     if scale == 1:
         return conditional
     low, high = interval
@@ -34,7 +36,9 @@ def guide(
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
     """guided with each sample's standard deviation drawn towards the conditional's (Lin et al. 2024, eq. 14-16), of x_0 here.
-    A sample without contrast has no deviation to scale, and stays."""
+
+    A sample without contrast has no deviation to scale, and stays.
+    """
     dims = tuple(range(1, guided.dim()))
     ours, wanted = guided.std(dims, correction=0, keepdim=True), conditional.std(dims, correction=0, keepdim=True)
     ratio = torch.where(ours > 1e-6, wanted / ours.clamp(min=1e-6), 1.0)

@@ -1,6 +1,8 @@
 """What the network is asked for, and how its answer becomes an estimate of x_0.
+
 Every parameterization is linear: its target is a mixture of x_0 and eps, and x_0 a mixture of x_t and the output. So
-each one is four coefficients at each t, on any path, and everything downstream sees only x_0."""
+each one is four coefficients at each t, on any path, and everything downstream sees only x_0.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,9 +53,11 @@ def predict_velocity(path: Path, t: Time, sigma_data: float) -> Coefficients:
 
 def predict_edm(path: Path, t: Time, sigma_data: float) -> Coefficients:
     """The preconditioned F of Karras et al. (2022, eq. 7 and Table 1), for any path.
+
     With S^2 = alpha^2 sigma_data^2 + sigma^2, the variance of x_t: c_in = 1/S, c_skip = alpha sigma_data^2 / S^2,
     c_out = sigma sigma_data / S, and F = (x_0 - c_skip x_t) / c_out, here with x_t written out so that it is finite
-    at both ends. F has unit variance for every t."""
+    at both ends. F has unit variance for every t.
+    """
     alpha, sigma = path.alpha(t), path.sigma(t)
     S = (alpha**2 * sigma_data**2 + sigma**2) ** 0.5
     return Coefficients(

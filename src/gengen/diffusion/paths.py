@@ -1,5 +1,7 @@
 """Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps. All that a path is follows from alpha and sigma.
-Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and answers in kind."""
+
+Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and answers in kind.
+"""
 
 import math
 from collections.abc import Callable
@@ -54,12 +56,16 @@ class Path:
 
     def spaced(self, share: Time) -> Time:
         """The time a share in [0, 1] of the way from the data to the noise: even shares are well spaced times.
-        Samplers' and training's times both pass through here once, and a shift nowhere else."""
+
+        Samplers' and training's times both pass through here once, and a shift nowhere else.
+        """
         return share
 
     def times(self, steps: int) -> list[float]:
         """steps + 1 strictly decreasing times, from the noise end to exactly the data end.
-        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next."""
+
+        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next.
+        """
         return [self.spaced(1 - i / steps) for i in range(steps)] + [0.0]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
@@ -83,8 +89,10 @@ class Path:
 @dataclass(frozen=True)
 class Flow(Path):
     """The straight path x_t = (1 - t) x_0 + t eps (Liu et al. 2023; Lipman et al. 2023).
+
     shift multiplies the ratio sigma / alpha of every spaced time (Esser et al. 2024, eq. 23): above 1, more of the
-    times are noisy, as large images want."""
+    times are noisy, as large images want.
+    """
 
     shift: float = 1.0
 
@@ -104,7 +112,9 @@ class Flow(Path):
 @dataclass(frozen=True)
 class Cosine(Path):
     """The variance-preserving path x_t = cos(pi t / 2) x_0 + sin(pi t / 2) eps (Salimans & Ho 2022).
-    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not 6e-17."""
+
+    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not 6e-17.
+    """
 
     def alpha(self, t: Time) -> Time:
         return self.sigma(1 - t)
@@ -125,7 +135,9 @@ class Cosine(Path):
 @dataclass(frozen=True)
 class EDM(Path):
     """The variance-exploding path x_t = x_0 + t eps of Karras et al. (2022): t is the noise's standard deviation.
-    Times are spaced evenly in sigma^(1/rho) from sigma_max to sigma_min (eq. 5), and the last step goes to 0."""
+
+    Times are spaced evenly in sigma^(1/rho) from sigma_max to sigma_min (eq. 5), and the last step goes to 0.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0

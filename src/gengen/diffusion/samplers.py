@@ -1,9 +1,11 @@
 """Samplers: pure functions of a denoiser, a state, a list of times and a path.
+
 times: strictly decreasing, as from path.times; every sampler steps from each to the next, so that no time is ever
 computed twice. x: (B, ...) at times[0], there path.sigma(times[0]) * randn; the state keeps its dtype (give fp32).
 noise: a call that draws (B, ...) of N(0, 1), so that the caller can have a generator for each sample.
 callback(i, t, x, x0) is called once a step, before it is taken, with the state x at t and the estimate x0 in it.
-Where the last time is the data end the result is the last estimate itself."""
+Where the last time is the data end the result is the last estimate itself.
+"""
 
 import math
 from collections.abc import Callable
@@ -59,8 +61,10 @@ def ancestral(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noi
 
 def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
     """Second order by the mean of two slopes (Karras et al. 2022, Alg. 1, without churn), on any path.
+
     In their coordinates x / alpha and sigma / alpha the slope is eps. Where those are singular, in a step from pure
-    noise or to pure data, it is Euler's step. Calls the denoiser twice a step, there once."""
+    noise or to pure data, it is Euler's step. Calls the denoiser twice a step, there once.
+    """
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)
         eps = path.to_eps(x, x0, t)
@@ -76,8 +80,10 @@ def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = 
 
 def dpmpp_2m(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_s = sigma_s / sigma_t x - alpha_s (e^-h - 1) D.
+
     D is x_0 carried half a step further along its trend since the step before. In a step from pure noise or to pure
-    data h is infinite; the formula then holds with D = x_0, first order. Calls the denoiser once a step."""
+    data h is infinite; the formula then holds with D = x_0, first order. Calls the denoiser once a step.
+    """
     before, h_before = x, math.inf  # nothing before: no trend
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)

@@ -10,7 +10,9 @@ from gengen.diffusion.paths import Path
 
 def stratified(rows: int, generator: torch.Generator) -> Tensor:
     """(rows,) fp64 in (0, 1): one in each of `rows` equal cells, in random order.
-    Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021, App. I.1)."""
+
+    Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021, App. I.1).
+    """
     grid = 2**24  # the middle of one of 2^24 parts of the cell: never 0, never 1
     cell = torch.randperm(rows, generator=generator, device=generator.device)
     within = (torch.randint(grid, (rows,), generator=generator, device=generator.device).double() + 0.5) / grid

@@ -1,6 +1,8 @@
 """How much each time counts in the loss.
+
 A weighting is stated for the squared error of x_0; the error of an output is gain times smaller, so its weight is gain^2
-times larger. In this way one weighting is the same loss under every parameterization."""
+times larger. In this way one weighting is the same loss under every parameterization.
+"""
 
 from collections.abc import Callable
 

@@ -159,7 +159,7 @@ def draw(policy: TextGenerator, prompts: Sequence[str], n: int, seed: int, max_t
 def sequence_log_probs(model: GPT, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
     """log p(answer | prompt) of each (prompt, answer), in nats: (N,)."""
     device = model.embedding.weight.device
-    parts = [answer_log_probs(model, *right_padded(list(rows[i : i + ROWS]), device))[0] for i in range(0, len(rows), ROWS)]
+    parts = [answer_log_probs(model, *right_padded(list(rows[i : i + ROWS]), device)) for i in range(0, len(rows), ROWS)]
     return np.concatenate([part.double().sum(1).cpu().numpy() for part in parts])
 
 

@@ -12,8 +12,10 @@ TOKEN_BITS = 32  # a trie's edge is (node << TOKEN_BITS) + token
 
 class Trie:
     """The suffixes of some texts, a level at a time and only as deep as is asked for.
+
     A node of level n is an (n + 1)-gram of the texts. `edges`: (K,) sorted, the node above and the token that leads to each node;
-    `positions`, `nodes`: where those n-grams begin in the texts, and which each is."""
+    `positions`, `nodes`: where those n-grams begin in the texts, and which each is.
+    """
 
     def __init__(self, texts: Sequence[Sequence[int]]):
         self.tokens = np.concatenate([np.asarray(text, np.int64) for text in texts])
@@ -34,8 +36,10 @@ class Trie:
 
 def matching_lengths(stream: TokenStream, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """For each position of each text, how many tokens from there on stand one behind the other somewhere in the stream.
+
     Every position of the stream walks down the trie of the texts' suffixes until it falls off: there is nothing to hash, so no
-    count is ever too high. Costs 2 to 5 s for 10^7 tokens of stream; holds a chunk of it and the trie as deep as the longest match."""
+    count is ever too high. Costs 2 to 5 s for 10^7 tokens of stream; holds a chunk of it and the trie as deep as the longest match.
+    """
     if not any(map(len, texts)):
         return [np.zeros(0, np.int64) for _ in texts]
     trie = Trie(texts)

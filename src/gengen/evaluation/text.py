@@ -41,7 +41,9 @@ Tokens = Sequence[int]
 @torch.inference_mode()
 def predictions(model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED) -> list[Tensor]:
     """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window. (N,) each.
-    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens."""
+
+    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens.
+    """
     starts = range(0, len(stream) - 1, context)
     starts = starts[:: math.ceil(len(starts) * context / limit)]
     rows = max(1, LOGITS // (context * vocab_size))

@@ -20,9 +20,11 @@ SPAN = 3.0  # standard deviations to either side that a traversal goes
 
 class AutoencoderGenerator(PictureGenerator):
     """Draws from, encodes to and decodes from the latents of an autoencoder; what `gengen.load` returns for one.
+
     A VAE with beta=1 can be sampled: its latents are about N(0, 1). Those of the first stage of latent diffusion are not, nor are
     the codes of a quantizer uniform: their draws show what the decoder makes of anything, and need a model of the latents to be
-    pictures. batch_size: images at once; changes none of them."""
+    pictures. batch_size: images at once; changes none of them.
+    """
 
     model: Autoencoder
 

@@ -44,8 +44,10 @@ def codec_hash(model: Autoencoder) -> str:
 
 def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, say: Say) -> EncodedImages:
     """The prepared images as a codec's latents, encoded once for each codec, data set and transform.
+
     The codec is the one that `run` holds, or, for a new run, the newest checkpoint of config.codec, its EMA weights where it has
-    them. Raises UserError where that is no autoencoder, or one of other images."""
+    them. Raises UserError where that is no autoencoder, or one of other images.
+    """
     kept = run / "codec" if run else None
     source = kept if kept and kept.exists() else find_checkpoint(str(config.codec), runs_dir, "latest", say)
     told = build(ModelConfig, read_json(source / "config.json")["model"])

@@ -33,7 +33,9 @@ def path_of(config: UNetConfig) -> NoisePath:
 
 class ImageGenerator(PictureGenerator):
     """Draws images with a diffusion model; what `gengen.load` returns for one.
-    Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding."""
+
+    Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
+    """
 
     animation = ("denoising.gif", 3.0)
     model: UNet
@@ -52,9 +54,11 @@ class ImageGenerator(PictureGenerator):
         interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, **settings: Any,
     ) -> Tensor:  # fmt: skip
         """n images, (n, C, H, W) uint8. labels: names or numbers, taken in turn; none = all classes in turn.
+
         settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling explains
         them. guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list that
-        receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn."""
+        receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left undrawn.
+        """
         c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
         if guide:
             self.check_guide(guide)

@@ -28,6 +28,14 @@ def find_checkpoint(where: str, runs_dir: Path, which: str, say: Say = lambda li
     return store.choose(path / "checkpoints", which, say)
 
 
+def start_from(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Put the weights that another run is sampled with into a model, which may adopt them: for a stage with a head or tokens of its own."""
+    weights = read_weights(checkpoint)
+    if adopted := getattr(model, "adopted", None):
+        weights = adopted(weights, read_json(checkpoint / "config.json")["model"]["vocab_size"])
+    load_weights(model, weights, checkpoint)
+
+
 def load_generator(
     where: str,
     runs_dir: Path = Path("runs"),

@@ -19,7 +19,9 @@ from gengen.models.unet import NULL
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1] -> the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
-    Every image that is written or measured goes through here: a network's output that was never rounded is another image."""
+
+    Every image that is written or measured goes through here: a network's output that was never rounded is another image.
+    """
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -103,7 +105,7 @@ class Drawn(NamedTuple):
 class PictureGenerator:
     """What `gengen.load` returns for a model of images: a family says how to draw."""
 
-    command_hint = "n=16"
+    command_hint = "to sample: python scripts/sample.py {run} n=16"
     animation = ("", 0.0)  # file and length in seconds of what `Drawn.frames` become
     model: Any
 

@@ -48,7 +48,7 @@ def answer_of(prompt: list[int], sample: Sample) -> Answer:
 class Scorer:
     """Scores answers with a reward model; what `gengen.load` returns for a run of stage=reward."""
 
-    command_hint = "  (it scores: stage.reward=RUN of stage=ppo, or best_of=8 reward=RUN when sampling another run)"
+    command_hint = "to use:    stage=ppo stage.reward={run}, or best_of=8 reward={run} when another run is sampled"
 
     def __init__(self, model: RewardModel, tokenizer: TextTokenizer):
         self.model, self.tokenizer = model, tokenizer

@@ -87,7 +87,7 @@ class TextGenerator:
     sample drawn in fp32.
     """
 
-    command_hint = 'prompt="Once upon a time"'
+    command_hint = 'to sample: python scripts/sample.py {run} prompt="Once upon a time"'
 
     def __init__(self, model: GPT, tokenizer: TextTokenizer, precision: str = "fp32", compile: bool = False, batch_size: int = 64):
         if tokenizer.vocab_size > model.vocab_size:
@@ -150,8 +150,9 @@ class TextGenerator:
         else:
             samples = self.generate(prompts, n=config.n, **settings)
         spent = time.perf_counter() - start
+        between = "\n" if self.tokenizer.chat else ""  # an answer does not go on with its prompt
         for sample in samples:
-            say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{sample.text}")
+            say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
         tokens = sum(len(sample.tokens) for sample in samples)
         if config.out:
             replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))

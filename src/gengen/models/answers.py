@@ -3,23 +3,27 @@
 import torch
 from torch import Tensor
 
-from gengen.alignment.log_probs import entropy, log_probs
+from gengen.alignment.log_probs import log_probs
 from gengen.models.gpt import GPT
 
 
-def answer_log_probs(model: GPT, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The log-probability of each answer's token, and the entropy of the distribution it came from, both (B, T - 1) fp32 and 0 off the
-    mask.
+def answer_logits(model: GPT, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The logits (N, V) that the N tokens of all answers were drawn from, row by row.
 
     tokens: (B, T), padded on the right; mask: (B, T - 1), 1 where tokens[:, i + 1] is part of the answer. The head, which is most of the
     work for a large vocabulary, is applied to those places alone.
     """
-    there = mask > 0
-    logits = model.logits(model.features(tokens[:, :-1])[there])  # (N, V)
-    own = log_probs(logits, tokens[:, 1:][there], temperature)
-    spread = entropy(logits, temperature)
-    empty = torch.zeros(mask.shape, dtype=own.dtype, device=own.device)
-    return empty.masked_scatter(there, own), empty.masked_scatter(there, spread)
+    return model.logits(model.features(tokens[:, :-1])[mask > 0])
+
+
+def placed(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N,) of the answers' tokens where the mask (B, T - 1) has them; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask > 0, values)
+
+
+def answer_log_probs(model: GPT, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """The log-probability of each answer's token, (B, T - 1) fp32, 0 off the mask; tokens and mask as in `answer_logits`."""
+    return placed(log_probs(answer_logits(model, tokens, mask), tokens[:, 1:][mask > 0], temperature), mask)
 
 
 def last(values: Tensor, mask: Tensor) -> Tensor:

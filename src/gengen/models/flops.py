@@ -8,6 +8,7 @@ from gengen.config.model import GPTConfig
 
 def gpt_flops_per_token(config: GPTConfig, context: int) -> float:
     """Floating-point operations, forward and backward, for each token of windows of `context` tokens.
+
     Counts 2 for each multiplication-addition, and the backward pass as twice the forward pass: 6 for each weight of a
     matrix (projections, MLP and output head; looking up an embedding costs none), and 12 H D a query-key pair in attention, of
     which a causal kernel does only half the square, and a window still less. Norms, rotary angles, softmax and recomputation are left out.

@@ -21,8 +21,10 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
 
 class VectorQuantizer(nn.Module):
     """Each position becomes the nearest vector of a codebook (van den Oord et al. 2017, eq. 3).
+
     The codebook is learned by gradient, not by a running mean of a batch: so the gradient of a step does not depend on how its
-    batch was cut, and weights and moments are all there is to resume."""
+    batch was cut, and weights and moments are all there is to resume.
+    """
 
     def __init__(self, codebook: int, channels: int, commitment: float):
         super().__init__()
@@ -49,7 +51,9 @@ class VectorQuantizer(nn.Module):
 
 class FiniteScalarQuantizer(nn.Module):
     """Each channel d is squashed to (0, L_d - 1) and rounded (Mentzer et al. 2024); its L_d values lie evenly in [-1, 1].
-    Levels are counted from 0, so that even and odd numbers of them need no case. Nothing is learned and no code can die."""
+
+    Levels are counted from 0, so that even and odd numbers of them need no case. Nothing is learned and no code can die.
+    """
 
     levels: Tensor
     places: Tensor

@@ -110,8 +110,10 @@ class Stage(nn.Module):
 
 class UNet(nn.Module):
     """What a diffusion model says of x_t, given the noise level and a class (Ronneberger et al. 2015; Ho et al. 2020).
+
     The way down leaves its features, the way up reads them, last first. Between levels the resolution is halved by averaging
-    and doubled by repeating; the next block's convolutions do the rest."""
+    and doubled by repeating; the next block's convolutions do the rest.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()

@@ -33,8 +33,10 @@ SHOWN = 12  # images in a row of the samples
 
 def level_nats(images: Tensor, reconstructions: Tensor, scale: Tensor) -> Tensor:
     """-log probability of 8-bit values under a logistic around the reconstruction, summed over an image: (B, C, H, W) twice -> (B,).
+
     A value's probability is the logistic's mass from half a level below to half a level above; that of an end of the range is all
-    the mass beyond (Salimans et al. 2017, eq. 2). In s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) nothing cancels."""
+    the mass beyond (Salimans et al. 2017, eq. 2). In s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) nothing cancels.
+    """
     above = F.logsigmoid((images - reconstructions + LEVEL / 2) / scale)
     below = F.logsigmoid((reconstructions - images + LEVEL / 2) / scale)
     lowest, highest = images < LEVEL / 2 - 1, images > 1 - LEVEL / 2
@@ -62,8 +64,10 @@ def perceptual_distance(images: Tensor, reconstructions: Tensor, features: Featu
 
 def above_free_bits(kl: Tensor, free_bits: float) -> Tensor:
     """What an image's KL costs: max(KL of a channel, free_bits of each of its latents), summed over channels. (B, Z, h, w) -> (B,).
+
     Kingma et al. 2016, eq. 15, take the mean over the batch before the maximum; here each image is compared, so that the
-    gradient of a step does not depend on how its batch was cut."""
+    gradient of a step does not depend on how its batch was cut.
+    """
     by_channel = kl.flatten(2)
     return by_channel.sum(2).clamp(min=free_bits * by_channel.shape[2]).sum(1)
 
@@ -81,9 +85,11 @@ def perplexity(counts: Tensor) -> float:
 
 class Autoencoding(Objective):
     """Reconstruction, and what the bottleneck costs: with loss=elbo and beta=1 the negative ELBO in nats.
+
     Evaluation weighs the KL with beta, without warm-up and free bits, and draws an image's noise from (seed, index of the image);
     PSNR is that of the decoded posterior mean, of an exact copy 100 dB; KL is in nats a latent; bits are those that tell a value
-    of one of 256 levels."""
+    of one of 256 levels.
+    """
 
     unit = "images"
     model: Autoencoder

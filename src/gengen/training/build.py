@@ -15,12 +15,11 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from gengen.checkpoints.files import read_json
-from gengen.checkpoints.format import load_weights, read_weights
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
+from gengen.generation.load import start_from
 from gengen.hardware import pick_compile
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence
@@ -39,10 +38,7 @@ def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None =
     seed_everything(config.seed)
     model = entry.load_for("model", config.stage.name)(config.model)
     if init_from is not None:
-        weights = read_weights(init_from)
-        if adopted := getattr(model, "adopted", None):
-            weights = adopted(weights, read_json(init_from / "config.json")["model"]["vocab_size"])
-        load_weights(model, weights, init_from)
+        start_from(model, init_from)
     objective: Objective = entry.load(f"objective:{config.stage.name}")(config, model, prepared)
     return objective
 

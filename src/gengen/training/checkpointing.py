@@ -15,7 +15,9 @@ from gengen.checkpoints.format import Checkpoint, read
 
 class SafeCheckpointIO(CheckpointIO):
     """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's checkpoints/.
-    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint)."""
+
+    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint).
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         own = checkpoint["gengen"]

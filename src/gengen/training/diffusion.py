@@ -25,7 +25,9 @@ GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, spread evenly however ma
 
 class Diffusion(Objective):
     """The weighted squared error of the network's answer at a drawn time, averaged over an image's values.
-    A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time; and labels."""
+
+    A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time; and labels.
+    """
 
     sums = 2
     unit = "images"

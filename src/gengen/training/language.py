@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
-from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
-from gengen.generation.load import load_generator
+from gengen.generation.load import start_from
 from gengen.generation.text import TextGenerator
 from gengen.models.cross_entropy import IGNORED
 from gengen.models.flops import gpt_flops_per_token
@@ -90,12 +88,8 @@ class FineTuning(Pretraining):
         return {"val/loss": nats / tokens}
 
 
-def frozen(config: TrainConfig, name: str) -> Any:
-    """The model that the run keeps in its folder `name`, without gradients; it knows the tokens that are new to the run's."""
-    kept, size = Path(config.runs_dir) / str(config.run) / name, getattr(config.model, "vocab_size")
-    found = load_generator(str(kept), device=config.trainer.device).model
-    if found.vocab_size < size:
-        grown = type(found)(replace(found.config, vocab_size=size)).to(found.embedding.weight.device).eval()
-        load_weights(grown, grown.adopted(unique_state(found), found.vocab_size), kept)
-        found = grown
-    return found.requires_grad_(False)
+def reference(config: TrainConfig) -> GPT:
+    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients."""
+    model = GPT(config.model).to(torch.device(config.trainer.device)).eval()  # type: ignore[arg-type]
+    start_from(model, Path(config.runs_dir) / str(config.run) / "reference")
+    return model.requires_grad_(False)

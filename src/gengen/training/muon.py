@@ -15,7 +15,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
     """Nearly U V^T for matrices U S V^T (..., m, n), by the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024).
-    Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each product."""
+
+    Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each product.
+    """
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -28,10 +30,12 @@ def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Groups with muon=True hold matrices, the others what fused AdamW (Loshchilov & Hutter 2019) updates.
+
     A matrix (m, n) moves by lr * sqrt(max(1, m / n)) along the orthogonalised Nesterov momentum of its gradient, after
     decaying by lr * weight_decay. A matrix that stacks several maps (queries, keys and values; gate and up) names the rows of
     each in `parts`, and each is orthogonalised by itself; all of one shape are done in one batch. Rates are set in each
-    group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1, as in fused AdamW."""
+    group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1, as in fused AdamW.
+    """
 
     found_inf: Tensor | None = None
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gengen.alignment.advantages import gae, group_advantages, token_rewards, whiten
 from gengen.alignment.kl import ESTIMATORS, KLController, k3
+from gengen.alignment.log_probs import entropy as token_entropy
+from gengen.alignment.log_probs import log_probs as token_log_probs
 from gengen.alignment.losses import aggregate, clipped_policy_loss, clipped_value_loss
 from gengen.checkpoints.files import replace_text
 from gengen.config.errors import UserError
@@ -21,11 +23,11 @@ from gengen.data.order import permutation
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
 from gengen.generation.text import TextGenerator
-from gengen.models.answers import answer_log_probs, right_padded
+from gengen.models.answers import answer_log_probs, answer_logits, placed, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.training.beside import Beside
-from gengen.training.language import LanguageObjective, frozen
+from gengen.training.language import LanguageObjective, reference
 from gengen.training.objective import Batch, Optimizer
 
 OBJECTIVE = ("score", "kl", "kl_k3", "return", "answer_length", "ended", "beta")  # of an iteration's answers
@@ -65,7 +67,7 @@ class OnlineRL(LanguageObjective):
                 f"stage.max_tokens={c.max_tokens} after a prompt of {longest} tokens is more than the model's context of {context}: "
                 f"at most stage.max_tokens={context - longest}"
             )
-        self._reference = (frozen(config, "reference"),)  # tuples, so that they are no submodules
+        self._reference = (reference(config),)  # tuples, so that they are no submodules
         kept = [(weighted_reward(name)[0], frozen_reward(config, i), name) for i, name in enumerate(c.reward)]
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
         self.reward: Reward = load_reward(names, Path(config.runs_dir), self.tokenizer, config.trainer.device)
@@ -133,12 +135,14 @@ class OnlineRL(LanguageObjective):
             raise UserError(f"stage={c.name}: none of the {rows} answers of iteration {self.iteration} could be scored")
         mask = mask * valid[:, None]
         self.buffer, self.cursor = {"tokens": tokens, "mask": mask, "counted": mask.clone()}, 0
-        old, _ = self.filled(lambda part: answer_log_probs(self.network, part["tokens"], part["mask"], c.temperature), 2)  # type: ignore[arg-type]
-        (ref,) = self.filled(lambda part: answer_log_probs(self._reference[0], part["tokens"], part["mask"], c.temperature)[:1], 1)
+        old, ref = (
+            self.filled(lambda part, model=model: answer_log_probs(model, part["tokens"], part["mask"], c.temperature))  # type: ignore[misc]
+            for model in (self.network, self._reference[0])
+        )
         kl = ((old - ref) * mask).sum(1)
         self.buffer |= {"old": old, "ref": ref}
         if isinstance(c, PPOConfig):
-            (values,) = self.filled(lambda part: (self.values(part),), 1)
+            values = self.filled(self.values)
             rewards = token_rewards(scores, old - ref, mask, self.controller.beta if c.kl_in == "reward" else 0.0)
             advantages, returns = gae(rewards, values, mask, c.gamma, c.lam)
             self.buffer |= {"advantages": whiten(advantages, mask), "values": values * mask, "returns": returns}
@@ -172,17 +176,15 @@ class OnlineRL(LanguageObjective):
         ended = torch.tensor([answer.ended for answer in answers])
         return scores if missing is None else torch.where(ended, scores, missing)
 
-    def filled(self, of: Callable[[Batch], tuple[Tensor, ...]], count: int) -> list[Tensor]:
-        """What a function makes of each row of the buffer, (N, T - 1) each, computed just as the steps of the first epoch will:
+    def filled(self, of: Callable[[Batch], Tensor]) -> Tensor:
+        """What a function makes of each row of the buffer, (N, T - 1), computed just as the steps of the first epoch will:
         of the same micro-batches in the same order, and in the mode that gradients are taken in, whose kernels may differ."""
-        found = [torch.zeros_like(self.buffer["mask"]) for _ in range(count)]
+        found = torch.zeros_like(self.buffer["mask"])
         for cursor in range(self.c.minibatches):
             rows = self.rows(cursor)
             for part in self.micro_batches(self.minibatch(rows) | {"rows": rows}):
                 with torch.enable_grad(), self.autocast():
-                    values = of(part)
-                for whole, value in zip(found, values, strict=True):
-                    whole[part["rows"]] = value.detach()
+                    found[part["rows"]] = of(part).detach()
         return found
 
     def rows(self, cursor: int) -> Tensor:
@@ -250,7 +252,11 @@ class OnlineRL(LanguageObjective):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         c, mask = self.c, batch["counted"]  # of the head's rows, though, none is left out: fewer may be rounded otherwise than they were
-        log_probs, entropy = answer_log_probs(self.network, batch["tokens"], batch["mask"], c.temperature)  # type: ignore[arg-type]
+        there = batch["mask"] > 0
+        logits = answer_logits(self.network, batch["tokens"], there)  # type: ignore[arg-type]
+        log_probs = placed(token_log_probs(logits, batch["tokens"][:, 1:][there], c.temperature), there)
+        with torch.set_grad_enabled(c.entropy > 0):
+            entropy = placed(token_entropy(logits, c.temperature), there)
         losses = clipped_policy_loss(log_probs, batch["old"], batch["advantages"], c.clip, c.clip_high)
         if c.kl_in == "loss":
             losses = losses + self.controller.beta * ESTIMATORS[c.kl_estimator](log_probs, batch["ref"])
@@ -292,7 +298,7 @@ class OnlineRL(LanguageObjective):
         answers = self.answers(prompts, 1, int(batch["index"][0]), lambda: False)
         assert answers
         tokens, mask = right_padded([answer.row(self.tokenizer.eot) for answer in answers], self.device)
-        pair = [answer_log_probs(model, tokens, mask, self.c.temperature)[0] for model in (self.model, self._reference[0])]
+        pair = [answer_log_probs(model, tokens, mask, self.c.temperature) for model in (self.model, self._reference[0])]
         ended = sum(answer.ended for answer in answers)
         scores = self.scores(answers)
         scored = int((~scores.isnan()).sum())

@@ -32,10 +32,12 @@ def build_optimizer(model: nn.Module, c: OptimConfig) -> torch.optim.Optimizer:
 
 def rate(step: int, max_steps: int, c: OptimConfig) -> float:
     """The share of the peak learning rate for update number `step` (from 0), in (0, 1].
+
     All schedules rise linearly over the first `warmup` share of max_steps. Then
     wsd (Hu et al. 2024): 1, and over the last `decay` share linearly down to final_lr;
     cosine (Loshchilov & Hutter 2017): half a cosine from 1 to final_lr;
-    constant: 1."""
+    constant: 1.
+    """
     rise = min(1.0, (step + 1) / max(1, round(c.warmup * max_steps)))
     if c.schedule == "wsd":
         left = min(1.0, (max_steps - step) / max(1, round(c.decay * max_steps)))

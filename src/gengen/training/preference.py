@@ -10,7 +10,7 @@ from gengen.config.stage import DPOConfig
 from gengen.config.train import TrainConfig
 from gengen.models.answers import answer_log_probs
 from gengen.models.gpt import GPT
-from gengen.training.language import LanguageObjective, frozen
+from gengen.training.language import LanguageObjective, reference
 from gengen.training.objective import Batch
 
 
@@ -29,14 +29,14 @@ class DirectPreference(LanguageObjective):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, DPOConfig)
         self.c = config.stage
-        self._reference = (frozen(config, "reference") if prepared else model,)  # a tuple, so that it is no submodule
+        self._reference = (reference(config) if prepared else model,)  # a tuple, so that it is no submodule
 
     def log_ratios(self, network: Any, batch: Batch) -> Tensor:
         """log pi - log ref of both answers to each prompt, (B, 2), in one forward pass of each."""
         tokens, mask = batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)
         with torch.no_grad():
-            reference, _ = answer_log_probs(self._reference[0].to(self.device), tokens, mask)
-        return (answer_log_probs(network, tokens, mask)[0] - reference).sum(1).view(-1, 2)
+            before = answer_log_probs(self._reference[0].to(self.device), tokens, mask)
+        return (answer_log_probs(network, tokens, mask) - before).sum(1).view(-1, 2)
 
     def losses(self, ratios: Tensor) -> Tensor:
         """Of each pair, (B,)."""
