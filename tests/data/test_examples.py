@@ -140,11 +140,10 @@ def test_order_is_a_function_of_the_step(prepared, name):
         data(opened, world=4)
 
 
-def test_validation_passes_over_each_once(prepared):
+def test_validation_passes_over_each_once(prepared, monkeypatch):
+    monkeypatch.setattr(PromptsConfig, "judged_at_once", 100)
     opened = prepared("prompts")
-    ranks = [
-        [batch["index"] for batch in data(opened, micro_batch_size=100, batch_size=600, rank=r, world=2).val_batches()] for r in range(2)
-    ]
+    ranks = [[batch["index"] for batch in data(opened, batch_size=6, rank=r, world=2).val_batches()] for r in range(2)]
     assert [len(index) for index in ranks[0]] == [100, 100, 100] and [len(index) for index in ranks[1]] == [100, 100, 12]
     assert sorted(torch.cat(ranks[0] + ranks[1]).tolist()) == list(range(512))
 

@@ -21,6 +21,8 @@ class DataConfig:
     num_workers: int = option(0, "processes that read ahead; changes no result", low=0, on_resume="free")
     max_bad: float = option(0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1)
 
+    judged_at_once: ClassVar[int | None] = None  # rows of a validation batch; null = as in training
+
     def facts(self) -> dict[str, Any]:
         """What this config alone fixes of the model, before any data is read."""
         return {}
@@ -140,3 +142,4 @@ class PromptsConfig(ExamplesConfig):
     """Prompts, which the model itself answers."""
 
     kind = "prompts"
+    judged_at_once = 256  # drawing an answer holds nothing for a backward pass

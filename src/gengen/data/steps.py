@@ -41,7 +41,7 @@ class StepData(L.LightningDataModule):
 
     def val_parts(self, n: int) -> Iterator[range]:
         """The validation batches as ranges of 0 .. n - 1. Of world ranks, rank r takes batches r, r + world, ..."""
-        size = self.config.micro_batch_size or self.config.batch_size
+        size = self.config.judged_at_once or self.config.micro_batch_size or self.config.batch_size
         for first in range(self.rank * size, n, self.world * size):
             yield range(first, min(first + size, n))
 
