@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.log_probs import entropy, log_probs
+from gengen.alignment.log_probs import entropy, log_probs, log_softmax
 from gengen.alignment.losses import aggregate
 from gengen.generation.decoding import draw, next_token_probabilities, uniforms
 
@@ -42,7 +42,7 @@ def test_bf16_logits_are_read_in_fp32_and_fp64_stays() -> None:
     logits, tokens = seeded(3, 5, 7), torch.zeros(3, 5, dtype=torch.int64)
     coarse = logits.bfloat16()
     assert torch.equal(log_probs(coarse, tokens, 0.7), log_probs(coarse.float(), tokens, 0.7))
-    assert torch.equal(entropy(coarse, 0.7), entropy(coarse.float(), 0.7)) and log_probs(logits, tokens).dtype == torch.float64
+    assert torch.equal(log_softmax(coarse, 0.7), log_softmax(coarse.float(), 0.7)) and log_probs(logits, tokens).dtype == torch.float64
 
 
 def test_one_places_log_prob_and_entropy_are_no_other_places_business() -> None:
@@ -60,17 +60,18 @@ def test_one_places_log_prob_and_entropy_are_no_other_places_business() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_entropy_by_hand_and_its_limits(temperature: float) -> None:
     even = torch.zeros(1, 8, dtype=torch.float64)
-    torch.testing.assert_close(entropy(even, temperature), torch.tensor([math.log(8)], dtype=torch.float64))
+    torch.testing.assert_close(entropy(log_softmax(even, temperature)), torch.tensor([math.log(8)], dtype=torch.float64))
     one = torch.full((1, 8), -math.inf, dtype=torch.float64)
     one[0, 3] = 1.0
-    assert entropy(one, temperature).item() == 0
+    assert entropy(log_softmax(one, temperature)).item() == 0
     p = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(entropy(p.log()[None] * temperature, temperature)[0], torch.tensor(1.5 * math.log(2), dtype=torch.float64))
+    spread = entropy(log_softmax(p.log() * temperature, temperature))
+    torch.testing.assert_close(spread, torch.tensor(1.5 * math.log(2), dtype=torch.float64))
 
 
 def test_entropy_has_a_gradient_where_a_token_is_impossible() -> None:
     logits = torch.tensor([[1.0, 0.0, -math.inf]], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(entropy(logits).sum(), logits)
+    (slope,) = torch.autograd.grad(entropy(log_softmax(logits)).sum(), logits)
     p = torch.tensor([1.0, 0.0], dtype=torch.float64).softmax(0)
     by_hand = -p * (p.log() - (p * p.log()).sum())  # dH/dlogit_i = -p_i (log p_i + H)
     torch.testing.assert_close(slope[0, :2], by_hand)
@@ -98,9 +99,9 @@ def test_the_mask_of_the_shifted_axis_takes_the_response_with_its_end_and_nothin
 
 def test_entropy_counts_no_padding() -> None:
     """Pads given some constant log-probability (one of 1 is in print) or their own entropy would move a mean entropy with each pad."""
-    places = entropy(CHAIN[TOKENS[:, :-1]])
+    places = entropy(log_softmax(CHAIN[TOKENS[:, :-1]]))
     mean = aggregate(places, MASK, "token", 1).sum() / MASK.sum()
-    torch.testing.assert_close(mean, entropy(CHAIN[[2, 3, 4]]).mean())
+    torch.testing.assert_close(mean, entropy(log_softmax(CHAIN[[2, 3, 4]])).mean())
     padded = torch.cat([places, torch.full((1, 5), torch.nan, dtype=torch.float64)], 1)
     longer = torch.cat([MASK, torch.zeros(1, 5)], 1)
     torch.testing.assert_close(aggregate(padded, longer, "token", 1).sum() / longer.sum(), mean)

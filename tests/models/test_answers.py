@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.log_probs import entropy as token_entropy
+from gengen.alignment.log_probs import entropy, log_softmax
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.model import GPTConfig
-from gengen.models.answers import answer_log_probs, answer_logits, last, placed, right_padded
+from gengen.models.answers import answer_log_probs, last, read, right_padded
 from gengen.models.gpt import GPT, padded
 from gengen.models.reward import RewardModel
 
@@ -61,11 +61,11 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
     for prompt, answer in rows():
         tokens, mask = right_padded([(prompt, answer)])
         found = answer_log_probs(model, tokens, mask, temperature)
-        entropy = placed(token_entropy(answer_logits(model, tokens, mask), temperature), mask)
+        (spread,) = read(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),))
         p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
         torch.testing.assert_close(found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(entropy[0, len(prompt) - 1 :], -(p * p.log()).sum(-1).float(), atol=1e-5, rtol=1e-5)
-        assert not found[0, : len(prompt) - 1].any() and not entropy[0, : len(prompt) - 1].any()
+        torch.testing.assert_close(spread[0, len(prompt) - 1 :], -(p * p.log()).sum(-1).float(), atol=1e-5, rtol=1e-5)
+        assert not found[0, : len(prompt) - 1].any() and not spread[0, : len(prompt) - 1].any()
 
 
 @pytest.mark.parametrize("half,tolerance", [(False, 1e-5), (True, 2e-2)], ids=["fp32", "bf16"])
@@ -75,11 +75,11 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
     one, and rows in another order."""
     model, critic = (lively(made(GPTConfig(**SHAPE | KINDS[kind]))) for made in (GPT, RewardModel))  # type: ignore[arg-type]
 
-    def read(tokens: Tensor, mask: Tensor) -> list[Tensor]:
+    def all_of(tokens: Tensor, mask: Tensor) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
-            of_answers = answer_log_probs(model, tokens, mask), placed(token_entropy(answer_logits(model, tokens, mask)), mask)
+            (spread,) = read(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits)),))
             values = critic(tokens)[:, :-1] * mask
-            return [*of_answers, values, critic.raw_scores(tokens, mask)[:, None]]
+            return [answer_log_probs(model, tokens, mask), spread, values, critic.raw_scores(tokens, mask)[:, None]]
 
     def same(found: list[Tensor], which: list[int]) -> None:
         for one, two in zip(whole, found, strict=True):
@@ -88,16 +88,16 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
             assert not two[:, width:].any()
 
     tokens, mask = right_padded(rows())
-    whole, everyone = read(tokens, mask), list(range(8))
+    whole, everyone = all_of(tokens, mask), list(range(8))
     assert whole[3].std() > 0.1 and whole[0].min() < -3
     more = torch.cat([tokens, tokens.new_zeros(8, 7)], 1), torch.cat([mask, mask.new_zeros(8, 7)], 1)
-    same(read(*more), everyone)
+    same(all_of(*more), everyone)
     behind = torch.cat([mask.new_zeros(8, 1), mask], 1).flip(1).cumsum(1).flip(1) == 0  # nothing is left from here on
-    same(read(tokens.where(~behind, 77), mask), everyone)
+    same(all_of(tokens.where(~behind, 77), mask), everyone)
     for row in everyone:
-        same(read(*right_padded(rows()[row : row + 1])), [row])
+        same(all_of(*right_padded(rows()[row : row + 1])), [row])
     other = [3, 1, 7, 0, 5, 2, 6, 4]
-    same(read(tokens[other], mask[other]), other)
+    same(all_of(tokens[other], mask[other]), other)
 
 
 # --- a reward model

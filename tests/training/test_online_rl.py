@@ -476,14 +476,14 @@ def test_no_cast_of_a_rollout_lives_on(letters: GPT, tmp_path: Path, monkeypatch
 
 def test_a_step_computes_what_was_computed_before_it(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where some groups are left out: the head then has as many rows as it had, for in bf16 fewer may be rounded otherwise."""
-    places, of = list[int](), answers.answer_logits
+    places, of = list[int](), answers.read
 
-    def counted(model: GPT, tokens: Tensor, mask: Tensor) -> Tensor:
+    def counted(model: GPT, tokens: Tensor, mask: Tensor, what: Any) -> Any:
         places.append(int(mask.sum()))
-        return of(model, tokens, mask)
+        return of(model, tokens, mask, what)
 
     for module in (answers, online_rl):
-        monkeypatch.setattr(module, "answer_logits", counted)
+        monkeypatch.setattr(module, "read", counted)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", "trainer.precision=bf16", reward="of_the_prompt")
     run = fit(objective, 2)
     assert run.logged[0]["ratio_max"] == 1 and run.logged[0]["count"] < places[0]

@@ -4,21 +4,23 @@ import torch
 from torch import Tensor
 
 
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The log-probability of every token, (..., V), in fp32 or finer."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # before the division: bf16 has three digits
     return (logits / temperature).log_softmax(-1)
 
 
+def of_tokens(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """log_p (..., V) at tokens (...) of the same places. On the shifted axis these are those of logits[:, :-1] and tokens[:, 1:]."""
+    return log_p.gather(-1, tokens[..., None])[..., 0]
+
+
 def log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature)[tokens] in fp32 or finer, of the shape of tokens (...), for logits (..., V) at the same places.
-
-    On the shifted axis these are logits[:, :-1] and tokens[:, 1:].
-    """
-    return log_softmax(logits, temperature).gather(-1, tokens[..., None])[..., 0]
+    """log softmax(logits / temperature)[tokens], of the shape of tokens (...), for logits (..., V) at the same places."""
+    return of_tokens(log_softmax(logits, temperature), tokens)
 
 
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """-sum p log p in nats of p = softmax(logits / temperature), (...), in fp32 or finer, for logits (..., V) of which some may be -inf."""
-    log_p = log_softmax(logits, temperature)
+def entropy(log_p: Tensor) -> Tensor:
+    """-sum p log p in nats, (...), of log-probabilities (..., V), some of which may be -inf."""
     p = log_p.exp()
     return -(p * log_p.masked_fill(p == 0, 0)).sum(-1)

@@ -1,29 +1,36 @@
 """A language model read at the tokens of answers. Per token all lives on the shifted axis: index i belongs to tokens[:, i + 1]."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gengen.alignment.log_probs import log_probs
+from gengen.models.cross_entropy import rows_at_once
 from gengen.models.gpt import GPT
 
 
-def answer_logits(model: GPT, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The logits (N, V) that the N tokens of all answers were drawn from, row by row.
+def read(model: GPT, tokens: Tensor, mask: Tensor, of: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `of` makes of logits (n, V) and the tokens (n,) drawn from them, each (B, T - 1), 0 off the mask.
 
     tokens: (B, T), padded on the right; mask: (B, T - 1), 1 where tokens[:, i + 1] is part of the answer. The head, which is most of the
-    work for a large vocabulary, is applied to those places alone.
+    work for a large vocabulary, is applied to those places alone, and to a few rows at a time: on a CPU that is twice as fast.
     """
-    return model.logits(model.features(tokens[:, :-1])[mask > 0])
+    there = mask > 0
+    rows = rows_at_once(model.embedding.weight)
+    features, chosen = (x[there].split(rows) for x in (model.features(tokens[:, :-1]), tokens[:, 1:]))
+    parts = [of(model.logits(part), drawn) for part, drawn in zip(features, chosen, strict=True)]
+    return tuple(placed(torch.cat(values), there) for values in zip(*parts, strict=True))
 
 
-def placed(values: Tensor, mask: Tensor) -> Tensor:
-    """Values (N,) of the answers' tokens where the mask (B, T - 1) has them; 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask > 0, values)
+def placed(values: Tensor, there: Tensor) -> Tensor:
+    """Values (N,) where `there` (B, T - 1) holds, row by row; 0 elsewhere."""
+    return torch.zeros(there.shape, dtype=values.dtype, device=values.device).masked_scatter(there, values)
 
 
 def answer_log_probs(model: GPT, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probability of each answer's token, (B, T - 1) fp32, 0 off the mask; tokens and mask as in `answer_logits`."""
-    return placed(log_probs(answer_logits(model, tokens, mask), tokens[:, 1:][mask > 0], temperature), mask)
+    """The log-probability of each answer's token, (B, T - 1) fp32, 0 off the mask; tokens and mask as in `read`."""
+    return read(model, tokens, mask, lambda logits, drawn: (log_probs(logits, drawn, temperature),))[0]
 
 
 def last(values: Tensor, mask: Tensor) -> Tensor:

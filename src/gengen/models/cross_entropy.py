@@ -10,6 +10,11 @@ ROWS = 512  # at least: the weight's gradient is added to once for so many
 ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits computed at once; on a CPU they stay in its cache
 
 
+def rows_at_once(weight: Tensor) -> int:
+    """Of which the logits are computed, for a head (V, C)."""
+    return max(ROWS, ELEMENTS[weight.device.type] // len(weight))
+
+
 def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0) -> Tensor:
     """Summed cross-entropy in nats, a fp32 scalar, of logits x W^T, softcap * tanh(logits / softcap) where that is given.
 
@@ -28,9 +33,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, z_loss: float) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        rows = max(ROWS, ELEMENTS[device] // weight.shape[0])
         with torch.autocast(device, enabled=False):
-            inputs, w = x.to(dtype), weight.to(dtype)
+            inputs, w, rows = x.to(dtype), weight.to(dtype), rows_at_once(weight)
             total, x_grads, w_grad = x.new_zeros((), dtype=torch.float32), [], None
             for part, wanted in zip(inputs.split(rows), labels.split(rows), strict=True):
                 logits = (part @ w.T).float()  # (n, V)

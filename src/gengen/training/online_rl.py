@@ -11,8 +11,7 @@ from torch import Tensor
 
 from gengen.alignment.advantages import gae, group_advantages, token_rewards, whiten
 from gengen.alignment.kl import ESTIMATORS, KLController, k3
-from gengen.alignment.log_probs import entropy as token_entropy
-from gengen.alignment.log_probs import log_probs as token_log_probs
+from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
 from gengen.alignment.losses import aggregate, clipped_policy_loss, clipped_value_loss
 from gengen.checkpoints.files import replace_text
 from gengen.config.errors import UserError
@@ -23,7 +22,7 @@ from gengen.data.order import permutation
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
 from gengen.generation.text import TextGenerator
-from gengen.models.answers import answer_log_probs, answer_logits, placed, right_padded
+from gengen.models.answers import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.training.beside import Beside
@@ -252,21 +251,23 @@ class OnlineRL(LanguageObjective):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         c, mask = self.c, batch["counted"]  # of the head's rows, though, none is left out: fewer may be rounded otherwise than they were
-        there = batch["mask"] > 0
-        logits = answer_logits(self.network, batch["tokens"], there)  # type: ignore[arg-type]
-        log_probs = placed(token_log_probs(logits, batch["tokens"][:, 1:][there], c.temperature), there)
-        with torch.set_grad_enabled(c.entropy > 0):
-            entropy = placed(token_entropy(logits, c.temperature), there)
+        log_probs, spread = read(self.network, batch["tokens"], batch["mask"], self.log_probs_and_entropy)  # type: ignore[arg-type]
         losses = clipped_policy_loss(log_probs, batch["old"], batch["advantages"], c.clip, c.clip_high)
         if c.kl_in == "loss":
             losses = losses + self.controller.beta * ESTIMATORS[c.kl_estimator](log_probs, batch["ref"])
         if c.entropy:
-            losses = losses - c.entropy * entropy
+            losses = losses - c.entropy * spread
         moved = (log_probs - batch["old"]).detach() * mask
         clipped = (moved.exp() - 1 > (c.clip_high or c.clip)) | (moved.exp() - 1 < -c.clip)
-        self.seen[:3] += torch.stack([moved.square().sum() / 2, (clipped * mask).sum(), (entropy.detach() * mask).sum()])
+        self.seen[:3] += torch.stack([moved.square().sum() / 2, (clipped * mask).sum(), (spread.detach() * mask).sum()])
         self.seen[3] = torch.maximum(self.seen[3], moved.abs().max())
         return aggregate(losses, mask, c.aggregate, c.max_tokens).sum()
+
+    def log_probs_and_entropy(self, logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = log_softmax(logits, self.c.temperature)
+        with torch.set_grad_enabled(self.c.entropy > 0):
+            spread = entropy(log_p)
+        return of_tokens(log_p, drawn), spread
 
     def value_loss_sum(self, batch: Batch) -> Tensor:
         assert isinstance(self.c, PPOConfig)
