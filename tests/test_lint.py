@@ -46,8 +46,8 @@ ROOMS = {  # room -> what it may import of the others
     "diffusion": {"config", "diffusion"},
     "adversarial": {"adversarial"},
     "alignment": {"alignment"},
-    "checkpoints": {"checkpoints", "config"},
-    "data": {"config", "data"},
+    "checkpoints": {"checkpoints", "config", "faults"},
+    "data": {"config", "data", "faults"},
     "generation": {"alignment", "checkpoints", "config", "data", "diffusion", "generation", "hardware", "models", "registry"},
 }
 FOREIGN = {

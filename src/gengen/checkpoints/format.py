@@ -57,7 +57,7 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tree
 
 
-def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], None] = lambda file: None) -> None:
+def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], object] = lambda file: None) -> None:
     """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
 
     `after` is called with each file's name once it is on the disk.

@@ -3,27 +3,16 @@
 import os
 import re
 import shutil
-import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gengen.checkpoints.files import Damaged, fsync, replace_text
 from gengen.checkpoints.format import Checkpoint, verify, write
 from gengen.config.errors import NoCheckpoint, UserError
+from gengen.faults import fault
 
 Say = Callable[[str], None]
 STEP = re.compile(r"step-(\d{9})")
-passes: Counter[str] = Counter()
-
-
-def fault(name: str) -> None:
-    """A point at which a test can kill the process: GENGEN_FAULT=save:manifest.json, or save:manifest.json@3 for the third pass."""
-    if wanted := os.environ.get("GENGEN_FAULT"):
-        passes[name] += 1
-        if wanted in (name, f"{name}@{passes[name]}"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name, or -1."""

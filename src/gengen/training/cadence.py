@@ -14,6 +14,7 @@ from gengen.checkpoints.run import Run
 from gengen.config.errors import UserError
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
+from gengen.faults import fault
 from gengen.training.console import Console
 from gengen.training.metrics import Logger, Metrics
 from gengen.training.objective import Objective
@@ -184,6 +185,7 @@ class Cadence(L.Callback):
 
     def evaluate(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
         start = time.monotonic()
+        fault("evaluate")
         metrics = objective.evaluate(self.val_batches(), self.poll(trainer))
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)  # evaluation is not training
         if metrics is None:
@@ -201,6 +203,7 @@ class Cadence(L.Callback):
             return
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
+        fault("sample")
         with objective.averaged():
             line = objective.write_samples(stem, self.interruption)
         if line:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.train import TrainConfig
+from gengen.faults import fault
 from gengen.training.optimizers import build_optimizer, rate
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
@@ -112,6 +113,7 @@ class Objective(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> None:
         if (world := self.trainer.world_size) > 1:  # each rank its own dropout, a function of (seed, step, rank)
             torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * world + self.global_rank)
+        fault("step")
         batch = self.with_draws(batch)
         total = self.all_reduced(self.count(batch))
         self.logged = {"count": total}
@@ -165,6 +167,8 @@ class Objective(L.LightningModule):
         factor."""
         with self.autocast():
             loss = loss_sum(part) / total
+        if fault("loss"):
+            loss = loss * float("nan")
         self.manual_backward(loss * self.trainer.world_size)
         return loss.detach()
 

@@ -19,6 +19,7 @@ from gengen.config.redact import redact
 from gengen.config.stage import GRPOConfig, OnlineConfig, PPOConfig, weighted_reward
 from gengen.config.train import TrainConfig
 from gengen.data.order import permutation
+from gengen.faults import fault
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
 from gengen.generation.text import TextGenerator
@@ -102,6 +103,7 @@ class OnlineRL(LanguageObjective):
         """Draw and judge the next iteration's answers, where none are left. False if interrupted: then nothing has changed."""
         if self.buffer:
             return True
+        fault("rollout")
         drawn = self.draw(interrupted)
         if drawn is None:
             return False
