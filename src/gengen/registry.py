@@ -52,7 +52,7 @@ class Registry:
         self.entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self.entries:
+        if not isinstance(name, str) or name not in self.entries:
             raise UserError(f"no {self.kind} is called {name!r}" + did_you_mean(str(name), self.entries))
         return self.entries[name]
 

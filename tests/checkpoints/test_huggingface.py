@@ -429,7 +429,7 @@ BROKEN = {
     "no tokenizer": "there is no tokenizer.json",
     "no end": "eos_token_id is missing: nothing says which token ends a text",
     "settings": "generation_config.json is damaged: not a JSON object",
-    "layers": "the weights are not what config.json describes: model.layers.",
+    "layers": "config.json describes no model (layers=1000000000)",
     "size": "config.json describes no model",
     "missing": "the weights are not what config.json describes: model.layers.1.mlp.up_proj.weight is missing",
     "extra": "model.layers.0.self_attn.q_norm.weight has no place in this model; model.twice has no place in this model",

@@ -71,6 +71,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, file: str, damage: str) -> None:
@@ -85,6 +86,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, file:
     assert not newer.exists() and (tmp_path / f"damaged-{newer.name}").exists() and store.pointed(tmp_path, "LATEST") == older
 
 
+@pytest.mark.fault("F12")
 @pytest.mark.parametrize("file", FILES)
 def test_every_single_flipped_byte_is_noticed(tmp_path: Path, file: str) -> None:
     path = store.save(tmp_path, checkpoint(3)) / file
@@ -96,6 +98,7 @@ def test_every_single_flipped_byte_is_noticed(tmp_path: Path, file: str) -> None
                 verify(path.parent)
 
 
+@pytest.mark.fault("F28")
 def test_a_newer_format_is_refused_politely(tmp_path: Path) -> None:
     path = store.save(tmp_path, checkpoint(3)) / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format": 99}
@@ -105,6 +108,7 @@ def test_a_newer_format_is_refused_politely(tmp_path: Path) -> None:
         verify(path.parent)
 
 
+@pytest.mark.fault("F12")
 def test_no_checkpoint_left_is_exit_4(tmp_path: Path) -> None:
     flip(store.save(tmp_path, checkpoint(1)) / "model.safetensors")
     with pytest.raises(NoCheckpoint) as caught:
@@ -125,6 +129,7 @@ def killed_while_saving(root: Path, point: str, step: int) -> None:
 POINTS = ["save:begin", *(f"save:{name}" for name in FILES), "save:staged", "save:renamed", "save:latest", "save:prune"]
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("again", [False, True])
 def test_a_kill_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: str, again: bool) -> None:
@@ -141,6 +146,7 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: st
     assert not list(tmp_path.glob(".t*")) and store.pointed(tmp_path, "LATEST") == path
 
 
+@pytest.mark.fault("F12")
 def test_pruning_keeps_the_newest_the_best_and_the_newest_that_verifies(tmp_path: Path) -> None:
     for step in range(1, 7):
         store.save(tmp_path, checkpoint(step))
@@ -151,6 +157,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_newest_that_verifies(tmp_path
     assert [store.step_of(p) for p in store.all_steps(tmp_path)] == [6, 5, 4, 2]
 
 
+@pytest.mark.fault("F13")
 @pytest.mark.parametrize("pointer", ["", "../../elsewhere\n", "step-000000099\n", "step-1\n", "\x00"])
 def test_a_pointer_that_leads_nowhere_is_mended(tmp_path: Path, pointer: str) -> None:
     path = store.save(tmp_path, checkpoint(4))
@@ -227,6 +234,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.fault("F26")
 def test_a_run_has_one_writer_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

@@ -113,6 +113,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.fault("F26")
 def test_a_second_process_on_a_run_exits_3(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(trained)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -264,6 +265,7 @@ def test_a_sweep_of_four_with_one_failing_job(tiny: list[str], tmp_path: Path, c
     assert all(store.newest(run / "checkpoints") for run in tmp_path.iterdir())
 
 
+@pytest.mark.fault("F29")
 def test_the_loggers_and_one_that_fails(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

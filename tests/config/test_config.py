@@ -167,6 +167,7 @@ def test_no_config_module_imports_torch() -> None:
         assert not [name for name in imported if name.split(".")[0] in ("torch", "lightning", "datasets")], path
 
 
+@pytest.mark.fault("F27")
 def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
     stored = plain(compose("model=gpt", "data=storybook", "trainer.max_steps=2000"))
     config, changes = resumed(stored, read_command_line(["run=x", "stop_at=5", "data.num_workers=2", "trainer.keep=7"]))

@@ -105,6 +105,7 @@ def test_order_is_a_function_of_the_step(data):
     assert not torch.equal(next(iter(data(seed=4, flip=True).loader(0)))["index"], steps[0]["index"])
 
 
+@pytest.mark.fault("F7")
 def test_ranks_share_a_step(data):
     whole = take(data(batch_size=8, flip=True).loader(10), 8)
     ranks = [take(data(batch_size=8, flip=True, rank=r, world=2).loader(10), 8) for r in range(2)]

@@ -29,6 +29,7 @@ def test_a_folder_is_read_in_sorted_order(tmp_path, file_config):
     assert read(file_config(tmp_path, max_documents=2))[0] == ["first", "second é"]
 
 
+@pytest.mark.fault("F21")
 def test_what_is_broken_is_counted_and_named(tmp_path, file_config):
     (tmp_path / "a.txt").write_bytes(b"good line\nb\xffd line\nlast\n")
     (tmp_path / "b.txt").write_bytes(b"")
@@ -48,6 +49,7 @@ def test_what_is_broken_is_counted_and_named(tmp_path, file_config):
     assert "a.txt line 2" in str(error.value)
 
 
+@pytest.mark.fault("F21")
 @pytest.mark.parametrize(
     "name, raw, why",
     [
@@ -64,6 +66,7 @@ def test_a_broken_file_fails_by_default(tmp_path, file_config, name, raw, why):
         read(file_config(tmp_path / name))
 
 
+@pytest.mark.fault("F21")
 def test_a_line_too_long_is_passed_over(tmp_path, file_config, monkeypatch):
     monkeypatch.setattr(sources, "MAX_LINE", 100)
     rows = [json.dumps({"text": "x" * size}) for size in (5, 500, 87, 88, 88)]  # and 12 bytes around each, and a line end

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gengen.config.errors import UserError
+from gengen.config.limits import parse_json
 
-MAX_JSON = 64 * 2**20  # bytes
+MAX_JSON = 16 * 2**20  # bytes
 
 
 class Damaged(UserError):
@@ -25,17 +26,28 @@ def to_json(tree: Any) -> str:
     return json.dumps(tree, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """Parse a JSON file; raises Damaged where it is missing, too large or not canonical JSON of ours."""
+def read_text(path: Path, limit: int) -> str:
+    """The text of a plain file in UTF-8; raises Damaged where it is missing, or larger than `limit` bytes."""
+    if not os.path.isfile(path):
+        raise Damaged(path, "missing")
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise Damaged(path, f"{size:,} bytes; at most {limit:,} are allowed")
-        text = path.read_text(encoding="utf8")
-        return json.loads(text)
-    except FileNotFoundError:
-        raise Damaged(path, "missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise Damaged(path, str(error)) from None
+    if len(raw) > limit:
+        raise Damaged(path, f"{path.stat().st_size:,} bytes; at most {limit:,} are allowed")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(path, f"not UTF-8 ({error})") from None
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """What a JSON file spells; raises Damaged where it is missing, too large, nested too deeply or no JSON."""
+    try:
+        return parse_json(read_text(path, limit))
+    except ValueError as error:
         raise Damaged(path, f"not JSON ({error})") from None
 
 

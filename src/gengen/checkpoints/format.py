@@ -1,6 +1,7 @@
 """What a checkpoint is: tensors in safetensors, the rest in JSON, a manifest that lists and hashes every file."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -11,12 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from gengen.checkpoints.files import Damaged, fsync, read_json, sha256, to_json, write_text
+from gengen.checkpoints.files import Damaged, fsync, read_json, read_text, sha256, to_json, write_text
+from gengen.checkpoints.migrate import FORMAT, migrated, read_config
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
 
-FORMAT = 1
+MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
+MAX_TOKENIZER = 32 * 2**20  # bytes
+MAX_NUMBER = 2**27  # of a model's config
 
 
 @dataclass
@@ -32,6 +37,18 @@ class Checkpoint:
     ema: dict[str, Tensor] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest records beside the files: versions, clocks, data fingerprint."""
+
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(map(nbytes, (self.model, self.ema, self.optimizer)))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all tensors in a tree."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(nbytes, parts))
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
@@ -97,46 +114,60 @@ def digest(manifest: dict[str, Any]) -> str:
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """Check every file against the manifest and return it. Raises Damaged, naming the first file that is not as written."""
+    """Check every file against the manifest and return it, as today has it but for its `format`. Raises Damaged, naming the first file
+    that is not as written."""
     path = directory / "manifest.json"
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or not isinstance(files := manifest.get("files"), dict) or type(manifest.get("step")) is not int:
         raise Damaged(path, "not a manifest")
     if isinstance(version := manifest.get("format"), int) and version > FORMAT:
         raise UserError(f"{directory} has format {version}; this gengen reads up to {FORMAT}: a newer gengen wrote it")
     claimed = manifest.pop("sha256", None)
-    if claimed != digest(manifest) or path.read_text(encoding="utf8") != to_json(manifest | {"sha256": claimed}):
+    try:
+        sound = claimed == digest(manifest) and path.read_text(encoding="utf8") == to_json(manifest | {"sha256": claimed})
+    except ValueError:  # numbers and characters that we never write
+        sound = False
+    if not sound:
         raise Damaged(path, "its own sha256 does not match")
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         file = directory / name
-        if file.name != name or not file.is_file():
+        if file.name != name or not os.path.isfile(file):
             raise Damaged(file, "missing")
-        if (size := file.stat().st_size) != expected["bytes"]:
-            raise Damaged(file, f"{size:,} bytes, written were {expected['bytes']:,}")
-        if sha256(file) != expected["sha256"]:
+        if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
+            raise Damaged(file, f"{file.stat().st_size:,} bytes, which is not what was written")
+        if sha256(file) != expected.get("sha256"):
             raise Damaged(file, "sha256 does not match")
-    return manifest
+    return migrated(manifest, "manifest", manifest.get("format"))
 
 
 def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a file, without those named in `but`. Raises Damaged."""
+    """The tensors of a file, without those named in `but`. They are views of the file, of which nothing is read yet. Raises Damaged."""
     try:
+        with path.open("rb") as raw:
+            if (size := int.from_bytes(raw.read(8), "little")) > MAX_HEADER:
+                raise Damaged(path, f"its header has {size:,} bytes; at most {MAX_HEADER:,} are allowed")
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name not in but}  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError, OSError) as error:
+            if len(names := file.keys()) > MAX_TENSORS:
+                raise Damaged(path, f"{len(names):,} tensors; at most {MAX_TENSORS:,} are allowed")
+            return {name: file.get_tensor(name) for name in names if name not in but}
+    except (SafetensorError, OSError) as error:
         raise Damaged(path, str(error)) from None
 
 
 def read(directory: Path) -> Checkpoint:
     """Verify a checkpoint and load all of it, on the CPU."""
     manifest = verify(directory)
-    moments, optimizer = read_tensors(directory / "optimizer.safetensors"), read_json(directory / "optimizer.json")
+    optimizer, state = (migrated(read_json(directory / f"{p}.json"), p, manifest["format"]) for p in ("optimizer", "state"))
+    try:
+        optimizer = unpack(optimizer, read_tensors(directory / "optimizer.safetensors"))
+    except (KeyError, TypeError) as error:
+        raise Damaged(directory / "optimizer.json", f"optimizer.safetensors lacks {error}, which it names") from None
     return Checkpoint(
         step=manifest["step"],
-        config=read_json(directory / "config.json"),
+        config=read_config(directory),
         model=read_tensors(directory / "model.safetensors"),
-        optimizer=unpack(optimizer, moments),
-        state=read_json(directory / "state.json"),
+        optimizer=optimizer,
+        state=state,
         tokenizer=read_tokenizer(directory),
         ema=read_tensors(directory / "ema.safetensors") if "ema.safetensors" in manifest["files"] else None,
         facts={key: value for key, value in manifest.items() if key not in ("format", "step", "files")},
@@ -145,7 +176,7 @@ def read(directory: Path) -> Checkpoint:
 
 def read_tokenizer(directory: Path) -> str | None:
     path = directory / "tokenizer.json"
-    return path.read_text(encoding="utf8") if path.exists() else None
+    return read_text(path, MAX_TOKENIZER) if path.exists() else None
 
 
 def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tensor]:
@@ -162,8 +193,8 @@ def copy_weights(checkpoint: Path, folder: Path) -> None:
     """A checkpoint in a new folder with what sampling needs of it: the weights it is sampled with, its config and its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)  # begun by a command that was killed
     folder.mkdir()
-    config, tokenizer, manifest = read_json(checkpoint / "config.json"), read_tokenizer(checkpoint), verify(checkpoint)
-    facts = {"data": manifest["data"]}
+    config, tokenizer, manifest = read_config(checkpoint), read_tokenizer(checkpoint), verify(checkpoint)
+    facts = {"data": manifest.get("data")}
     write(folder, Checkpoint(manifest["step"], config, read_weights(checkpoint), tokenizer=tokenizer, facts=facts))
     fsync(folder)
 
@@ -179,11 +210,37 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path
             for n in own.keys() & weights.keys()
             if own[n].shape != weights[n].shape
         ),
+        *(f"{n} is {weights[n].dtype}, not {own[n].dtype}" for n in own.keys() & weights.keys() if own[n].dtype != weights[n].dtype),
     ]:
         raise UserError(f"{where} does not fit the model of its config: " + "; ".join(sorted(problems)[:3]))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
+
+
+def blueprint(network: Callable[[Any], torch.nn.Module], config: Any, weights: int) -> torch.nn.Module:
+    """A model on the meta device, which takes no memory: what a config that came with so many weights describes.
+
+    Raises UserError where that is no model, or, as soon as that shows, one of more than twice as many parameters (tied ones count twice).
+    """
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 2 * weights:
+            raise UserError(f"config.json describes a model of more than {weights} weights, which is all there are")
+
+    if large := [f"{key}={value}" for key, value in vars(config).items() if isinstance(value, int) and value > MAX_NUMBER]:
+        raise UserError(f"config.json describes no model ({', '.join(large)})")
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            return network(config)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # numbers that no tensor can have
+        raise UserError(f"config.json describes no model ({str(error).splitlines()[0]})") from None
+    finally:
+        hook.remove()
 
 
 def unique_state(model: torch.nn.Module) -> dict[str, Tensor]:

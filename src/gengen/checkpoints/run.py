@@ -10,8 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gengen.checkpoints.files import read_json, replace_text, to_json
+from gengen.checkpoints.files import replace_text, to_json
+from gengen.checkpoints.migrate import read_config
 from gengen.config.errors import RunLocked, UserError, did_you_mean
+from gengen.config.limits import parse_json
 from gengen.config.redact import redact
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -31,7 +33,7 @@ class Run:
         return self.path.name
 
     def read_config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        return read_config(self.path)
 
     def write_config(self, config: dict[str, Any]) -> None:
         replace_text(self.path / "config.json", redact(to_json(config)))
@@ -41,11 +43,11 @@ class Run:
 
         Raises RunLocked, naming pid and host, while another process holds it.
         """
-        file = (self.path / "run.lock").open("a+", encoding="utf8")
+        file = (self.path / "run.lock").open("a+", encoding="utf8", errors="replace")
         file.seek(0)
         try:
-            holder = json.loads(file.read() or "{}")
-        except json.JSONDecodeError:
+            holder = dict(parse_json(file.read() or "{}"))
+        except (ValueError, TypeError):
             holder = {}
         try:  # a record lock: the system drops it when the process dies, and forked workers do not inherit it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +89,7 @@ def create(runs_dir: Path, name: str | None, stem: str) -> Run:
 def find(where: str, runs_dir: Path) -> Path:
     """The directory that a run's name or path, or a checkpoint's path, means. Raises UserError with the nearest runs."""
     for path in (Path(where), runs_dir / where):
-        if (path / "config.json").is_file():
+        if os.path.isfile(path / "config.json"):
             return path
     runs = sorted(path.parent.name for path in runs_dir.glob("*/config.json"))
     raise UserError(f"no run {where!r} in {runs_dir}/" + did_you_mean(Path(where).name, runs))

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gengen.checkpoints.files import Damaged, fsync, replace_text
 from gengen.checkpoints.format import Checkpoint, verify, write
 from gengen.config.errors import NoCheckpoint, UserError
@@ -13,6 +15,7 @@ from gengen.faults import fault
 
 Say = Callable[[str], None]
 STEP = re.compile(r"step-(\d{9})")
+
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name, or -1."""
@@ -25,11 +28,32 @@ def all_steps(root: Path) -> list[Path]:
     return sorted((p for p in root.glob("step-*") if step_of(p) >= 0), key=step_of, reverse=True)
 
 
+class SaveFailed(UserError):
+    """A checkpoint could not be written; those that are there are as they were."""
+
+    exit_code = 1
+
+
 def save(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST."""
+    """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST. Raises SaveFailed."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        check_space(root, checkpoint.nbytes(), checkpoint.nbytes())
+        return staged(root, checkpoint)
+    except (OSError, SafetensorError) as error:
+        sweep(root)
+        raise SaveFailed(f"step {checkpoint.step} could not be written to {root}: {error}") from None
+
+
+def check_space(root: Path, needed: int, size: int) -> None:
+    """Raise SaveFailed where `needed` bytes, of checkpoints of `size`, are not free."""
+    if (free := shutil.disk_usage(root).free) < needed:
+        raise SaveFailed(f"{root}: {needed:,} bytes are needed for checkpoints of {size:,}, {free:,} are free")
+
+
+def staged(root: Path, checkpoint: Checkpoint) -> Path:
     target = root / f"step-{checkpoint.step:09d}"
     stage = root / f".tmp-{target.name}-{os.getpid()}"
-    root.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     fault("save:begin")

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from gengen.config.errors import UserError, did_you_mean
 
-COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align"]
+COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align", "doctor"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a folder that is gone or may not be written, a full disk: it names the file
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before training starts, whose own handlers save first
         print("interrupted", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from gengen.checkpoints.files import read_json
+from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.cli.train import check_runs
 from gengen.config.model import ModelConfig
@@ -35,14 +35,14 @@ def facts(config: TrainConfig) -> dict[str, Any]:
     """What data and the runs that the model is built on fix of it, as far as their configs say."""
     known = config.data.facts()
     for path in check_runs(config):
-        known |= build(ModelConfig, read_json(path / "config.json")["model"]).latents()
+        known |= build(ModelConfig, read_config(path)["model"]).latents()
     return known
 
 
 def describe(config: TrainConfig) -> str:
     """Config, parameters, memory and FLOPs. A run that starts from another has its model."""
     if config.init_from:
-        brought = read_json(find(config.init_from, Path(config.runs_dir)) / "config.json")["model"]
+        brought = read_config(find(config.init_from, Path(config.runs_dir)))["model"]
         config = replace(config, model=build(ModelConfig, brought))
     config = replace(config, model=replace(config.model.resolved(), **facts(config)))
     config.model.check()

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gengen.checkpoints.files import read_json, replace_text, to_json
+from gengen.checkpoints.files import replace_text, to_json
+from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
 from gengen.config.redact import redact
 from gengen.config.sample import EvaluateConfig, TextEvaluation
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
 
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, print)
     run = directory.parent.parent
-    config: TrainConfig = build(TrainConfig, read_json(directory / "config.json"))
+    config: TrainConfig = build(TrainConfig, read_config(directory))
     config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
     prepared = prepare_data(config, Console(), brought_tokenizer(run), directory, run)
     objective = build_objective(config, prepared)

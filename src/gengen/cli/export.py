@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from gengen.checkpoints.files import read_json
+from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
 from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig, ModelConfig
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     from gengen.models.gpt import GPT
 
     directory = find_checkpoint(str(config.run), Path(config.runs_dir), config.checkpoint, print)
-    model = build(ModelConfig, read_json(directory / "config.json")["model"])
+    model = build(ModelConfig, read_config(directory)["model"])
     if not isinstance(model, GPTConfig):
         raise UserError(f"model={model.name} has no layout in transformers; gpt has")
     model = model.resolved()

@@ -1,10 +1,9 @@
 """`import_weights`: a new run from weights in the Hugging Face layout."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gengen.checkpoints.files import Damaged, read_json
+from gengen.checkpoints.files import Damaged, read_json, read_text
 from gengen.checkpoints.run import Run, check_name
 from gengen.config.compose import compose_flat, read_command_line
 from gengen.config.data import DataConfig
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     import gengen
     from gengen.checkpoints import store
-    from gengen.checkpoints.format import Checkpoint, unique_state
+    from gengen.checkpoints.format import MAX_TOKENIZER, Checkpoint, blueprint, unique_state
     from gengen.checkpoints.huggingface import ends, from_config, from_tensors, read_folder
     from gengen.data.tokenizer import ForeignTokenizer
     from gengen.models.gpt import GPT
@@ -51,20 +50,15 @@ def main(argv: list[str]) -> int:
     try:
         known, generation, spelling = (words(folder / f"{name}.json") for name in ("config", "generation_config", "tokenizer_config"))
         layout, model = from_config(known)
-        assert model.layers and model.vocab_size
+        assert model.vocab_size
         found = read_folder(folder)
-        try:
-            with torch.device("meta"):
-                own = unique_state(GPT(replace(model, layers=min(model.layers, len(found)))))
-        except (RuntimeError, TypeError) as error:  # numbers that no tensor can have
-            raise UserError(f"config.json describes no model ({str(error).splitlines()[0]})") from None
+        own = unique_state(blueprint(GPT, model, len(found)))
         weights = from_tensors(layout, model, found, {name: tensor.shape for name, tensor in own.items()})
         if not (path := folder / "tokenizer.json").is_file():
             raise UserError(
                 "there is no tokenizer.json\n  in transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one"
             )
-        text = path.read_text(encoding="utf8", errors="surrogateescape")  # what is no UTF-8 is found to be no JSON
-        tokenizer = ForeignTokenizer.wrap(text, *ends(spelling, known, generation), model.vocab_size)
+        tokenizer = ForeignTokenizer.wrap(read_text(path, MAX_TOKENIZER), *ends(spelling, known, generation), model.vocab_size)
     except UserError as error:
         raise UserError(f"{folder} cannot be imported: {error}") from None
     tree = stored(TrainConfig(model=model, data=DataConfig(name=NO_DATA), run=run.name, runs_dir=config.runs_dir))

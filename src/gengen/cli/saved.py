@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gengen.checkpoints.files import read_json
+from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.config.compose import CommandLine, compose_flat, import_plugins, plugins, read_command_line
 from gengen.config.errors import UserError
@@ -30,7 +30,7 @@ def asked(command: str, config_of: Callable[[Entry], type], argv: list[str]) -> 
 def family(where: str, line: CommandLine) -> Entry:
     """The registered family of a run's model. Raises UserError where there is no such run."""
     path = find(where, Path(line.last("runs_dir") or "runs"))
-    config = read_json(path / "config.json")
+    config = read_config(path)
     try:
         entry: Entry = MODELS[config["model"]["name"]]
     except (KeyError, TypeError):

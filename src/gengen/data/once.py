@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,16 @@ from gengen.config.errors import UserError
 from gengen.data.sources import in_words
 
 Opened = TypeVar("Opened")
+LOOK_ONLY = ContextVar("LOOK_ONLY", default=False)
+"""Whether what is missing or damaged is an error, instead of being made."""
+
+
+class NotPrepared(UserError):
+    """The folder `home` is not there, where nothing is to be made."""
+
+    def __init__(self, home: Path):
+        super().__init__(f"{home} is not there")
+        self.home = home
 
 
 class Prepared:
@@ -45,6 +56,10 @@ def made_once(home: Path, open_: Callable[[], Opened], build: Callable[[Path, Pa
 
     build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
     """
+    if LOOK_ONLY.get():
+        if not home.exists():
+            raise NotPrepared(home)
+        return open_()
     with suppress(UserError):
         return open_()
     try:

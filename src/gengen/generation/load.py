@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from gengen.checkpoints import store
-from gengen.checkpoints.files import read_json
-from gengen.checkpoints.format import load_weights, read_weights, verify
+from gengen.checkpoints.format import blueprint, load_weights, read_weights, verify
+from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.config.errors import UserError
 from gengen.config.model import ModelConfig
@@ -32,7 +32,7 @@ def start_from(model: torch.nn.Module, checkpoint: Path) -> None:
     """Put the weights that another run is sampled with into a model, which may adopt them: for a stage with a head or tokens of its own."""
     weights = read_weights(checkpoint)
     if adopted := getattr(model, "adopted", None):
-        weights = adopted(weights, read_json(checkpoint / "config.json")["model"]["vocab_size"])
+        weights = adopted(weights, read_config(checkpoint)["model"]["vocab_size"])
     load_weights(model, weights, checkpoint)
 
 
@@ -44,15 +44,16 @@ def load_generator(
     device: str = "auto",
     say: Say = lambda line: None,
 ) -> Any:
-    """Verify a checkpoint, build its model by its registered name, load its weights, and wrap it in the family's generator."""
-
+    """Verify a checkpoint, build its model by its registered name, load its weights, and wrap it in the family's generator. That the
+    weights are the model's is found out before the model takes memory."""
     directory = find_checkpoint(where, runs_dir, checkpoint, say)
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     try:
         entry, stage = MODELS[config["model"]["name"]], config.get("stage", {}).get("name", "")
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{directory / 'config.json'} names no model") from None
-    model = entry.load_for("model", stage)(build(ModelConfig, config["model"]))
-    load_weights(model, read_weights(directory, weights), directory)
+    network, told, stored = entry.load_for("model", stage), build(ModelConfig, config["model"]), read_weights(directory, weights)
+    load_weights(blueprint(network, told, len(stored)), stored, directory)
+    load_weights(model := network(told), stored, directory)
     model.to(torch.device(pick_device(device))).eval()
     return entry.load_for("generator", stage).from_checkpoint(model, directory)

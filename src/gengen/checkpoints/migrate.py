@@ -1,0 +1,35 @@
+"""Checkpoints of an older format, made today's as they are read. Their files stay as they were written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gengen.checkpoints.files import Damaged, read_json
+from gengen.config.errors import UserError
+
+Tree = dict[str, Any]
+
+FORMAT = 1
+STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {}
+"""format -> part of a checkpoint (manifest, config, optimizer or state) -> what makes it that of the next format.
+
+A step is never changed or removed: tests/golden has a checkpoint of each format, to be read for ever. What a config lacks gets its
+default without a step. One of a config leaves alone a config that already is as it makes it: a run's own config.json has no number.
+"""
+
+
+def migrated(tree: Tree, part: str, written: Any) -> Tree:
+    """A part of a checkpoint as today's format has it; written: the format it has. Raises UserError where no step leads on."""
+    if type(written) is not int or (stuck := [version for version in range(written, FORMAT) if version not in STEPS]):
+        raise UserError(f"format {written if type(written) is not int else stuck[0]} is not known; known are {[*STEPS, FORMAT]}")
+    for version in range(written, FORMAT):
+        tree = STEPS[version].get(part, lambda tree: tree)(tree)
+    return tree
+
+
+def read_config(directory: Path) -> Tree:
+    """The config of a run or a checkpoint. Raises Damaged."""
+    tree = read_json(path := directory / "config.json")
+    if not isinstance(tree, dict):
+        raise Damaged(path, "not a JSON object")
+    return migrated(tree, "config", 1)

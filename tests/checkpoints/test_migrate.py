@@ -1,0 +1,125 @@
+"""What an older gengen wrote is read for ever. tests/golden/format-1 was written by one that had the GPT alone: four steps of eight."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gengen.checkpoints import format as checkpoint_format
+from gengen.checkpoints import migrate, store
+from gengen.checkpoints.files import to_json
+from gengen.checkpoints.format import digest, read, verify
+from gengen.cli import main
+from gengen.config.errors import UserError
+from gengen.config.schema import build, leaves, plain
+from gengen.config.train import TrainConfig
+from gengen.generation.load import load_generator
+from gengen.training.metrics import read_metrics
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+
+
+@pytest.fixture
+def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the old run, with its text where its config says."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN, tmp_path / "runs" / "old")
+    shutil.copy(GOLDEN / "story.txt", tmp_path)
+    return tmp_path / "runs" / "old"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_an_old_checkpoint_samples_what_it_sampled_then(old_run: Path, weights: str) -> None:
+    before = content(old_run)
+    generator = load_generator(str(old_run), weights=weights, device="cpu")
+    prompt = [generator.tokenizer.eot, *generator.tokenizer.encode("Once ")]
+    samples = generator.generate([prompt], n=3, seed=5, temperature=0.8, max_tokens=24)
+    assert [list(sample.tokens) for sample in samples] == EXPECTED["tokens"][weights]
+    assert content(old_run) == before
+
+
+def test_an_old_run_goes_on_as_it_would_have_then(old_run: Path) -> None:
+    """Its losses are those that the old code came to; what today's config has more is at its default."""
+    kept = dict(leaves(json.loads((old_run / "config.json").read_text())))
+    assert main(["train", "run=old"]) == 0
+    rows = {str(row["step"]): row["train/loss"] for row in read_metrics(old_run / "metrics.csv")}
+    assert {step: rows[step] for step in EXPECTED["train/loss"]} == pytest.approx(EXPECTED["train/loss"], rel=1e-5)
+    newest = store.newest(old_run / "checkpoints")
+    assert newest is not None and newest.name == "step-000000008"
+    config = dict(leaves(read(newest).config))
+    defaults = dict(leaves(plain(build(TrainConfig, {"model": {"name": "gpt"}, "data": {"name": "text"}}))))
+    added = config.keys() - kept.keys()
+    assert added and {key: config[key] for key in added} == {key: defaults[key] for key in added}
+
+
+def saved(root: Path, **changes: Any) -> Path:
+    """A copy of the old checkpoint, its manifest changed and hashed anew."""
+    path = root / "step-000000004"
+    shutil.copytree(GOLDEN / "checkpoints" / path.name, path)
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    del manifest["sha256"]
+    (path / "manifest.json").write_text(to_json(manifest | {"sha256": digest(manifest)}))
+    return path
+
+
+def formats(monkeypatch: pytest.MonkeyPatch, today: int, steps: dict[int, Any]) -> None:
+    for module in (migrate, checkpoint_format):
+        monkeypatch.setattr(module, "FORMAT", today)
+    monkeypatch.setattr(migrate, "STEPS", steps)
+
+
+def renamed(key: str, to: str) -> Any:
+    return lambda tree: {to if name == key else name: value for name, value in tree.items()}
+
+
+def test_a_format_2_that_renames_a_key(old_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is read as the step makes it, by every command; the files stay as they are."""
+
+    def step(config: migrate.Tree) -> migrate.Tree:
+        if "rope_theta" not in config["model"]:
+            return config
+        return config | {"model": renamed("rope_theta", "rope")(config["model"])}
+
+    formats(monkeypatch, 2, {1: {"config": step, "state": renamed("evaluated", "looked_at"), "manifest": renamed("data", "texts")}})
+    path = old_run / "checkpoints" / "step-000000004"
+    before = content(old_run)
+    checkpoint = read(path)
+    assert checkpoint.config["model"]["rope"] == 10000.0 and "rope_theta" not in checkpoint.config["model"]
+    assert checkpoint.state["looked_at"] == 4 and "evaluated" not in checkpoint.state
+    assert "texts" in verify(path) and "data" not in checkpoint.facts
+    assert migrate.read_config(old_run) == migrate.read_config(path) == checkpoint.config  # the run's own has no number
+    with pytest.raises(UserError, match=r"unknown key (model\.)?rope="):  # the network of today is built from what the step made
+        load_generator(str(old_run), device="cpu")
+    assert content(old_run) == before
+
+
+def test_steps_are_taken_in_order_from_the_format_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats(monkeypatch, 3, {1: {"state": renamed("evaluated", "b")}, 2: {"state": renamed("b", "c")}})
+    assert read(saved(tmp_path / "one")).state["c"] == 4
+    assert "c" not in read(saved(tmp_path / "two", format=2)).state  # begins at the second
+    assert read(saved(tmp_path / "three", format=3)).state["evaluated"] == 4
+
+
+def test_a_step_that_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats(monkeypatch, 3, {1: {}})
+    with pytest.raises(UserError, match=r"format 2 is not known; known are \[1, 3\]"):
+        read(saved(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("written", [0, -1, None, "1", True, 2])
+def test_numbers_that_no_format_has_are_refused(tmp_path: Path, written: Any) -> None:
+    with pytest.raises(UserError, match=f"format {written}"):
+        verify(saved(tmp_path, format=written))
+
+
+def test_what_is_saved_today_needs_no_step() -> None:
+    """A new FORMAT comes with a step from the one before, and with a golden checkpoint of its own."""
+    assert sorted(migrate.STEPS) == list(range(1, migrate.FORMAT))
+    assert [path.name for path in sorted(GOLDEN.parent.glob("format-*"))] == [f"format-{n}" for n in range(1, migrate.FORMAT + 1)]
