@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 seeds ?= 1
-.PHONY: help setup train align test slow lint clean
+.PHONY: help setup train align test slow faults lint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ test: .venv/installed  ## the fast tests
 
 slow: .venv/installed  ## the tests that take over five seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+faults: .venv/installed  ## every fault the tests can inject, in under half an hour, and the table of what held
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fault tests/[a-z]*/
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

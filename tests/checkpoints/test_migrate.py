@@ -45,6 +45,7 @@ def test_an_old_checkpoint_samples_what_it_sampled_then(old_run: Path, weights: 
     assert content(old_run) == before
 
 
+@pytest.mark.fault("F28")
 def test_an_old_run_goes_on_as_it_would_have_then(old_run: Path) -> None:
     """Its losses are those that the old code came to; what today's config has more is at its default."""
     kept = dict(leaves(json.loads((old_run / "config.json").read_text())))

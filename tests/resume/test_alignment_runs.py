@@ -68,6 +68,8 @@ def same_run(a: Path, b: Path) -> None:
     assert one_ == two_
 
 
+@pytest.mark.fault("F1")
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -> None:
     """Stopped after the first step, in the middle, and before the last."""
@@ -89,6 +91,7 @@ def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(OnlineRL, "draw", drawn)
 
 
+@pytest.mark.fault("F15")
 @pytest.mark.parametrize("stage,steps", [("ppo", 4), ("grpo", 2)])
 def test_a_signal_inside_a_rollout(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, steps: int) -> None:
     """The iteration begins anew; of the answers that were drawn nothing is left. In the first rollout, also of a run that was stopped in
@@ -112,6 +115,7 @@ def test_the_kl_controller_is_in_the_checkpoint(after_base: Made) -> None:
     assert extra["beta"] not in betas and extra["iteration"] == 3 and extra["cursor"] == 0 and not extra["buffer"]
 
 
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize("forgotten", [{"buffer": {}}, {"beta": 0.05}, {"iteration": 0}], ids=["answers", "beta", "iteration"])
 def test_a_forgotten_state_would_be_noticed(
     after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: dict[str, Any]

@@ -44,6 +44,10 @@ def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]
     return [f"model={family.split(',')[0]}", *picture_data, "data.flip=true", *FAMILIES[family], *CADENCE, *MACHINE, *extra]
 
 
+@pytest.mark.fault("F1")
+@pytest.mark.fault("F2")
+@pytest.mark.fault("F5")
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stops_change_nothing(family: str, picture_data: list[str], codec_run: Path, tmp_path: Path) -> None:
     """Stopped within an epoch of 9 steps and in the next, with other workers; the curve and the pictures are the same too."""
@@ -74,6 +78,7 @@ def test_an_ldm_goes_on_without_its_codecs_run(picture_data: list[str], codec_ru
     assert (tmp_path / "drawn" / "grid.png").exists()
 
 
+@pytest.mark.fault("F22")
 def test_a_run_whose_codec_was_exchanged_is_refused(
     picture_data: list[str], codec_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,9 @@ def straight(tiny_ema: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return runs / "straight"
 
 
+@pytest.mark.fault("F1")
+@pytest.mark.fault("F2")
+@pytest.mark.fault("F6")
 def test_stops_within_and_across_epochs_with_other_workers(straight: Path, tiny_ema: list[str], tmp_path: Path) -> None:
     assert main(["train", *tiny_ema, f"runs_dir={tmp_path}", "run=r", "stop_at=17"]) == 0
     for stop, workers in ((23, 2), (31, 1)):  # the epoch ends in step 22
@@ -83,6 +86,7 @@ def test_stops_within_and_across_epochs_with_other_workers(straight: Path, tiny_
     same_curve(straight, tmp_path / "r")
 
 
+@pytest.mark.fault("F4")
 @pytest.mark.parametrize("stop", [1, 10, 39])
 def test_stops_at_the_edges(straight: Path, tiny_ema: list[str], tmp_path: Path, stop: int) -> None:
     assert main(["train", *tiny_ema, f"runs_dir={tmp_path}", "run=r", f"stop_at={stop}"]) == 0
@@ -91,6 +95,7 @@ def test_stops_at_the_edges(straight: Path, tiny_ema: list[str], tmp_path: Path,
     same_curve(straight, tmp_path / "r")
 
 
+@pytest.mark.fault("F1")
 def test_a_forgotten_generator_would_be_noticed(
     straight: Path, tiny_ema: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +119,7 @@ def signals_itself(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, ca
     monkeypatch.setattr(owner, method, signalled)
 
 
+@pytest.mark.fault("F15")
 @pytest.mark.parametrize(
     "owner,method,call,number,code,step",
     [
@@ -147,6 +153,7 @@ def test_a_signal_leaves_a_checkpoint(
     same_curve(straight, tmp_path / "r")
 
 
+@pytest.mark.fault("F15")
 def test_a_second_signal_exits_at_once(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice(self: Any, *args: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -188,6 +195,7 @@ def killed_until_done(argv: list[str], again: list[str], seed: int, kills: int) 
     return killed
 
 
+@pytest.mark.fault("F9")
 @pytest.mark.slow
 def test_kill_at_random_times_with_a_save_every_step(straight: Path, tiny_ema: list[str], tmp_path: Path) -> None:
     argv = ["train", *tiny_ema, "trainer.save_every=1", "run=r", f"runs_dir={tmp_path}"]
@@ -196,6 +204,7 @@ def test_kill_at_random_times_with_a_save_every_step(straight: Path, tiny_ema: l
     same_curve(straight, tmp_path / "r")
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize(
     "point", ["save:optimizer.safetensors@2", "save:manifest.json@2", "save:staged@2", "save:renamed@2", "save:prune@2"]
 )
@@ -215,6 +224,7 @@ def copied(run: Path, to: Path) -> Path:
     return to / run.name
 
 
+@pytest.mark.fault("F12")
 def test_damage_falls_back_and_must_without_any_is_exit_4(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copied(straight, tmp_path)
     (run / "checkpoints" / "step-000000040" / "model.safetensors").write_bytes(b"")
@@ -243,6 +253,7 @@ def test_a_finished_run_says_so(straight: Path, capsys: pytest.CaptureFixture[st
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("checkpoints/*/*")} == before
 
 
+@pytest.mark.fault("F27")
 def test_more_steps_are_a_stated_change(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copied(straight, tmp_path)
     assert main(["train", "run=straight", f"runs_dir={tmp_path}", "trainer.max_steps=44"]) == 0
@@ -252,6 +263,7 @@ def test_more_steps_are_a_stated_change(straight: Path, tmp_path: Path, capsys: 
     assert "model.width: 32 -> 64" in capsys.readouterr().err
 
 
+@pytest.mark.fault("F22")
 def test_changed_data_are_refused(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "t.txt"
     text.write_text("once upon a time there was a bear. " * 200)

@@ -19,6 +19,7 @@ class DataConfig:
         None, "sequences or images a forward pass takes on one rank; null = all of its share", on_resume="free"
     )
     num_workers: int = option(0, "processes that read ahead; changes no result", low=0, on_resume="free")
+    worker_timeout: int = option(600, "seconds a worker may take for a batch; then it is started anew, once", low=1, on_resume="free")
     max_bad: float = option(0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1)
 
     judged_at_once: ClassVar[int | None] = None  # rows of a validation batch; null = as in training

@@ -50,7 +50,18 @@ class TrainerConfig:
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
     log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
     keep: int = option(2, "newest checkpoints kept, beside the best and the newest verified", low=1, on_resume="free")
-    max_bad_steps: int = option(5, "non-finite steps in a row that a run bears; looked at when a row is logged", low=0, on_resume="free")
+    on_bad_step: str = choice(
+        "skip",
+        ["skip", "stop", "rollback"],
+        "of a step that is not finite, which never changes a weight: go on; stop; or go back to the last checkpoint and on with other data",
+        on_resume="free",
+    )
+    spike: float | None = positive(
+        None, "a step is bad, too, whose loss or gradient is so many deviations above the last 128; null = none is", on_resume="free"
+    )
+    max_bad_steps: int = option(5, "bad steps in a row that skip bears; looked at when a row is logged", low=0, on_resume="free")
+    max_failed_saves: int = option(3, "checkpoints in a row that may fail to be written, as on a full disk", low=0, on_resume="free")
+    watchdog: str = option("30m", "time without any progress after which all stacks are written and the run exits 70", on_resume="free")
     precision: str = choice("auto", ["auto", "bf16", "fp32"], "bf16 autocast where the hardware has it, else fp32")
     compile: str = choice(
         "auto",
@@ -118,6 +129,9 @@ class TrainConfig:
             raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
         if self.trainer.max_steps is None and self.trainer.devices > 1:
             raise UserError(f"trainer.devices={self.trainer.devices} needs trainer.max_steps: trainer.budget is measured on one device")
+        if self.trainer.on_bad_step == "rollback" and (self.trainer.devices > 1 or isinstance(self.stage, OnlineConfig)):
+            raise UserError("trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: skip or stop")
+        seconds("trainer.watchdog", self.trainer.watchdog)
         seconds("trainer.budget", self.trainer.budget)
         if self.max_time is not None:
             seconds("max_time", self.max_time)

@@ -1,6 +1,8 @@
 """What the data of every kind has: whole steps in an order that is a function of the step, from any step on."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as L
@@ -12,6 +14,7 @@ from gengen.config.data import DataConfig
 from gengen.config.errors import UserError
 from gengen.config.model import ModelConfig
 from gengen.data import order
+from gengen.faults import fault
 
 
 class StepData(L.LightningDataModule):
@@ -24,17 +27,21 @@ class StepData(L.LightningDataModule):
         if config.batch_size % world:
             raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
         self.config, self.steps, self.rank, self.world = config, steps, rank, world
+        self.passed_over = 0  # batches that a run has left out so far
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self.loader(self.trainer.global_step if self.trainer else 0)
+    def train_dataloader(self) -> "Unbroken":
+        return Unbroken(self.loader, (self.trainer.global_step if self.trainer else 0) + self.passed_over)
 
     def loader(self, start_step: int) -> DataLoader[dict[str, Tensor]]:
         """The batches of start_step, start_step + 1, ..., without end."""
+        workers = self.config.num_workers
         return DataLoader(
             self.steps,
             batch_size=None,
             sampler=order.From(start_step),
-            num_workers=self.config.num_workers,
+            collate_fn=received,
+            num_workers=workers,
+            timeout=self.config.worker_timeout if workers else 0,
             pin_memory=torch.cuda.is_available(),  # it is then copied while the device computes
             generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
         )
@@ -44,6 +51,49 @@ class StepData(L.LightningDataModule):
         size = self.config.judged_at_once or self.config.micro_batch_size or self.config.batch_size
         for first in range(self.rank * size, n, self.world * size):
             yield range(first, min(first + size, n))
+
+
+def received(batch: Any) -> Any:
+    """Called where a batch was made: in a worker, if there are any."""
+    fault("data:batch")
+    return batch
+
+
+class Unbroken:
+    """The batches of a loader from a step on. If a worker dies, hangs or raises, the loader is made anew at the batch it owes; once."""
+
+    def __init__(self, loader: Callable[[int], DataLoader[dict[str, Tensor]]], start: int):
+        self.loader, self.start = loader, start
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        step, failures = self.start, 0
+        batches: Any = None
+        while True:
+            try:
+                with deaths_are_heard():
+                    batches = iter(self.loader(step)) if batches is None else batches
+                    batch = next(batches)
+            except Exception as error:
+                failures += 1
+                if not hasattr(batches, "_shutdown_workers"):
+                    raise
+                batches = batches._shutdown_workers()
+                if failures > 1:
+                    raise UserError(f"a data worker failed for the second time (data.num_workers=0 reads without any):\n{error}") from None
+            else:
+                yield batch
+                step += 1
+
+
+@contextmanager
+def deaths_are_heard() -> Iterator[None]:
+    """That a worker has died is raised in here only. Torch's own handler raises it wherever Python then is, such as within a step."""
+    signal.signal(signal.SIGCHLD, lambda *_: torch._C._error_if_any_worker_fails())
+    try:
+        torch._C._error_if_any_worker_fails()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class IndexedSteps(Dataset[dict[str, Tensor]]):

@@ -15,6 +15,8 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from gengen.checkpoints import store
+from gengen.checkpoints.files import Damaged
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
@@ -22,9 +24,10 @@ from gengen.config.train import TrainConfig, seconds
 from gengen.generation.load import start_from
 from gengen.hardware import pick_compile
 from gengen.registry import DATA, MODELS
-from gengen.training.cadence import Cadence
+from gengen.training.cadence import Cadence, RollBack, TrainingFailed
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.console import Console
+from gengen.training.guards import Watchdog
 from gengen.training.metrics import Logger
 from gengen.training.objective import TRIAL_STEPS, Objective
 from gengen.training.rng import seed_everything
@@ -127,6 +130,7 @@ class StepTimes(L.Callback):
         self.ends.append(time.perf_counter())
 
 
+ROLLBACKS = 3  # within one command
 COMPILING_PAYS = {"seconds": 180.0, "flops": 3e13}  # of training on a CPU, from which on half a minute of compiling is won back
 
 
@@ -166,7 +170,32 @@ def train(
     checkpoint: Path | None,
     init_from: Path | None,
 ) -> Cadence:
-    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns."""
+    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns.
+
+    A roll-back is a resume from the newest checkpoint within this process, which leaves out the data of the steps since.
+    """
+    passed_over, rollbacks = 0, 0
+    while True:
+        try:
+            return attempt(config, run, prepared, console, interruption, checkpoint, init_from, passed_over)
+        except RollBack as why:
+            checkpoint, rollbacks = store.newest(run.checkpoints, console.say), rollbacks + 1
+            if checkpoint is None or rollbacks > ROLLBACKS:
+                raise TrainingFailed(f"{why}; rolled back {rollbacks - 1} times, and there is nothing more to try") from None
+            passed_over = why.step - store.step_of(checkpoint)
+            console.say(f"warning: {why}; going on from {checkpoint.name}, without the data of the {passed_over} steps since")
+
+
+def attempt(
+    config: TrainConfig,
+    run: Run,
+    prepared: Any,
+    console: Console,
+    interruption: Interruption,
+    checkpoint: Path | None,
+    init_from: Path | None,
+    passed_over: int,
+) -> Cadence:
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     compile_where_it_pays(objective, config, console.say)
@@ -181,10 +210,16 @@ def train(
         datamodule.val_batches,
         peak_flops(c.device, c.precision),
         build_loggers(config, run, console) if rank == 0 else [],
+        passed_over,
     )
     trainer = build_trainer(config, cadence, cadence.max_steps)
     try:
-        trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+        with Watchdog(seconds("trainer.watchdog", c.watchdog), lambda: interruption.polls, run.path / "stacks.txt"):
+            trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if checkpoint is None or cadence.begun:
+            raise
+        raise Damaged(checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})") from error
     finally:
         console.close()
         for logger in cadence.loggers:

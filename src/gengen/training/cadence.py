@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as L
 import torch
 
 from gengen.checkpoints import store
+from gengen.checkpoints.format import nbytes
 from gengen.checkpoints.run import Run
 from gengen.config.errors import UserError
 from gengen.config.resume import stored
@@ -28,9 +30,22 @@ class TrainingFailed(UserError):
     exit_code = 1
 
 
+class RollBack(TrainingFailed):
+    """Training is to go on from the newest checkpoint, with other data than those of the steps since."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
 def duration(s: float) -> str:
     s = round(s)
     return f"{s // 3600}h{s % 3600 // 60:02}m" if s >= 3600 else f"{s // 60}m{s % 60:02}s" if s >= 60 else f"{s}s"
+
+
+def described(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The shape and dtype of each."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 @dataclass
@@ -58,6 +73,7 @@ class Cadence(L.Callback):
         val_batches: Callable[[], Any],
         peak_flops: float | None,
         loggers: list[Logger],
+        passed_over: int = 0,
     ):
         self.config, self.run, self.console, self.interruption, self.prepared = config, run, console, interruption, prepared
         self.val_batches, self.peak_flops, self.loggers = val_batches, peak_flops, loggers
@@ -69,7 +85,11 @@ class Cadence(L.Callback):
         self.best: tuple[int, float] | None = None
         self.latest: dict[str, float] = {}  # metrics of the last evaluation
         self.restored: dict[str, Any] | None = None
+        self.passed_over = passed_over  # batches that are left out from where this starts, beside those left out before
+        self.failed_saves = 0  # in a row
         self._mark = (0, 0.0)  # (step, time) since which throughput is measured
+        self.begun = False  # what a checkpoint holds is in its place
+        self.bad_steps, self.micro_batch_size = 0, config.data.micro_batch_size  # as last seen
         self.metrics: Metrics | None = None
 
     # --- Lightning's hooks
@@ -84,6 +104,8 @@ class Cadence(L.Callback):
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         assert isinstance(objective, Objective)
         self.interruption.install()
+        if trainer.is_global_zero:
+            self.check_space(objective)
         if self.metrics:  # what lies beyond the checkpoint comes again
             self.metrics.start(trainer.global_step)
             for path in self.run.samples.glob("step-*"):
@@ -95,17 +117,27 @@ class Cadence(L.Callback):
             if self.metrics and self.best and (best := self.run.checkpoints / f"step-{self.best[0]:09d}").is_dir():
                 store.mark_best(self.run.checkpoints, best)
             objective.bad_steps.fill_(state["bad_steps"])
+            objective.all_bad_steps.fill_(state.get("all_bad_steps", 0))
+            if halved := state.get("halved"):
+                objective.micro_batch_size = min(halved, objective.micro_batch_size or halved)
+            self.bad_steps, self.micro_batch_size = int(objective.all_bad_steps), objective.micro_batch_size
             if own["ema"] is not None and objective.ema is not None:
+                if described(own["ema"]) != described(objective.ema):
+                    raise ValueError("an average that is not one of the weights")
                 objective.ema = own["ema"]
+            windows = own["extra"].pop("spikes", None)
+            if objective.spikes and windows:
+                objective.spikes.windows = windows
             objective.load_extra_state(own["extra"])
             set_rng(state["rng"])  # last, so that nothing of the setting up has drawn from it
-            self.clock.before = own["facts"]["clocks"]["seconds"]
+            self.clock.before = float(own["facts"]["clocks"]["seconds"])
+        self.begun = True
         self.clock.started = time.monotonic()
         self._mark = (trainer.global_step, time.monotonic())
         if trainer.global_step:
             self.between_steps(trainer, objective)  # what an interruption may have left undone at this step
         elif not objective.ready(self.poll(trainer)):
-            self.save(trainer, improved=False)
+            self.save(trainer, improved=False, stop=True)
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -122,16 +154,21 @@ class Cadence(L.Callback):
                 "evaluated": self.evaluated,
                 "best": self.best,
                 "bad_steps": int(objective.bad_steps),
+                "all_bad_steps": int(objective.all_bad_steps),
+                "halved": None if objective.micro_batch_size == self.config.data.micro_batch_size else objective.micro_batch_size,
+                "passed_over": trainer.datamodule.passed_over,  # type: ignore[attr-defined]
                 "rng": get_rng(),
             },
             "tokenizer": tokenizer.to_json() if tokenizer else None,
             "ema": objective.ema,
-            "extra": objective.extra_state(),
+            "extra": objective.extra_state() | ({"spikes": objective.spikes.windows} if objective.spikes else {}),
             "facts": {"data": self.prepared.fingerprint, "clocks": {"seconds": self.clock(), "saved": time.time()}},
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, objective: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored = checkpoint["gengen"]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.passed_over = self.restored["state"].get("passed_over", 0) + self.passed_over
 
     # --- the rhythm
 
@@ -145,34 +182,32 @@ class Cadence(L.Callback):
         if (step % c.eval_every == 0 or last) and self.evaluated != step:
             row |= self.evaluate(trainer, objective)
         if row and self.metrics:
-            self.metrics.write({"step": step, "seconds": self.clock()} | row)
+            with self.spared("metrics.csv"):
+                self.metrics.write({"step": step, "seconds": self.clock()} | row)
             self.log_elsewhere(row, step)
             self.show(step, row, last)
         if trainer.is_global_zero and (step % c.sample_every == 0 or last):
-            self.sample(objective, step)
+            with self.spared("samples"):
+                self.sample(objective, step)
         stop = last or self.wants_stop(objective, step)
         improved = self.best is not None and self.best[0] == step
-        due = (step % c.save_every == 0 or stop or improved) and (fresh or self.evaluated == step)
+        again = self.failed_saves > 0 and step % c.log_every == 0
+        due = (step % c.save_every == 0 or stop or improved or again) and (fresh or self.evaluated == step)
         if due:
-            self.save(trainer, improved)
+            self.save(trainer, improved, stop)
         if not stop and not objective.ready(self.poll(trainer)):
             stop = True
             if fresh and not due:
-                self.save(trainer, improved)
+                self.save(trainer, improved, stop)
         trainer.should_stop = trainer.should_stop or stop
 
     def training_row(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
         """The numbers of the step just done; this is where the host waits for the device."""
         logged = {name: value.item() for name, value in objective.logged.items()}
-        if (bad := int(objective.bad_steps)) > self.config.trainer.max_bad_steps:
-            raise TrainingFailed(
-                f"the loss or gradient was not finite for {bad} steps in a row, up to step {trainer.global_step}; no weight has changed "
-                f"since. A lower optim.lr, optim.clip or trainer.precision=fp32 may help"
-            )
-        if bad:
-            self.console.say(
-                f"warning: step {trainer.global_step}: loss or gradient not finite; the step changed no weight ({bad} in a row)"
-            )
+        self.look_at_bad_steps(trainer.global_step, int(objective.bad_steps), int(objective.all_bad_steps))
+        if objective.micro_batch_size != self.micro_batch_size:
+            self.micro_batch_size = objective.micro_batch_size
+            self.console.say(f"warning: memory ran out; from now on data.micro_batch_size={self.micro_batch_size}, and the same steps")
         steps, spent = trainer.global_step - self._mark[0], time.monotonic() - self._mark[1]
         self._mark = (trainer.global_step, time.monotonic())
         speed = steps * logged["count"] / max(spent, 1e-9)
@@ -182,6 +217,21 @@ class Cadence(L.Callback):
         if self.peak_flops:
             row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
         return row
+
+    def look_at_bad_steps(self, step: int, streak: int, bad: int) -> None:
+        """Warn of steps that were not finite, or spikes, since the last look; or end this, as trainer.on_bad_step says."""
+        c, new = self.config.trainer, bad - self.bad_steps
+        self.bad_steps = bad
+        what = f"step {step}: loss or gradient not finite" + (", or a spike" if c.spike else "")
+        advice = "A lower optim.lr, optim.clip or trainer.precision=fp32 may help"
+        if streak > c.max_bad_steps:
+            raise TrainingFailed(f"{what}, for {streak} steps in a row; no weight has changed since. {advice}")
+        if new and c.on_bad_step == "stop":
+            raise TrainingFailed(f"{what}; no weight was changed by it, and trainer.on_bad_step=stop. {advice}")
+        if new and c.on_bad_step == "rollback":
+            raise RollBack(step, what)
+        if new:
+            self.console.say(f"warning: {what}; such a step changes no weight ({streak} in a row, {bad} in all)")
 
     def evaluate(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
         start = time.monotonic()
@@ -204,21 +254,42 @@ class Cadence(L.Callback):
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
         fault("sample")
-        with objective.averaged():
+        with objective.averaged(), torch.random.fork_rng():  # an ldm loads its codec here, which draws its first weights
             line = objective.write_samples(stem, self.interruption)
         if line:
             self.console.say(f"sample {line}")
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
 
-    def save(self, trainer: L.Trainer, improved: bool) -> None:
-        start = time.monotonic()
+    def save(self, trainer: L.Trainer, improved: bool, stop: bool) -> None:
+        """A checkpoint of this step. One that cannot be written is tried again with the next row, unless this is where training stops."""
+        start, step = time.monotonic(), trainer.global_step
         trainer.save_checkpoint(self.run.checkpoints)
-        if trainer.is_global_zero:
-            path = self.run.checkpoints / f"step-{trainer.global_step:09d}"
-            if improved:
-                store.mark_best(self.run.checkpoints, path)
-            store.prune(self.run.checkpoints, self.config.trainer.keep)
+        if failure := getattr(trainer.strategy.checkpoint_io, "failure", None):
+            self.failed_saves += 1
+            if stop or self.failed_saves > self.config.trainer.max_failed_saves:
+                raise failure
+            self.console.say(f"warning: {failure}; training goes on, and it is tried again ({self.failed_saves} failed in a row)")
+        elif trainer.is_global_zero:
+            self.failed_saves = 0
+            with self.spared("what is left of older checkpoints"):
+                if improved:
+                    store.mark_best(self.run.checkpoints, self.run.checkpoints / f"step-{step:09d}")
+                store.prune(self.run.checkpoints, self.config.trainer.keep)
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
+
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """What a full disk keeps from being written here is a warning: training goes on without."""
+        try:
+            yield
+        except OSError as error:
+            self.console.say(f"warning: {what}: {error}")
+
+    def check_space(self, objective: Objective) -> None:
+        """Raise SaveFailed if the disk has no room for the checkpoints that will lie beside each other."""
+        there = store.all_steps(self.run.checkpoints)
+        size = nbytes(objective.state_dict()) * 3 + nbytes(objective.ema)  # weights and two moments
+        store.check_space(self.run.path, size * max(1, self.config.trainer.keep + 2 - len(there)), size)
 
     def wants_stop(self, objective: Objective, step: int) -> bool:
         """Whether to stop after this step; the same answer on every rank."""

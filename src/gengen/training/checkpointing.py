@@ -19,21 +19,26 @@ class SafeCheckpointIO(CheckpointIO):
     Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint).
     """
 
+    failure: store.SaveFailed | None = None
+    """Why the last save failed, if it did. It is not raised here, where other ranks wait."""
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         own = checkpoint["gengen"]
-        store.save(
-            Path(path),
-            Checkpoint(
-                step=checkpoint["global_step"],
-                config=own["config"],
-                model=checkpoint["state_dict"],
-                optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"extra": own["extra"]} if own["extra"] else {}),
-                state=own["state"] | {"loop": checkpoint["loops"]["fit_loop"]},
-                tokenizer=own["tokenizer"],
-                ema=own["ema"],
-                facts=own["facts"] | {"versions": versions()},
-            ),
+        whole = Checkpoint(
+            step=checkpoint["global_step"],
+            config=own["config"],
+            model=checkpoint["state_dict"],
+            optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"extra": own["extra"]} if own["extra"] else {}),
+            state=own["state"] | {"loop": checkpoint["loops"]["fit_loop"]},
+            tokenizer=own["tokenizer"],
+            ema=own["ema"],
+            facts=own["facts"] | {"versions": versions()},
         )
+        self.failure = None
+        try:
+            store.save(Path(path), whole)
+        except store.SaveFailed as failure:
+            self.failure = failure
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         saved = read(Path(path))

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,5 @@ class Console:
 
     def _write(self, text: str) -> None:
         if self._path is not None:
-            with self._path.open("a", encoding="utf8") as file:
+            with suppress(OSError), self._path.open("a", encoding="utf8") as file:  # on a full disk the screen still has it
                 file.write(text)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,14 +51,13 @@ def _short(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv: step as int, the rest as float, None where empty. A torn last row is left out."""
+    """The rows of a metrics.csv: step as int, the rest as float, None where empty. A row that is none, such as a torn last one,
+    and what follows it are left out."""
     if not path.exists():
         return []
     rows = []
-    with path.open(encoding="utf8", newline="") as file:
+    unfit = suppress(TypeError, ValueError, KeyError, csv.Error)
+    with unfit, path.open(encoding="utf8", errors="replace", newline="") as file:
         for row in csv.DictReader(file):
-            try:
-                rows.append({key: int(value) if key == "step" else float(value) if value else None for key, value in row.items()})
-            except (TypeError, ValueError):
-                break
+            rows.append({key: float(value) if value else None for key, value in row.items()} | {"step": int(row["step"])})
     return rows

@@ -12,8 +12,10 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from gengen.checkpoints.format import load_weights, unique_state
+from gengen.config.errors import UserError
 from gengen.config.train import TrainConfig
 from gengen.faults import fault
+from gengen.training.guards import Spikes
 from gengen.training.optimizers import build_optimizer, rate
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
@@ -28,7 +30,7 @@ class Objective(L.LightningModule):
 
     A batch is everything one step needs. It is cut into micro-batches here, and each one's summed loss is divided by
     the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout aside,
-    which draws as it goes). A step whose loss or gradient is not finite is a step that changes no weight.
+    which draws as it goes). A step whose loss or gradient is not finite is a bad step, which changes no weight.
 
     A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping.
     """
@@ -48,7 +50,10 @@ class Objective(L.LightningModule):
         self.model = model
         self._network: tuple[Any] = (model,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
         self.ema = {name: tensor.detach().clone() for name, tensor in self.followed().items()} if config.optim.ema else None
-        self.bad_steps = torch.zeros((), dtype=torch.long)  # steps in a row that were not finite
+        self.bad_steps, self.all_bad_steps = torch.zeros(2, dtype=torch.long)  # not finite, or spikes: in a row; in all
+        self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
+        self.micro_batch_size = config.data.micro_batch_size  # halved where memory runs out; null = a step's whole batch
+        self.seen: Tensor = torch.zeros(())  # what `loss_sum` gathers beside the loss, summed over micro-batches
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
 
     @property
@@ -119,6 +124,7 @@ class Objective(L.LightningModule):
         self.logged = {"count": total}
         finite = self.updates(batch, total)
         self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
+        self.all_bad_steps = self.all_bad_steps.to(finite.device) + ~finite
         if self.ema is not None:
             self.follow(finite)
 
@@ -141,11 +147,27 @@ class Objective(L.LightningModule):
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         rows = len(next(iter(batch.values())))
-        size = min(self.config.data.micro_batch_size or rows, rows)
+        size = min(self.micro_batch_size or rows, rows)
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
     def accumulate(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None) -> Tensor:
+        """`gather`, begun again with half the micro-batch size where memory runs out; `micro_batch_size` then stays as it is."""
+        seen = self.seen.clone()
+        while True:
+            try:
+                return self.gather(loss_sum, batch, total, network)
+            except torch.OutOfMemoryError:
+                rows = len(next(iter(next(self.micro_batches(batch)).values())))
+                if rows == 1 or self.trainer.world_size > 1:  # the other ranks would wait for gradients that do not come
+                    raise UserError(
+                        f"out of memory with micro-batches of {rows} rows: a lower data.micro_batch_size, or a smaller model"
+                    ) from None
+            (network or self.model).zero_grad()
+            self.micro_batch_size, self.seen = rows // 2, seen.clone()
+            torch.cuda.empty_cache()
+
+    def gather(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None) -> Tensor:
         """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `network`: what has that gradient,
         where it is not the whole model; DDP, which waits for the whole, then leaves it to us."""
         loss = torch.zeros((), device=self.device)
@@ -167,18 +189,20 @@ class Objective(L.LightningModule):
         factor."""
         with self.autocast():
             loss = loss_sum(part) / total
-        if fault("loss"):
+        if fault("loss") and self.global_rank == 0:
             loss = loss * float("nan")
         self.manual_backward(loss * self.trainer.world_size)
         return loss.detach()
 
     def update(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clip the network's gradients, check them, step; without a word from the device to the host. Returns the loss over all
-        ranks, the norm of the gradient, and whether both were finite; where not, no weight and no moment has changed."""
+        ranks, the norm of the gradient, and whether both were finite, and no spikes; where not, no weight and no moment has changed."""
         self.schedule(optimizer)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf"))
         loss = self.all_reduced(loss)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
+        if self.spikes:
+            finite = finite & ~self.spikes.beyond(type(network).__name__, loss, norm)
         kernel = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         kernel.found_inf = (~finite).float()  # type: ignore[attr-defined]  # the fused kernel then leaves weights and moments alone
         optimizer.step()

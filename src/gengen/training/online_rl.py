@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ class OnlineRL(LanguageObjective):
             "beta": self.controller.beta,
         }
         if self.iteration % c.table_every == 0:
-            self.write_table(answers, scores.tolist(), kl.tolist())
+            with suppress(OSError):  # a full disk: training goes on without
+                self.write_table(answers, scores.tolist(), kl.tolist())
         self.controller.update(self.rolled["kl"], rows)
 
     def scores(self, answers: list[Answer]) -> Tensor:

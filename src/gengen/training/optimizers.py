@@ -1,6 +1,7 @@
 """Parameter groups, the optimizer, and the learning rate as a function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +25,37 @@ def parameter_groups(model: nn.Module, c: OptimConfig) -> list[dict[str, object]
 
 def build_optimizer(model: nn.Module, c: OptimConfig) -> torch.optim.Optimizer:
     """Fused AdamW (Loshchilov & Hutter 2019), or Muon with it; learning rates are set at every step from `rate`."""
-    groups = parameter_groups(model, c)
+    groups, betas = parameter_groups(model, c), (c.beta1, c.beta2)
+    optimizer: torch.optim.Optimizer
     if c.name == "muon":
-        return Muon(groups, lr=c.lr, momentum=c.momentum, betas=(c.beta1, c.beta2), eps=c.eps)
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+        optimizer = Muon(groups, lr=c.lr, momentum=c.momentum, betas=betas, eps=c.eps)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=betas, eps=c.eps, fused=True)
+    optimizer.register_load_state_dict_pre_hook(fitting)
+    return optimizer
+
+
+def fitting(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Before a state is loaded, which anyone may have written: raise ValueError unless its moments have their weights' names and shapes,
+    and its hyper-parameters the form of our own."""
+    for own, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        moments = [saved["state"].get(i, {}) for i in old["params"]]
+        names = {name for one in moments for name in one}
+        for weight, one in zip(own["params"], moments, strict=True):  # none, where a weight has had no gradient
+            shapes = {name: t.shape if t.dim() or name != "step" else weight.shape for name, t in one.items()}
+            if shapes not in ({}, dict.fromkeys(names, weight.shape)) or own["param_names"] != old["param_names"]:
+                raise ValueError("moments that are not those of the weights")
+        if form(own | {"params": 0}) != form(old | {"params": 0}):
+            raise ValueError("hyper-parameters that are none")
+
+
+def form(value: Any) -> Any:
+    """A tree with what is a number, a text, ... in place of each."""
+    if isinstance(value, dict):
+        return {key: form(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [form(part) for part in value]
+    return "number" if type(value) is float or (type(value) is int and abs(value) < 2**53) else type(value)
 
 
 def rate(step: int, max_steps: int, c: OptimConfig) -> float:

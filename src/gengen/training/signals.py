@@ -1,11 +1,13 @@
-"""SIGTERM and SIGINT ask for a stop; the run saves at the next step boundary. A second one exits at once."""
+"""SIGTERM and SIGINT ask for a stop, SIGUSR1 and SIGUSR2 for one that is gone on from; the run saves at the next step boundary. A second
+signal exits at once."""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: what SLURM sends ahead of a time limit
+REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM sends ahead of a time limit
+CAUGHT = (signal.SIGTERM, signal.SIGINT, *REQUEUED)
 
 
 class Interruption:
@@ -13,15 +15,17 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.polls = 0  # how often it was asked: while training goes on, this grows
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
+        self.polls += 1
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal: 143 for SIGTERM, 130 for SIGINT."""
-        return 128 + (self.signal or 0)
+        """128 + the signal: 143 for SIGTERM, 130 for SIGINT; 75, to be tried again, for SIGUSR1 and SIGUSR2."""
+        return 75 if self.signal in REQUEUED else 128 + (self.signal or 0)
 
     def __enter__(self) -> "Interruption":
         self._before = {s: signal.getsignal(s) for s in CAUGHT}

@@ -1,0 +1,155 @@
+"""One tiny run of each family, seconds long, and processes that run, are killed and are compared with it."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from test_resume import FREE, last_checkpoint, same_checkpoint
+
+from gengen.checkpoints import store
+from gengen.cli import main
+from gengen.training.metrics import read_metrics
+
+RHYTHM = ["trainer.max_steps=12", "trainer.save_every=4", "trainer.eval_every=4", "trainer.sample_every=6", "trainer.log_every=1"]
+MACHINE = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1"]
+AUTOENCODER = ["model.widths=[8,16]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
+PICTURES = ["data.flip=true", "data.batch_size=12", "data.micro_batch_size=6", "optim.ema=0.9"]
+OWN = {  # what has a state is there: dropout, flips and augmentation, an average of the weights, micro-batches
+    "gpt": ["data.batch_size=16", "data.micro_batch_size=8", "model.dropout=0.1", "optim.ema=0.9"],
+    "vae": ["model=vae", *PICTURES, *AUTOENCODER],
+    "ldm": ["model=ldm", *PICTURES, "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "model.patch=1"],
+    "gan": [
+        *("model=gan", *PICTURES, "model.widths=[8,16]", "model.patch=2", "model.latent_size=8", "model.penalty_every=3"),
+        *("model.augment=color,translation,cutout",),
+    ],
+    "ppo": [
+        *("stage=ppo", "stage.reward=requested_words", "stage.max_tokens=6", "stage.minibatches=2", "stage.table_every=2"),
+        *("data=prompts", "data.validation=0.2", "data.batch_size=8", "data.micro_batch_size=4"),
+    ],
+}
+EPOCH = {"gpt": 11, "vae": 9, "ldm": 9, "gan": 9, "ppo": 4}
+"""In how many steps the data, or an iteration's answers, are through."""
+SAVES = ["begin", "model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json", "optimizer.json", "state.json"]
+SAVES += ["tokenizer.json", "manifest.json", "staged", "renamed", "latest", "prune"]
+"""The points of a save, in order; images have no tokenizer, this PPO no average."""
+HANGS = 180  # seconds, after which a process that should have ended by itself is said to hang
+
+
+@dataclass
+class Family:
+    """Settings of a tiny run, and such a run that nothing disturbed."""
+
+    name: str
+    settings: list[str]
+    straight: Path
+
+    @property
+    def points(self) -> list[str]:
+        missing = {"tokenizer.json": ("vae", "ldm", "gan"), "ema.safetensors": ("ppo",)}
+        return [f"save:{point}" for point in SAVES if self.name not in missing.get(point, ())]
+
+    def begin(self, runs: Path, *more: str) -> list[str]:
+        return ["train", *self.settings, f"runs_dir={runs}", "run=r", *more]
+
+    def same(self, run: Path, free: set[str] = FREE) -> None:
+        same_run(self.straight, run, free)
+
+
+FamilyOf = Callable[[str], Family]
+
+
+def on(runs: Path, *more: str) -> list[str]:
+    """Go on with the run."""
+    return ["train", "run=r", f"runs_dir={runs}", *more]
+
+
+def same_run(a: Path, b: Path, free: set[str] = FREE) -> None:
+    """Bit for bit: the last checkpoint (weights, moments, average, generators, loop), the curve but for its times, every sample."""
+    same_checkpoint(last_checkpoint(a), last_checkpoint(b), free)
+    curves = [read_metrics(run / "metrics.csv") for run in (a, b)]
+    timed = {"seconds", "mfu", *(name for name in curves[0][0] if name.endswith("_per_second"))}
+    one, two = ([{key: value for key, value in row.items() if key not in timed} for row in curve] for curve in curves)
+    assert one == two and [row["step"] for row in one] == list(range(1, 13))
+    samples = [{path.name: path.read_bytes() for path in run.glob("samples/*")} for run in (a, b)]
+    assert samples[0] == samples[1] and samples[0]
+
+
+def step(run: Path) -> int:
+    """The step of the newest checkpoint that verifies; -1 without one."""
+    path = store.newest(run / "checkpoints")
+    return -1 if path is None else store.step_of(path)
+
+
+@dataclass
+class Ended:
+    code: int
+    said: str
+
+    def clear(self) -> "Ended":
+        """Of a run that failed: it was said in words."""
+        assert "Traceback" not in self.said, self.said
+        return self
+
+
+def start(argv: list[str], said: Path, fault: str = "", before: Callable[[], object] = lambda: None) -> int:
+    """Fork a process that runs a command, in a session of its own, its words in a file; `before` may change things in it. Its id."""
+    if child := os.fork():
+        return child
+    code = 70
+    try:
+        os.setsid()
+        words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(words, 1)
+        os.dup2(words, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        os.environ["GENGEN_FAULT"] = fault
+        before()
+        code = main(argv)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def forked(argv: list[str], fault: str = "", before: Callable[[], object] = lambda: None, kill_after: float | None = None) -> Ended:
+    """Run a command in a forked process to its end, or kill it -9 after some seconds. See that it leaves no process behind."""
+    said = Path(next(a for a in argv if a.startswith("runs_dir=")).removeprefix("runs_dir=")) / "said.txt"
+    said.parent.mkdir(exist_ok=True)
+    child = start(argv, said, fault, before)
+    code = waited(child, HANGS if kill_after is None else kill_after)
+    left = alive(child)  # workers of a killed process see by themselves that it is gone, within seconds
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert code is not None or kill_after is not None, f"hangs: {said.read_text(errors='replace')}"
+    assert not left or code in (None, -signal.SIGKILL), f"processes left behind: {left}"
+    return Ended(-signal.SIGKILL if code is None else code, said.read_text(errors="replace"))
+
+
+def waited(child: int, seconds: float) -> int | None:
+    """The exit code of a child; None if its time was over and it was killed -9."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (done := os.waitpid(child, os.WNOHANG)) != (0, 0):
+            return os.waitstatus_to_exitcode(done[1])
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def alive(session: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(of) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
