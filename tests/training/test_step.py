@@ -155,6 +155,12 @@ def test_too_many_bad_steps_stop_the_run_and_leave_its_checkpoints(
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0  # the lock is free and the run goes on
 
 
+def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: list[str], tmp_path: Path) -> None:
+    argv = [*tiny, "model.context=8", "trainer.max_steps=2", "data.prompts=Once upon a time", "data.prompts=Once"]
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
+    assert (tmp_path / "r" / "samples" / "step-000000002.txt").read_text().startswith("Once")
+
+
 def test_loss_and_bits_per_byte_by_hand() -> None:
     features, head = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 5.0], [math.log(3.0), -5.0]])
     assert linear_cross_entropy(features, head, torch.tensor([1, IGNORED])).item() == pytest.approx(math.log(4 / 3))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
+from gengen.config.errors import UserError
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
 from gengen.generation.load import start_from
@@ -22,6 +23,14 @@ from gengen.training.objective import Batch, Objective
 def bits_per_byte(nats: float, text_bytes: int) -> float:
     """Total nats / ln 2 / raw UTF-8 bytes: a loss that does not depend on the tokenizer."""
     return nats / math.log(2) / text_bytes
+
+
+def fits(generator: TextGenerator, prompt: Any) -> bool:
+    """Whether the model's context holds the prompt."""
+    try:
+        return bool(generator.prompt_tokens(prompt))
+    except UserError:
+        return False
 
 
 class LanguageObjective(Objective):
@@ -42,6 +51,7 @@ class LanguageObjective(Objective):
         stem.txt."""
         generator = TextGenerator(self.model, self.prepared.tokenizer)
         prompts = getattr(self.config.data, "prompts", None) or self.prepared.sample_prompts(4)
+        prompts = [prompt for prompt in prompts if fits(generator, prompt)] or [""]
         samples = generator.generate(prompts, max_tokens=100, seed=self.config.seed, interrupted=interrupted)
         if interrupted():
             return None
