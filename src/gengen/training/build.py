@@ -196,6 +196,7 @@ def attempt(
     init_from: Path | None,
     passed_over: int,
 ) -> Cadence:
+    """Train from a checkpoint, or from the start, as far as it goes; passed_over: the batches to leave out from there on."""
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     compile_where_it_pays(objective, config, console.say)
