@@ -152,6 +152,15 @@ def test_a_bad_step_is_rolled_back(family_of: Callable[[str], Family], name: str
 
 
 @pytest.mark.fault("F17")
+def test_what_was_left_out_stays_out_in_a_second_roll_back(gpt: Family, tmp_path: Path) -> None:
+    """Batch 7 is bad, so steps 5 and 6 take 8 and 9; 9 is bad, too, so step 5 takes 10."""
+    second = ",".join(f"loss@{i}=poison" for i in (17, 18))  # passes 15 and 16 are those of the first step after the roll-back
+    ended = forked(gpt.begin(tmp_path, "trainer.on_bad_step=rollback"), f"{poison('gpt', 7)},{second}")
+    assert ended.code == 0 and ended.said.count("going on from step-000000004") == 2
+    assert state(tmp_path / "r", 12)["passed_over"] == 5
+
+
+@pytest.mark.fault("F17")
 def test_what_cannot_be_rolled_back_is_said(gpt: Family, tmp_path: Path) -> None:
     """No checkpoint yet; and data that are bad wherever one goes on."""
     ended = forked(gpt.begin(tmp_path / "a", "trainer.on_bad_step=rollback"), poison("gpt", 2)).clear()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +253,7 @@ def brought_tokenizer(run: Path) -> str | None:
 
 def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
     """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
-    from gengen.training.build import train
+    from gengen.training.build import train, with_rollbacks
     from gengen.training.console import Console
     from gengen.training.signals import Interruption
 
@@ -262,16 +263,17 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
         console = Console(quiet=True)
     if prepared is None:
         prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None, Path(task.run))
-    paths = [Path(path) if path else None for path in (task.checkpoint, task.init_from)]
+    checkpoint, init_from = (Path(path) if path else None for path in (task.checkpoint, task.init_from))
     if run is None:
         with Interruption() as interruption:
-            train(config, Run(Path(task.run)), prepared, console, interruption, *paths)
+            train(config, Run(Path(task.run)), prepared, console, interruption, init_from, checkpoint)
         return 0
     console.open(run.path / "log.txt")
     introduce(config, run, prepared, console)
     try:
         with Interruption() as interruption, other_ranks(task, config.trainer.devices):
-            cadence = train(config, run, prepared, console, interruption, *paths)
+            attempt = partial(train, config, run, prepared, console, interruption, init_from)
+            cadence = with_rollbacks(attempt, run, console, checkpoint)
             conclude(config, run, cadence, interruption, console)
     finally:
         run.unlock()

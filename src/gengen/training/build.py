@@ -161,42 +161,34 @@ def fitted_to_budget(config: TrainConfig, prepared: Any, say: Callable[[str], No
     return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
 
 
+def with_rollbacks(train: Callable[[Path | None, int | None], Cadence], run: Run, console: Console, checkpoint: Path | None) -> Cadence:
+    """Train from a checkpoint, or from the start. A roll-back is a resume within this process, from the newest checkpoint, that leaves
+    out the batches since. Raises TrainingFailed if ROLLBACKS of them are not enough."""
+    rollbacks, passed_over = 0, None
+    while True:
+        try:
+            return train(checkpoint, passed_over)
+        except RollBack as why:
+            checkpoint, rollbacks = store.newest(run.checkpoints, console.say), rollbacks + 1
+            if checkpoint is None or rollbacks > ROLLBACKS:
+                raise TrainingFailed(f"{why}; rolled back {rollbacks - 1} times, and there is nothing more to try") from None
+            step = store.step_of(checkpoint)
+            passed_over = why.step + why.passed_over - step
+            console.say(f"warning: {why}; going on from {checkpoint.name}, without the data of the {why.step - step} steps since")
+
+
 def train(
     config: TrainConfig,
     run: Run,
     prepared: Any,
     console: Console,
     interruption: Interruption,
-    checkpoint: Path | None,
     init_from: Path | None,
-) -> Cadence:
-    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns.
-
-    A roll-back is a resume from the newest checkpoint within this process, which leaves out the data of the steps since.
-    """
-    passed_over, rollbacks = 0, 0
-    while True:
-        try:
-            return attempt(config, run, prepared, console, interruption, checkpoint, init_from, passed_over)
-        except RollBack as why:
-            checkpoint, rollbacks = store.newest(run.checkpoints, console.say), rollbacks + 1
-            if checkpoint is None or rollbacks > ROLLBACKS:
-                raise TrainingFailed(f"{why}; rolled back {rollbacks - 1} times, and there is nothing more to try") from None
-            passed_over = why.step - store.step_of(checkpoint)
-            console.say(f"warning: {why}; going on from {checkpoint.name}, without the data of the {passed_over} steps since")
-
-
-def attempt(
-    config: TrainConfig,
-    run: Run,
-    prepared: Any,
-    console: Console,
-    interruption: Interruption,
     checkpoint: Path | None,
-    init_from: Path | None,
-    passed_over: int,
+    passed_over: int | None = None,
 ) -> Cadence:
-    """Train from a checkpoint, or from the start, as far as it goes; passed_over: the batches to leave out from there on."""
+    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns. passed_over: batches
+    left out so far; null = what the checkpoint says. Raises RollBack, TrainingFailed, SaveFailed, Damaged."""
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     compile_where_it_pays(objective, config, console.say)

@@ -33,9 +33,9 @@ class TrainingFailed(UserError):
 class RollBack(TrainingFailed):
     """Training is to go on from the newest checkpoint, with other data than those of the steps since."""
 
-    def __init__(self, step: int, message: str):
+    def __init__(self, step: int, passed_over: int, message: str):
         super().__init__(message)
-        self.step = step
+        self.step, self.passed_over = step, passed_over
 
 
 def duration(s: float) -> str:
@@ -73,7 +73,7 @@ class Cadence(L.Callback):
         val_batches: Callable[[], Any],
         peak_flops: float | None,
         loggers: list[Logger],
-        passed_over: int = 0,
+        passed_over: int | None = None,
     ):
         self.config, self.run, self.console, self.interruption, self.prepared = config, run, console, interruption, prepared
         self.val_batches, self.peak_flops, self.loggers = val_batches, peak_flops, loggers
@@ -85,7 +85,7 @@ class Cadence(L.Callback):
         self.best: tuple[int, float] | None = None
         self.latest: dict[str, float] = {}  # metrics of the last evaluation
         self.restored: dict[str, Any] | None = None
-        self.passed_over = passed_over  # batches that are left out from where this starts, beside those left out before
+        self.passed_over = passed_over  # batches left out so far; null = what the checkpoint says
         self.failed_saves = 0  # in a row
         self._mark = (0, 0.0)  # (step, time) since which throughput is measured
         self.begun = False  # what a checkpoint holds is in its place
@@ -168,7 +168,7 @@ class Cadence(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, objective: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored = checkpoint["gengen"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.passed_over = self.restored["state"].get("passed_over", 0) + self.passed_over
+        data.passed_over = self.restored["state"].get("passed_over", 0) if self.passed_over is None else self.passed_over
 
     # --- the rhythm
 
@@ -204,7 +204,7 @@ class Cadence(L.Callback):
     def training_row(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
         """The numbers of the step just done; this is where the host waits for the device."""
         logged = {name: value.item() for name, value in objective.logged.items()}
-        self.look_at_bad_steps(trainer.global_step, int(objective.bad_steps), int(objective.all_bad_steps))
+        self.look_at_bad_steps(trainer, int(objective.bad_steps), int(objective.all_bad_steps))
         if objective.micro_batch_size != self.micro_batch_size:
             self.micro_batch_size = objective.micro_batch_size
             self.console.say(f"warning: memory ran out; from now on data.micro_batch_size={self.micro_batch_size}, and the same steps")
@@ -218,9 +218,9 @@ class Cadence(L.Callback):
             row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
         return row
 
-    def look_at_bad_steps(self, step: int, streak: int, bad: int) -> None:
+    def look_at_bad_steps(self, trainer: L.Trainer, streak: int, bad: int) -> None:
         """Warn of steps that were not finite, or spikes, since the last look; or end this, as trainer.on_bad_step says."""
-        c, new = self.config.trainer, bad - self.bad_steps
+        c, step, new = self.config.trainer, trainer.global_step, bad - self.bad_steps
         self.bad_steps = bad
         what = f"step {step}: loss or gradient not finite" + (", or a spike" if c.spike else "")
         advice = "A lower optim.lr, optim.clip or trainer.precision=fp32 may help"
@@ -229,7 +229,7 @@ class Cadence(L.Callback):
         if new and c.on_bad_step == "stop":
             raise TrainingFailed(f"{what}; no weight was changed by it, and trainer.on_bad_step=stop. {advice}")
         if new and c.on_bad_step == "rollback":
-            raise RollBack(step, what)
+            raise RollBack(step, trainer.datamodule.passed_over, what)  # type: ignore[attr-defined]
         if new:
             self.console.say(f"warning: {what}; such a step changes no weight ({streak} in a row, {bad} in all)")
 
