@@ -241,7 +241,7 @@ def test_a_trained_model_says_the_same_there(hf: Any, kind: str, runs: Path) -> 
     row = [tokenizer.eot, *tokenizer.encode(PROSE), tokenizer.eot]
     tokens = torch.tensor([row[: model.config.context]])
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(40):
+    for _ in range(100):  # 40 are enough on some processors, and one letter short on others
         optimizer.zero_grad()
         model(tokens[:, :-1], labels=tokens[:, 1:]).backward()
         optimizer.step()
