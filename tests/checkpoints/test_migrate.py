@@ -101,6 +101,16 @@ def test_a_format_2_that_renames_a_key(old_run: Path, monkeypatch: pytest.Monkey
     assert content(old_run) == before
 
 
+def test_format_1_could_ask_a_unet_for_cross_attention() -> None:
+    """Every UNet's config of format 1 names text_width, an unknown key today; one that has some is refused, not changed."""
+    old = {"model": {"name": "unet", "widths": [32], "text_width": None, "sigma_data": 0.5}, "seed": 1}
+    new = migrate.migrated(old, "config", 1)
+    assert new == {"model": {"name": "unet", "widths": [32], "sigma_data": 0.5}, "seed": 1} and "text_width" in old["model"]
+    assert migrate.migrated(new, "config", 1) == new
+    with pytest.raises(UserError, match="cross-attention"):
+        migrate.migrated({"model": {"name": "unet", "text_width": 12}}, "config", 1)
+
+
 def test_steps_are_taken_in_order_from_the_format_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     formats(monkeypatch, 3, {1: {"state": renamed("evaluated", "b")}, 2: {"state": renamed("b", "c")}})
     assert read(saved(tmp_path / "one")).state["c"] == 4
@@ -114,7 +124,7 @@ def test_a_step_that_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         read(saved(tmp_path / "one"))
 
 
-@pytest.mark.parametrize("written", [0, -1, None, "1", True, 2])
+@pytest.mark.parametrize("written", [0, -1, None, "1", True, migrate.FORMAT + 1])
 def test_numbers_that_no_format_has_are_refused(tmp_path: Path, written: Any) -> None:
     with pytest.raises(UserError, match=f"format {written}"):
         verify(saved(tmp_path, format=written))

@@ -42,7 +42,9 @@ def test_pixels_labels_and_captions_stay_together(album, image_config, said):
         "".join(json.dumps({"file_name": f"a/{i:02}.png", "text": f"shade {5 * i}"}) + "\n" for i in range(0, 40, 2))
     )
     data = prepare(image_config("imagefolder", album, resolution=8), said.append)
-    assert data.classes == ["a", "b"] and data.model_facts == {"resolution": 8, "channels": 1, "classes": ["a", "b"]}
+    assert data.classes == ["a", "b"]
+    rms = (data.train.images.double() / 127.5 - 1).square().mean().sqrt().item()
+    assert data.model_facts == {"resolution": 8, "channels": 1, "classes": ["a", "b"], "sigma_data": round(rms, 4)}
     assert len(data.train) == 36 and len(data.val) == 4 and data.dependencies == {}
     for part in (data.train, data.val):
         assert part.images.shape == (len(part), 1, 8, 8) and part.images.dtype == torch.uint8 and part.labels.dtype == torch.int64

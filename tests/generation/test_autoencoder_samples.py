@@ -154,3 +154,15 @@ def test_files_that_are_missing_or_too_many_are_answered(tmp_path: Path) -> None
     (tmp_path / "no.png").write_text("text")
     with pytest.raises(UserError, match=r"images=.*no\.png: no PNG"):
         generator().command(AutoencoderSampling(run="r", what="reconstruction", images=[str(tmp_path / "no.png")]), print)
+
+
+def test_a_path_between_draws_is_an_arc_about_the_latents_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle of a path on the great arc about 0 came nearer to the mean than any draw, where that mean is far from 0."""
+    g, decoded = generator(), list[Tensor]()
+    g.model.latent_mean.fill_(5.0)
+    a, b = g.prior([0, 1], seed=3)
+    decode = g.decode
+    monkeypatch.setattr(g, "decode", lambda latents: (decoded.append(latents), decode(latents))[1])
+    g.interpolate(a, b, 3)
+    first, middle, last = (decoded[0] - 5).flatten(1).norm(dim=1)
+    assert middle > 0.95 * min(first, last)

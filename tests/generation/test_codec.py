@@ -74,7 +74,7 @@ def whiteness(z: Tensor) -> float:
 
 def test_latents_are_white_over_the_whole_training_set(prepared: PreparedImages, run: Path) -> None:
     data = encoded(prepared, run)
-    assert data.model_facts == {"resolution": 4, "channels": 4, "classes": ["circle", "cross", "square"]}
+    assert data.model_facts == {"resolution": 4, "channels": 4, "classes": ["circle", "cross", "square"], "sigma_data": 1.0}
     assert whiteness(drawn(data)) < 0.08  # 2 x 108 x 16 draws a channel
     assert (
         whiteness(autoencoder().encode(prepared.batch("train", torch.arange(100), torch.zeros(100, dtype=torch.bool))["images"])[0]) > 0.3

@@ -18,7 +18,9 @@ from gengen.generation.noise import Noise
 from gengen.generation.pictures import grid, labels_of, to_float, to_uint8
 from gengen.models.unet import UNet
 
-SMALL = UNetConfig(resolution=8, channels=1, classes=["cat", "dog", "bird, small"], widths=[32], blocks=1, attention=[0], patch=2)
+SMALL = UNetConfig(
+    resolution=8, channels=1, classes=["cat", "dog", "bird, small"], widths=[32], blocks=1, attention=[0], patch=2, sigma_data=0.5
+)
 
 
 def generator(config: UNetConfig = SMALL, seed: int = 0) -> ImageGenerator:
@@ -103,6 +105,20 @@ def test_a_guide_must_mean_the_same() -> None:
     for other, words in ((replace(SMALL, path="cosine"), "model.path"), (replace(SMALL, classes=["cat"]), "model.classes")):
         with pytest.raises(UserError, match=words):
             gen.generate(2, steps=1, guide=generator(other))
+
+
+def test_without_an_estimate_without_the_class_there_is_no_guidance() -> None:
+    """Guidance was 2 by default, away from an embedding that drop_condition=0 never trains."""
+    always, often = generator(replace(SMALL, drop_condition=0.0)), generator()
+    assert torch.equal(drawn(always, range(2)), drawn(always, range(2), guidance=1.0))
+    assert torch.equal(drawn(often, range(2)), drawn(often, range(2), guidance=2.0))
+    assert not torch.equal(drawn(often, range(2)), drawn(often, range(2), guidance=1.0))
+    with pytest.raises(UserError, match=r"guidance=2: the model always saw its class \(model.drop_condition=0\)"):
+        drawn(always, range(2), guidance=2.0)
+    c = DiffusionSampling(steps=1, sampler="ddim")  # another model gives a reference of its own
+    labels = torch.arange(2)
+    guided = [always.draw(labels, range(2), replace(c, guidance=g), often, None) for g in (None, 2.0)]
+    assert torch.equal(*guided)
 
 
 def test_an_interval_of_guidance_is_kept() -> None:

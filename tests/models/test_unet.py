@@ -11,7 +11,7 @@ from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
 from gengen.models.unet import NULL, UNet, attend, fourier
 
-SMALL = UNetConfig(resolution=16, channels=1, classes=["a", "b", "c"], widths=[32, 64], blocks=1, attention=[1], patch=2)
+SMALL = UNetConfig(resolution=16, channels=1, classes=["a", "b", "c"], widths=[32, 64], blocks=1, attention=[1], patch=2, sigma_data=0.5)
 
 
 def awake(config: UNetConfig = SMALL) -> UNet:
@@ -96,15 +96,15 @@ def test_attention_is_softmax_of_scaled_products(dtype: torch.dtype) -> None:
     assert attend(q, k, v).dtype == dtype
 
 
-def test_a_text_is_heard_and_its_padding_is_not() -> None:
-    net = awake(replace(SMALL, text_width=12)).eval()
-    x, level, labels = inputs(2)
-    text, mask = torch.randn(2, 5, 12), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
-    said = net(x, level, labels, text, mask)
-    other = torch.where(mask[:, :, None], text, torch.full_like(text, 99.0))
-    torch.testing.assert_close(said, net(x, level, labels, other, mask))
-    assert (said - net(x, level, labels, text + 1, mask)).abs().max() > 1e-4
-    assert (said - net(x, level, labels)).abs().max() > 1e-4  # no text at all: the slot is left out
+@pytest.mark.parametrize("widths", [[56], [8, 40], [24, 56], [32, 64]])
+def test_whatever_fits_the_heads_can_be_normalised(widths: list[int]) -> None:
+    """56 channels, or 8 and 40 side by side, made groups of 16 that do not divide them, and a traceback."""
+    config = replace(SMALL, widths=widths, head_size=8, attention=[0])
+    config.check()
+    assert awake(config)(*inputs()).shape == (4, 1, 16, 16)
+    groups = {m.num_channels: m.num_groups for m in awake(config).modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert all(channels % n == 0 and n <= max(1, channels // 16) for channels, n in groups.items())
+    assert groups.get(32, 2) == 2 and groups.get(64, 4) == 4 and groups.get(56, 2) == 2 and groups.get(48, 3) == 3
 
 
 def test_bf16_stays_near_fp32() -> None:

@@ -315,3 +315,29 @@ def test_noise_from_the_global_generator_would_be_noticed(
 def test_the_recipe_composes_and_says_what_it_costs(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"model={model}", "data=animals", "dry_run=true"]) == 0
     assert "FLOPs a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ema", [[], ["optim.ema=0.9"]], ids=["raw", "ema"])
+@pytest.mark.parametrize("model", ["autoencoder_kl", "vqvae"])
+def test_what_latents_are_like_is_kept_with_the_weights_at_an_evaluation(model: str, ema: list[str]) -> None:
+    """Draws and traversals of a first stage were scaled as if its latents were N(0, 1)."""
+    o = objective_of("optim.ema_ratio=null", *ema, model=model)
+    m = o.model
+    assert m.latent_mean.eq(0).all() and m.latent_std.eq(1).all()
+    batches = [{key: t[i : i + 4] for key, t in batch_of(o).items() if key != "noise"} for i in (0, 4)]
+    o.evaluate(batches)
+    mean, std = m.eval().encode(torch.cat([b["images"] for b in batches]))
+    square = (mean.double().square() + std.double().square()).mean((0, 2, 3))
+    wanted = (square - mean.double().mean((0, 2, 3)).square()).sqrt()
+    torch.testing.assert_close(m.latent_mean.double(), mean.double().mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(m.latent_std.double(), wanted, atol=1e-5, rtol=1e-5)
+    if o.ema is not None:
+        assert torch.equal(o.ema["latent_std"], m.latent_std) and torch.equal(o.ema["latent_mean"], m.latent_mean)
+        o.follow(torch.tensor(True))
+        assert torch.equal(o.ema["latent_std"], m.latent_std)  # the average of a constant
+
+
+def test_a_vaes_latents_are_drawn_from_its_prior() -> None:
+    o = objective_of()
+    o.evaluate([{key: t for key, t in batch_of(o).items() if key != "noise"}])
+    assert o.model.latent_mean.eq(0).all() and o.model.latent_std.eq(1).all()

@@ -12,7 +12,7 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.models.unet import NULL, UNet
 from gengen.training.diffusion import Diffusion
 
-FACTS: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["a", "b", "c"]}
+FACTS: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["a", "b", "c"], "sigma_data": 0.5}
 
 
 PIXELS, LATENTS = SimpleNamespace(dependencies={}), SimpleNamespace(dependencies={"codec": "somewhere"})

@@ -98,10 +98,10 @@ def set_gradients(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 def built(model: nn.Module, c: OptimConfig = MUON) -> Muon:
     """The optimizer with its groups' rates set as a run sets them."""
-    optimizer = build_optimizer(model, c)
+    optimizer = build_optimizer(model, c, GPTConfig.hidden_maps)
     assert isinstance(optimizer, Muon)
     for group in optimizer.param_groups:
-        group["lr"] = c.muon_lr if group["muon"] else c.lr
+        group["lr"] = c.muon_lr if group["muon"] else c.peak_lr
     return optimizer
 
 
@@ -195,7 +195,7 @@ def test_what_is_stacked_in_the_model_has_parts() -> None:
 def test_every_parameter_is_in_exactly_one_group(name: str, config: dict[str, Any]) -> None:
     model = GPT(GPTConfig(**(SMALL | config)))
     c = OptimConfig(name=name, weight_decay=0.2, muon_weight_decay=0.3)
-    groups: Any = parameter_groups(model, c)
+    groups: Any = parameter_groups(model, c, GPTConfig.hidden_maps)
     named = [(key, p) for group in groups for key, p in group["params"]]
     assert sorted(key for key, _ in named) == sorted(key for key, _ in model.named_parameters())
     assert len({id(p) for _, p in named}) == len(named) == len(list(model.parameters()))

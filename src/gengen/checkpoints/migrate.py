@@ -9,8 +9,18 @@ from gengen.config.errors import UserError
 
 Tree = dict[str, Any]
 
-FORMAT = 1
-STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {}
+FORMAT = 2
+
+
+def without_text_width(config: Tree) -> Tree:
+    """Format 2 has no cross-attention in a UNet, which nothing ever gave a text. Raises UserError for a model that has some."""
+    model = dict(config.get("model", {}))
+    if model.pop("text_width", None) is not None:
+        raise UserError("the model has cross-attention to a text (model.text_width), which this gengen does not have")
+    return config | {"model": model} if "model" in config else config
+
+
+STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {1: {"config": without_text_width}}
 """format -> part of a checkpoint (manifest, config, optimizer or state) -> what makes it that of the next format.
 
 A step is never changed or removed: tests/golden has a checkpoint of each format, to be read for ever. What a config lacks gets its

@@ -26,7 +26,7 @@ def parameters(config: TrainConfig) -> int:
 
 def size_line(config: TrainConfig) -> str:
     n = parameters(config)
-    copies = 4 + (1 if config.optim.ema else 0)  # weights, gradients, two moments, EMA; all fp32
+    copies = 4 + (1 if config.optim.ema or config.optim.ema_ratio else 0)  # weights, gradients, two moments, EMA; all fp32
     size = getattr(config.model, "size", "")
     return f"{config.model.name} {size}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
 
@@ -44,8 +44,11 @@ def describe(config: TrainConfig) -> str:
     if config.init_from:
         brought = read_config(find(config.init_from, Path(config.runs_dir)))["model"]
         config = replace(config, model=build(ModelConfig, brought))
-    config = replace(config, model=replace(config.model.resolved(), **facts(config)))
+    config = replace(config, model=config.model.resolved().with_data(facts(config)))
     config.model.check()
+    config = replace(config, optim=config.optim.for_model(config.model.largest_width()))
+    if steps := config.trainer.max_steps:
+        config = replace(config, optim=config.optim.for_steps(steps))
     with torch.device("meta"):
         entry = MODELS[config.model.name]
         objective = entry.load(f"objective:{config.stage.name}")(config, entry.load_for("model", config.stage.name)(config.model), None)
@@ -55,5 +58,5 @@ def describe(config: TrainConfig) -> str:
         yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
         + f"\n{size_line(config)}, without activations"
         + f"\n{flops:.3g} FLOPs a step"
-        + (f"; {steps * flops:.3g} in {steps:,} steps" if (steps := config.trainer.max_steps) else f", for {length}")
+        + (f"; {steps * flops:.3g} in {steps:,} steps" if steps else f", for {length}")
     )

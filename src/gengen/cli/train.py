@@ -115,8 +115,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     if not config.stage.drops and hasattr(config.model, "dropout"):
         config.model.dropout = 0.0
     prepared = prepare_data(config, console, tokenizer, checkpoint, source.parent.parent if source else None)
-    config = replace(config, data=prepared.config, model=replace(config.model, **prepared.model_facts))
+    config = replace(config, data=prepared.config, model=config.model.with_data(prepared.model_facts))
     config.model.check()  # now that it knows its data
+    config = replace(config, optim=config.optim.for_model(config.model.largest_width()))
     if config.trainer.max_steps is None and isinstance(config.stage, TuningConfig):
         wanted = math.ceil(config.stage.epochs * len(prepared.train) / config.data.batch_size)
         config = replace(config, trainer=replace(config.trainer, max_steps=wanted))
@@ -130,6 +131,8 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
             f"steps  {steps} fit in trainer.budget={config.trainer.budget} here; trainer.max_steps={steps} trainer.compile={compiled} "
             f"repeats this run"
         )
+    assert config.trainer.max_steps
+    config = replace(config, optim=config.optim.for_steps(config.trainer.max_steps))
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
     run.lock()
     if (run.path / "config.json").exists():

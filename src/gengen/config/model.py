@@ -18,6 +18,20 @@ class ModelConfig:
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
     """size name -> the dimensions it stands for."""
+    hidden_maps: ClassVar[str] = ""
+    """A regular expression for the names of weights that map features to features, which optim=muon is for; "" refuses it."""
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Fields that are measured on the data where they are null."""
+
+    def largest_width(self) -> int | None:
+        """Features of the widest layer, which a recipe's learning rate depends on; None = not known before the data is."""
+        return None
+
+    def with_data(self, facts: dict[str, Any]) -> Self:
+        """The config with what the data fixes of it, and with what is measured on the data where that is null."""
+        given = {name for name in self.measured if getattr(self, name) is not None}
+        own = {f.name for f in fields(self)} - given
+        return replace(self, **{name: value for name, value in facts.items() if name in own})
 
     def resolved(self) -> Self:
         """The same config with every null dimension filled from the size table; explicit values win."""
@@ -104,6 +118,10 @@ class GPTConfig(ModelConfig):
     z_loss: float = option(0.0, "weight of the squared log-normaliser in training; 1e-4 is usual", low=0)
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = GPT_SIZES
+    hidden_maps: ClassVar[str] = r"(^|\.)blocks\."
+
+    def largest_width(self) -> int | None:
+        return super().resolved().width
 
     def windows(self) -> list[int | None]:
         """The sliding window of each layer, None where it sees all."""
@@ -136,6 +154,10 @@ class ImageModelConfig(ModelConfig):
     resolution: int | None = positive(None, "pixels (or latents) a side")
     channels: int | None = positive(None, "colours (or latent channels)")
     classes: list[str] = option([], "names of the classes, in the order of their labels; none = unlabelled")
+
+    def largest_width(self) -> int | None:
+        widths = getattr(self.resolved(), "widths", None)
+        return max(widths) if widths else None
 
 
 def check_levels(resolution: int | None, patch: int, widths: list[int]) -> None:
@@ -170,7 +192,7 @@ _register_diffusion = partial(
 @_register_diffusion("unet")
 @dataclass
 class UNetConfig(ImageModelConfig):
-    """Diffusion on pixels: a UNet that is told the noise level, the class and, later, a text."""
+    """Diffusion on pixels: a UNet that is given the noise level and the class."""
 
     name: str = option("unet", "registered name of the model family")
     size: str = choice("tiny", list(UNET_SIZES), "row of the size table that fills every null below")
@@ -179,7 +201,6 @@ class UNetConfig(ImageModelConfig):
     attention: list[int] | None = option(None, "levels with self-attention, counted from 0, the finest")
     patch: int | None = positive(None, "pixels a side that enter the network as one position")
     head_size: int = positive(32, "channels of an attention head")
-    text_width: int | None = positive(None, "features of the text that cross-attention looks at; null = no cross-attention")
     dropout: float = option(0.0, "dropped share inside each residual block", low=0, below=1)
     drop_condition: float = option(0.1, "share of images trained without their class, drawn per image", low=0, below=1)
     path: str = choice("flow", ["flow", "cosine", "edm"], "how an image turns into noise")
@@ -187,10 +208,12 @@ class UNetConfig(ImageModelConfig):
     prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
     times: str = choice("logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on")
     weighting: str = choice("none", ["none", "min_snr", "edm"], "how much each noise level counts")
-    sigma_data: float = positive(0.5, "standard deviation of the data")
+    sigma_data: float | None = positive(None, "root mean square of the data; null = as measured on the training images")
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third more work")
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = UNET_SIZES
+    hidden_maps: ClassVar[str] = r"^(down|middle|up)\."
+    measured: ClassVar[tuple[str, ...]] = ("sigma_data",)
 
     def check(self) -> None:
         c = self.resolved()
@@ -216,7 +239,6 @@ class LDMConfig(UNetConfig):
 
     name: str = option("ldm", "registered name of the model family")
     codec: str | None = run_of("a run of an autoencoder, of which what sampling needs is copied into the new run")
-    sigma_data: float = positive(1.0, "standard deviation of the data; latents are whitened to 1")
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = LDM_SIZES
 
@@ -265,6 +287,7 @@ class AutoencoderConfig(ImageModelConfig):
     free_bits: float = option(0.0, "nats a latent that cost nothing: an image's KL counts in a channel where it exceeds them", low=0)
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = AUTOENCODER_SIZES
+    hidden_maps: ClassVar[str] = r"^(encoder|decoder)\.\d+\.conv_(in|out)\."  # of the residual blocks
 
     def latents(self) -> dict[str, Any]:
         c = self.resolved()
@@ -274,8 +297,6 @@ class AutoencoderConfig(ImageModelConfig):
     def check(self) -> None:
         c = self.resolved()
         assert c.widths is not None and c.patch
-        if bad := [width for width in c.widths if width > 16 and width % 16]:
-            raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of 16, the channels that are normalised together")
         check_levels(c.resolution, c.patch, c.widths)
         if c.quantizer == "fsq" and (len(c.levels) != c.latent_channels or min(c.levels) < 2):
             raise UserError(f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}")

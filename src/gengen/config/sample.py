@@ -102,7 +102,12 @@ class DiffusionSettings:
 
     sampler: str = choice("heun", ["heun", "dpmpp_2m", "ddim", "ancestral"], "diffusion: how noise is turned into an image")
     steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
-    guidance: float = option(2.0, "diffusion: 1 = off; above, away from the estimate without the class (or from guide's)", low=0)
+    guidance: float | None = option(
+        None,
+        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); null = 2, or 1 for a model that "
+        "always saw the class (model.drop_condition=0)",
+        low=0,
+    )
     guide_from: float = option(0.0, "guide only where the share of noise, sigma / (alpha + sigma), is at least this", low=0, high=1)
     guide_to: float = option(1.0, "and at most this", low=0, high=1)
     rescale: float = option(0.0, "share by which a guided estimate is brought back to the unguided one's spread", low=0, high=1)

@@ -138,7 +138,7 @@ class PPOConfig(OnlineConfig):
     """Proximal policy optimisation against a reward, with a critic."""
 
     name: str = option("ppo", "registered name of the stage")
-    critic_lr: float = positive(5e-4, "peak learning rate of the critic", on_resume="warned")
+    critic_lr: float | None = positive(None, "peak learning rate of the critic; null = 2.5 times optim.lr", on_resume="warned")
     value_clip: float = positive(0.2, "how far a value may move the critic's loss from what it was when the answer was drawn")
     gamma: float = option(1.0, "discount of a token's reward", above=0, high=1)
     lam: float = option(0.95, "lambda of the generalised advantage estimate", low=0, high=1)

@@ -1,7 +1,8 @@
 """The whole of a training run's config, and the groups that every family shares."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from gengen.config.data import DataConfig
 from gengen.config.errors import UserError
@@ -23,7 +24,9 @@ class OptimConfig:
     """How weights are updated."""
 
     name: str = choice("adamw", ["adamw", "muon"], "AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest")
-    lr: float = positive(3e-3, "peak learning rate of AdamW", on_resume="warned")
+    lr: float | None = positive(None, "peak learning rate of AdamW; null = base_lr, lower for wide models", on_resume="warned")
+    base_lr: float = positive(3e-3, "a recipe's lr, as it was measured with a model of base_width")
+    base_width: int | None = positive(None, "wider models take base_lr * base_width / width; null = base_lr whatever the width")
     muon_lr: float = positive(0.04, "peak learning rate of Muon", on_resume="warned")
     momentum: float = option(0.95, "Muon's decay of the gradient's average", low=0, below=1)
     muon_weight_decay: float = option(0.05, "Muon's decoupled decay", low=0)
@@ -35,8 +38,32 @@ class OptimConfig:
     schedule: str = choice("wsd", ["wsd", "cosine", "constant"], "warmup-stable-decay, warmup-cosine, or warmup only")
     warmup: float = option(0.02, "share of max_steps in which the rate rises", low=0, high=1)
     decay: float = option(0.5, "share of max_steps in which wsd falls, at the end", low=0, high=1)
-    ema: float | None = option(None, "decay of an average of the weights, kept beside them and sampled from; null = none", above=0, below=1)
+    ema: float | None = option(
+        None, "decay of an average of the weights, kept beside them and sampled from; null = by ema_ratio", above=0, below=1
+    )
+    ema_ratio: float | None = option(
+        None, "length of that average as a share of max_steps; null = no average", above=0, below=1
+    )
     final_lr: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
+
+    def for_model(self, width: int | None) -> Self:
+        """The config with its learning rate settled for a model whose widest layer has `width` features.
+
+        AdamW's best rate falls about as 1 / width (GPT-3's table: Brown et al. 2020, tab. 2.1; muP: Yang et al. 2022). A
+        model that is narrower than the one a recipe was measured with keeps its rate. Muon's rate carries over as it is.
+        """
+        ratio = min(1.0, self.base_width / width) if self.base_width and width else 1.0
+        return replace(self, lr=self.lr or self.base_lr * ratio)
+
+    def for_steps(self, max_steps: int) -> Self:
+        """The config with the average's decay settled for a run of so many steps: its length is 1 / (1 - decay) steps."""
+        if self.ema or not self.ema_ratio:
+            return self
+        return replace(self, ema=1 - 1 / max(2.0, self.ema_ratio * max_steps))
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr or self.base_lr
 
 
 @dataclass
@@ -112,6 +139,12 @@ class TrainConfig:
             raise UserError(
                 f"model={model.name} stage={self.stage.name} is trained on {wanted}, data={data.name} is {data.kind}"
                 f"\n  choose one of data={', '.join(fitting)}"
+            )
+        if self.optim.name == "muon" and not self.model.hidden_maps:
+            able = [name for name in MODELS if getattr(MODELS[name].config, "hidden_maps", "")]
+            raise UserError(
+                f"optim=muon: model={self.model.name} has no weights that Muon is for, and would be trained by AdamW; "
+                f"take optim=adamw\n  Muon is for model={', '.join(able)}"
             )
         if self.stage.name != "pretrain" and not self.init_from:
             raise UserError(f"stage={self.stage.name} goes on from a run: init_from=runs/NAME")

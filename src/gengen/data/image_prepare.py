@@ -65,8 +65,9 @@ class PreparedImages(Prepared):
 
     @property
     def model_facts(self) -> dict[str, Any]:
-        """What the data fixes of the model."""
-        return {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
+        """What the data fixes of the model, and what it measures for it."""
+        fixed = {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
+        return fixed | {"sigma_data": root_mean_square(self.train.images)}
 
     def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
         """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
@@ -92,6 +93,15 @@ class PreparedImages(Prepared):
             "duplicates": f"{m['duplicates']:,} dropped",
         }
         return self.described(facts)
+
+
+def root_mean_square(images: Tensor) -> float:
+    """Of 8-bit values (N, ...) uint8 as a model sees them, in [-1, 1]: sigma_data of EDM, to four digits."""
+    counts = torch.zeros(256, dtype=torch.float64)
+    for part in images.split(4096):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    return round(((counts * values.square()).sum() / counts.sum()).sqrt().item(), 4)
 
 
 def prepare(config: ImageConfig, say: Say) -> PreparedImages:

@@ -64,13 +64,18 @@ class Latents(ConcatDataset[Any]):
 def statistics(posteriors: Iterable[Posterior]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of z ~ N(mean, std^2) in each channel, (Z,) fp32 each, over all images and positions:
     var z = E[mean^2 + std^2] - (E mean)^2, in fp64."""
-    count, first, second = 0, torch.zeros(1), torch.zeros(1)
-    for mean, std in posteriors:
-        mean, std = mean.double(), std.double()
-        count += mean[:, 0].numel()
-        first = first + mean.sum((0, 2, 3))
-        second = second + (mean.square() + std.square()).sum((0, 2, 3))
-    mean, square = first / count, second / count
+    return from_moments(torch.stack([moments(mean, std) for mean, std in posteriors]).sum(0))
+
+
+def moments(mean: Tensor, std: Tensor) -> Tensor:
+    """Sums of 1, z and z^2 over images and positions for z ~ N(mean, std^2), (N, Z, h, w) each -> (3, Z) fp64."""
+    mean, std = mean.double(), std.double()
+    return torch.stack([torch.ones_like(mean), mean, mean.square() + std.square()]).sum((1, 3, 4))
+
+
+def from_moments(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """(3, Z) as `moments` returns them -> mean and standard deviation of each channel, (Z,) fp32 each."""
+    mean, square = sums[1] / sums[0], sums[2] / sums[0]
     return mean.float(), (square - mean.square()).clamp(min=1e-12).sqrt().float()  # a quantizer's channel may be constant
 
 
@@ -92,9 +97,9 @@ class EncodedImages:
 
     @property
     def model_facts(self) -> dict[str, Any]:
-        """What the data fixes of the model."""
+        """What the data fixes of the model; whitened latents have a root mean square of 1."""
         channels, side, _ = self.train[0][0].shape
-        return {"resolution": side, "channels": channels, "classes": self.classes}
+        return {"resolution": side, "channels": channels, "classes": self.classes, "sigma_data": 1.0}
 
     @property
     def dependencies(self) -> dict[str, Path]:

@@ -22,8 +22,10 @@ class AutoencoderGenerator(PictureGenerator):
     """Draws from, encodes to and decodes from the latents of an autoencoder; what `gengen.load` returns for one.
 
     A VAE with beta=1 can be sampled: its latents are about N(0, 1). Those of the first stage of latent diffusion are not, nor are
-    the codes of a quantizer uniform: their draws show what the decoder makes of anything, and need a model of the latents to be
-    pictures. batch_size: images at once; changes none of them.
+    the codes of a quantizer uniform: their draws, with the mean and deviation that each channel had over the held-out images,
+    show what the decoder makes of anything, and need a model of the latents to be pictures.
+
+    batch_size: images at once; changes none of them.
     """
 
     model: Autoencoder
@@ -70,7 +72,9 @@ class AutoencoderGenerator(PictureGenerator):
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 8, *, spherical: bool = True) -> Tensor:
         """uint8 (steps, C, H, W) from latents a to b, (Z, h, w) each: on the great arc, as befits draws from the prior, or straight."""
         t = torch.linspace(0, 1, steps, device=a.device)
-        return to_uint8(self.decode(slerp(a, b, t) if spherical else torch.lerp(a, b, t[:, None, None, None])))
+        m = self.model
+        path = m.unwhitened(slerp(m.whitened(a), m.whitened(b), t)) if spherical else torch.lerp(a, b, t[:, None, None, None])
+        return to_uint8(self.decode(path))
 
     def traverse(self, latents: Tensor, steps: int = 8, channels: int = 8) -> tuple[Tensor, list[int]]:
         """One channel of latents (Z, h, w) at a time moved from -3 to 3 standard deviations: uint8 (channels, steps, C, H, W), and

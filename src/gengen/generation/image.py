@@ -25,6 +25,8 @@ from gengen.generation.noise import Noise
 from gengen.generation.pictures import Drawn, PictureGenerator, labels_of, named, to_uint8
 from gengen.models.unet import NULL, UNet
 
+GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
+
 
 def path_of(config: UNetConfig) -> NoisePath:
     """The path a model was trained on."""
@@ -101,26 +103,41 @@ class ImageGenerator(PictureGenerator):
 
     def guided(self, labels: Tensor, c: DiffusionSampling, guide_: "ImageGenerator | None") -> Denoiser:
         """The denoiser of these classes, guided away from the reference."""
-        path = path_of(self.config)
+        path, scale = path_of(self.config), self.guidance_scale(c.guidance, guide_)
         reference = guide_.denoiser(labels) if guide_ else self.denoiser(torch.full_like(labels, NULL))
-        scale = c.guidance if self.classes or guide_ else 1.0
         ends = [math.inf if share == 1 else path.time_at(share / (1 - share)) for share in (c.guide_from, c.guide_to)]
         return guide(self.denoiser(labels), reference, scale, (ends[0], ends[1]), c.rescale)
+
+    def guidance_scale(self, wanted: float | None, guide_: "ImageGenerator | None") -> float:
+        """The scale of guidance; null is what suits the model.
+
+        Raises UserError where there is nothing to guide away from: without `guide`, that is the model's own estimate without
+        a class, which a model trained with drop_condition=0 never learnt.
+        """
+        if guide_ or (self.classes and self.config.drop_condition > 0):
+            return GUIDANCE if wanted is None else wanted
+        if self.classes and wanted not in (None, 1.0):
+            raise UserError(
+                f"guidance={wanted:g}: the model always saw its class (model.drop_condition=0), so it has no estimate without one "
+                "to guide away from; leave guidance out, or name another model by guide="
+            )
+        return 1.0
 
     def denoiser(self, labels: Tensor) -> Denoiser:
         """This model as a function (x_t, t) -> x_0, told these classes."""
         c = self.config
+        assert c.sigma_data, "a run records what its data says (with_data)"
         return denoiser(lambda x, level: self.model(x, level, labels), path_of(c), c.prediction, c.sigma_data)
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the model draws, as pixels, (B, C, H, W) uint8."""
         return to_uint8(self.codec.decode(self.codec.model.unwhitened(x.float())) if self.codec else x).cpu()
 
-    @staticmethod
-    def settings(how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
-        """The model to guide away from, loaded, and the other settings by name."""
+    def settings(self, how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
+        """The model to guide away from, loaded, and the other settings by name, with the guidance that will be used."""
         guide_ = load_generator(how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
-        return guide_, {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
+        settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
+        return guide_, settings | {"guidance": self.guidance_scale(how.guidance, guide_)}
 
     def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
         """What `evaluate` judges: a call that draws an image, uint8, for each label."""

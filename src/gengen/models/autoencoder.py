@@ -126,7 +126,10 @@ class Autoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, (B, Z, h, w) fp32 each; a quantizer's latents are certain."""
-        x = self.hidden(images)
+        return self.posterior(self.hidden(images))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from what the bottleneck reads."""
         if isinstance(self.bottleneck, Gaussian):
             mean, logvar = self.bottleneck.parameters_of(x)
             return mean, (logvar / 2).exp()

@@ -20,10 +20,11 @@ def fourier(level: Tensor, width: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of 16 channels; its sums are taken in fp32 whatever the dtype of x."""
+    """Over groups of 16 channels, or of the next larger number that divides them; its sums are fp32 whatever the dtype of x."""
 
     def __init__(self, channels: int):
-        super().__init__(max(1, channels // 16), channels)
+        groups = next(groups for groups in range(max(1, channels // 16), 0, -1) if channels % groups == 0)
+        super().__init__(groups, channels)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -40,6 +41,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in, self.conv_in = GroupNorm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(condition, 2 * c_out)
+        setattr(self.film.weight, "parts", [c_out, c_out])  # for Muon
         self.norm_out, self.conv_out = GroupNorm(c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -51,48 +53,27 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv_out(self.dropout(h))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass is faster there than bf16's."""
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, seen)
+        return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), seen).to(q.dtype)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
 class Attention(nn.Module):
-    """x + self-attention over positions, and + cross-attention to a text where the model is built for one."""
+    """x + self-attention over positions."""
 
-    def __init__(self, channels: int, head_size: int, text_width: int | None):
+    def __init__(self, channels: int, head_size: int):
         super().__init__()
         self.heads = channels // head_size
         self.norm, self.qkv, self.out = GroupNorm(channels), nn.Linear(channels, 3 * channels), zeroed(nn.Linear(channels, channels))
-        self.cross = CrossAttention(channels, head_size, text_width) if text_width else None
+        setattr(self.qkv.weight, "parts", [channels] * 3)  # for Muon
 
-    def forward(self, x: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, D) each
         attended = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, C)
-        x = x + self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
-        return x if self.cross is None else self.cross(x, text, text_mask)
-
-
-class CrossAttention(nn.Module):
-    """x + attention from positions to the tokens of a text."""
-
-    def __init__(self, channels: int, head_size: int, text_width: int):
-        super().__init__()
-        self.heads = channels // head_size
-        self.norm, self.q, self.kv = GroupNorm(channels), nn.Linear(channels, channels), nn.Linear(text_width, 2 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
-        """text: (B, T, text_width), None = no text at all; mask: (B, T), True where a token counts, at least one a row."""
-        if text is None:
-            return x
-        q = self.q(self.norm(x).flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, D)
-        k, v = self.kv(text).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, D) each
-        seen = None if mask is None else mask[:, None, None, :]
-        attended = attend(q, k, v, seen).transpose(1, 2).flatten(2)
         return x + self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -103,9 +84,9 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, condition: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         x = self.block(x, condition)
-        return x if self.attention is None else self.attention(x, text, text_mask)
+        return x if self.attention is None else self.attention(x)
 
 
 class UNet(nn.Module):
@@ -144,14 +125,12 @@ class UNet(nn.Module):
 
     def stage(self, c_in: int, c_out: int, attends: bool) -> Stage:
         c = self.config
-        attention = Attention(c_out, c.head_size, c.text_width) if attends else None
+        attention = Attention(c_out, c.head_size) if attends else None
         return Stage(ResidualBlock(c_in, c_out, self.condition, c.dropout), attention)
 
-    def forward(
-        self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels: (B,), NULL
-        where no class is told; text: (B, T, text_width) with its mask (B, T). Returns (B, C, R, R), fp32."""
+        where no class is told. Returns (B, C, R, R), fp32."""
         c = self.config
         assert c.patch
         condition = F.silu(self.level(fourier(level, c.widths[0])) + self.told(labels, len(x)))  # type: ignore[index]
@@ -162,15 +141,15 @@ class UNet(nn.Module):
                 x = F.avg_pool2d(x, 2)
                 left.append(x)
             for stage in stages:  # type: ignore[attr-defined]
-                x = self.through(stage, x, condition, text, text_mask)
+                x = self.through(stage, x, condition)
                 left.append(x)
         for stage in self.middle:
-            x = self.through(stage, x, condition, text, text_mask)
+            x = self.through(stage, x, condition)
         for number, stages in enumerate(self.up):
             if number:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             for stage in stages:  # type: ignore[attr-defined]
-                x = self.through(stage, torch.cat([x, left.pop()], dim=1), condition, text, text_mask)
+                x = self.through(stage, torch.cat([x, left.pop()], dim=1), condition)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))).float(), c.patch)
 
     def told(self, labels: Tensor | None, rows: int) -> Tensor:
@@ -180,7 +159,7 @@ class UNet(nn.Module):
             labels = torch.full((rows,), NULL, device=self.classes.weight.device)
         return self.classes(torch.where(labels < 0, none, labels))
 
-    def through(self, stage: nn.Module, x: Tensor, *condition: Tensor | None) -> Tensor:
+    def through(self, stage: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
         if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(stage, x, *condition, use_reentrant=False)
-        return stage(x, *condition)
+            return checkpoint(stage, x, condition, use_reentrant=False)
+        return stage(x, condition)

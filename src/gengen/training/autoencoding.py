@@ -1,7 +1,8 @@
 """Training of autoencoders: VAE, the first stage of latent diffusion, VQ-VAE. All losses are sums over an image, in fp32."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ from torch import Tensor
 from gengen.config.errors import UserError
 from gengen.config.model import AutoencoderConfig
 from gengen.config.train import TrainConfig
+from gengen.data.latents import from_moments, moments
 from gengen.evaluation.features import efficientnet
 from gengen.evaluation.metrics import psnr
 from gengen.generation.autoencoder import AutoencoderGenerator
@@ -103,7 +105,7 @@ class Autoencoding(Objective):
         self.adversary = PatchAdversary(self.c.resolved()) if self.c.adversarial else None
         self.signals = ("d_loss", "d_grad_norm") if self.adversary else ()
         self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl") + ("val/bits_per_dim",) * self.elbo
-        self.sums = 4 + self.codes
+        self.sums = 4 + self.codes + (0 if self.elbo else 3 * model.latent_shape[0])
 
     # --- a step
 
@@ -155,7 +157,7 @@ class Autoencoding(Objective):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.adversary:
-            self.adversary.start(self.config.optim, self.device)
+            self.adversary.start(replace(self.config.optim, name="adamw"), self.device)
         return super().configure_optimizers()
 
     def seconds_a_step(self, trial: list[float]) -> float:
@@ -182,19 +184,39 @@ class Autoencoding(Objective):
     def evaluation_sums(self, batch: Batch) -> Tensor:
         images = batch["images"]
         noise = Noise(self.config.seed, batch["index"].tolist(), self.model.latent_shape, images.device)()
-        reconstructions, cost = self.model(images, noise)
+        hidden = self.model.hidden(images)
+        latents, cost = self.model.bottleneck(hidden, noise)
+        reconstructions = self.model.decode(latents)
         loss = self.distortion(images, reconstructions) + self.c.beta * cost.flatten(1).sum(1)
-        shown = self.model(images)[0].clamp(-1, 1)
+        shown = self.model.decode(self.model.bottleneck(hidden)[0]).clamp(-1, 1)
         likeness = psnr((images + 1) / 2, (shown + 1) / 2).clamp(max=100)
         sums = torch.stack([loss.sum(), likeness.sum(), cost.sum(), self.count(batch)]).double()
-        if not self.codes:
-            return sums
-        return torch.cat([sums, torch.bincount(self.model.codes(images).flatten(), minlength=self.codes).double()])
+        counts = torch.bincount(self.model.codes(images).flatten(), minlength=self.codes).double() if self.codes else sums[:0]
+        latent = sums[:0] if self.elbo else moments(*self.model.posterior(hidden)).flatten()
+        return torch.cat([sums, counts, latent])
+
+    def evaluate(self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """As every objective's; and what the latents' channels are like over the held-out images is kept with the weights.
+
+        A VAE's latents are to be N(0, 1), which is what its buffers say from the start.
+        """
+        metrics = super().evaluate(batches, interrupted)
+        if metrics is not None and not self.elbo:
+            for name, value in zip(("latent_mean", "latent_std"), self.latent_statistics, strict=True):
+                getattr(self.model, name).copy_(value)
+                if self.ema is not None:
+                    self.ema[name] = value.to(self.ema[name].device)
+        return metrics
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
+        if not self.elbo:
+            self.latent_statistics = from_moments(sums[4 + self.codes :].unflatten(0, (3, -1)))
         loss, likeness, cost = (sums[:3] / sums[3]).tolist()
         metrics = {"val/loss": loss, "val/psnr": likeness}
-        metrics |= {"val/perplexity": perplexity(sums[4:])} if self.codes else {"val/kl": cost / math.prod(self.model.latent_shape)}
+        if self.codes:
+            metrics["val/perplexity"] = perplexity(sums[4 : 4 + self.codes])
+        else:
+            metrics["val/kl"] = cost / math.prod(self.model.latent_shape)
         if self.elbo:
             assert self.c.channels and self.c.resolution
             nats = loss + (1 - self.c.beta) * cost  # the ELBO's, whatever beta is

@@ -17,9 +17,9 @@ class Beside:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def start(self, c: OptimConfig, device: torch.device) -> None:
-        """Move to a device, and make the optimizer."""
-        self.optimizer = build_optimizer(self.network.to(device), c)
+    def start(self, c: OptimConfig, device: torch.device, hidden_maps: str = "") -> None:
+        """Move to a device, and make the optimizer; hidden_maps: as in `parameter_groups`."""
+        self.optimizer = build_optimizer(self.network.to(device), c, hidden_maps)
 
     def state(self) -> dict[str, Any]:
         return {"weights": self.network.state_dict(), "optimizer": by_name(self.optimizer.state_dict())}

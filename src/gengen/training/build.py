@@ -152,8 +152,8 @@ def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callab
 def fitted_to_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
     """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away;
     and with `compile` settled, so that it repeats the run."""
-    times = StepTimes()
-    objective = build_objective(config, prepared)
+    times, trial = StepTimes(), replace(config, optim=config.optim.for_steps(TRIAL_STEPS))
+    objective = build_objective(trial, prepared)
     compiled = compile_where_it_pays(objective, config, say)
     build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
     spent = objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])])

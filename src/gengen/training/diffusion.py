@@ -58,6 +58,7 @@ class Diffusion(Objective):
     def errors(self, network: Callable[..., Tensor], batch: Batch, labels: Tensor) -> Tensor:
         """The weighted squared error of each image, (B,) fp32."""
         c, x0, eps = self.diffusion, self.data(batch), batch["eps"]
+        assert c.sigma_data, "the data says it (with_data)"
         t = TIME_SAMPLERS[c.times](batch["u"], self.path).to(x0.dtype)
         out = network(*network_inputs(self.path.add_noise(x0, eps, t), t, self.path, c.sigma_data), labels)
         wanted = target(c.prediction, x0, eps, t, self.path, c.sigma_data)

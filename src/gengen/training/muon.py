@@ -31,6 +31,7 @@ def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Groups with muon=True hold matrices, the others what fused AdamW (Loshchilov & Hutter 2019) updates.
 
+    A convolution's weight (out, in, k, k) is taken as the matrix (out, in * k * k) that it applies to each patch.
     A matrix (m, n) moves by lr * sqrt(max(1, m / n)) along the orthogonalised Nesterov momentum of its gradient, after
     decaying by lr * weight_decay. A matrix that stacks several maps (queries, keys and values; gate and up) names the rows of
     each in `parts`, and each is orthogonalised by itself; all of one shape are done in one batch. Rates are set in each
@@ -79,9 +80,9 @@ class Muon(torch.optim.Optimizer):
             p.mul_(1 - group["lr"] * group["weight_decay"] * kept)
             rows = getattr(p, "parts", [len(p)])
             for part, update in zip(p.split(rows), direction.split(rows), strict=True):
-                by_shape[tuple(part.shape)].append((part, update))
+                by_shape[(len(part), part[0].numel())].append((part, update.flatten(1)))
         for (m, n), pairs in by_shape.items():
             updates = orthogonalized(torch.stack([update for _, update in pairs]))
             rate = group["lr"] * max(1.0, m / n) ** 0.5 * kept
             for (part, _), update in zip(pairs, updates, strict=True):
-                part.sub_(update.to(part.dtype) * rate)
+                part.sub_(update.to(part.dtype).view_as(part) * rate)

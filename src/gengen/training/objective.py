@@ -113,7 +113,7 @@ class Objective(L.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.config.optim)
+        return build_optimizer(self.model, self.config.optim, self.config.model.hidden_maps)
 
     def training_step(self, batch: Batch, index: int) -> None:
         if (world := self.trainer.world_size) > 1:  # each rank its own dropout, a function of (seed, step, rank)
@@ -213,7 +213,7 @@ class Objective(L.LightningModule):
         """Set what the step decides of an optimizer."""
         c = self.config.optim
         for group in optimizer.param_groups:
-            group["lr"] = (c.muon_lr if group.get("muon") else c.lr) * rate(self.global_step, self.trainer.max_steps, c)
+            group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * rate(self.global_step, self.trainer.max_steps, c)
 
     def decay(self) -> float:
         """Of the average in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""

@@ -34,6 +34,7 @@ from gengen.training.objective import Batch, Optimizer
 OBJECTIVE = ("score", "kl", "kl_k3", "return", "answer_length", "ended", "beta")  # of an iteration's answers
 UPDATE = ("approx_kl", "clip_fraction", "ratio_max", "entropy")  # of a step
 VALUE = ("value_loss", "explained_variance")
+CRITIC_RATIO = 2.5  # the critic's rate over the policy's, unless stage.critic_lr says it
 ON_POLICY = 1e-4  # how far a log-probability may be from itself when it is computed again in the same way
 
 
@@ -88,15 +89,16 @@ class OnlineRL(LanguageObjective):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self._reference[0].to(self.device)
         if self.critic:
-            self.critic.start(self.config.optim, self.device)
+            self.critic.start(self.config.optim, self.device, self.config.model.hidden_maps)
         return super().configure_optimizers()
 
     def schedule(self, optimizer: Optimizer) -> None:
         super().schedule(optimizer)
         if self.critic and optimizer is self.critic.optimizer:
             assert isinstance(self.c, PPOConfig)
+            peak = self.config.optim.peak_lr
             for group in optimizer.param_groups:
-                group["lr"] *= self.c.critic_lr / self.config.optim.lr
+                group["lr"] *= (self.c.critic_lr or CRITIC_RATIO * peak) / peak
 
     # --- drawing answers
 

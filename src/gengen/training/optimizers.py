@@ -1,6 +1,7 @@
 """Parameter groups, the optimizer, and the learning rate as a function of the step."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -10,11 +11,15 @@ from gengen.config.train import OptimConfig
 from gengen.training.muon import Muon
 
 
-def parameter_groups(model: nn.Module, c: OptimConfig) -> list[dict[str, object]]:
-    """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not. For Muon, the matrices
-    inside blocks are a group of their own: it is for maps between features, which embeddings and heads are not."""
+def parameter_groups(model: nn.Module, c: OptimConfig, hidden_maps: str = "") -> list[dict[str, object]]:
+    """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not.
+
+    hidden_maps: a regular expression for the weights that map features to features (ModelConfig.hidden_maps). With
+    optim=muon they are a group of their own; embeddings, first layers and heads are no such maps.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]  # a tied parameter comes once
-    hidden = {name for name, p in named if c.name == "muon" and p.dim() == 2 and ".blocks." in f".{name}"}
+    muon = c.name == "muon" and hidden_maps
+    hidden = {name for name, p in named if muon and p.dim() >= 2 and re.search(hidden_maps, name)}
     groups: list[dict[str, object]] = [
         {"params": [(name, p) for name, p in named if p.dim() >= 2 and name not in hidden], "weight_decay": c.weight_decay},
         {"params": [(name, p) for name, p in named if p.dim() < 2], "weight_decay": 0.0},
@@ -23,14 +28,19 @@ def parameter_groups(model: nn.Module, c: OptimConfig) -> list[dict[str, object]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, c: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter 2019), or Muon with it; learning rates are set at every step from `rate`."""
-    groups, betas = parameter_groups(model, c), (c.beta1, c.beta2)
+def build_optimizer(model: nn.Module, c: OptimConfig, hidden_maps: str = "") -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov & Hutter 2019), or Muon with it; learning rates are set at every step from `rate`.
+
+    Raises ValueError for optim=muon where `hidden_maps` names no weight: it would be AdamW without a word.
+    """
+    groups, betas = parameter_groups(model, c, hidden_maps), (c.beta1, c.beta2)
+    if c.name == "muon" and not any(group.get("muon") for group in groups):
+        raise ValueError(f"optim=muon finds no hidden maps in {type(model).__name__} by {hidden_maps!r}")
     optimizer: torch.optim.Optimizer
     if c.name == "muon":
-        optimizer = Muon(groups, lr=c.lr, momentum=c.momentum, betas=betas, eps=c.eps)
+        optimizer = Muon(groups, lr=c.peak_lr, momentum=c.momentum, betas=betas, eps=c.eps)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=betas, eps=c.eps, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=c.peak_lr, betas=betas, eps=c.eps, fused=True)
     optimizer.register_load_state_dict_pre_hook(fitting)
     return optimizer
 
