@@ -41,9 +41,7 @@ class OptimConfig:
     ema: float | None = option(
         None, "decay of an average of the weights, kept beside them and sampled from; null = by ema_ratio", above=0, below=1
     )
-    ema_ratio: float | None = option(
-        None, "length of that average as a share of max_steps; null = no average", above=0, below=1
-    )
+    ema_ratio: float | None = option(None, "length of that average as a share of max_steps; null = no average", above=0, below=1)
     final_lr: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
 
     def for_model(self, width: int | None) -> Self:
