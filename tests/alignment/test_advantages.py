@@ -168,6 +168,25 @@ def test_equal_rewards_are_worth_exactly_nothing(how: str) -> None:
     assert not group_advantages(rewards, how).any()
 
 
+@pytest.mark.parametrize(
+    ("how", "golden"),
+    [
+        ("grpo", [1.3, -0.5, -0.4, -0.4]),  # of costs .25, .05, -.05, -.05, centred .2, 0, -.1, -.1
+        ("rloo", [(0.75 - 0.2) * 4 / 3, -1 / 3, -0.2, -0.2]),
+        ("dr_grpo", [0.55, -0.25, -0.15, -0.15]),
+    ],
+)
+def test_costs_are_taken_behind_the_division_by_the_deviation(how: str, golden: list[float]) -> None:
+    """They are nats times beta, whatever the rewards deviate by; where those are all alike, they are all there is."""
+    costs = tensor([0.25, 0.05, -0.05, -0.05], [0.25, 0.05, -0.05, -0.05], [0.25, 0.05, -0.05, 9])
+    advantages = group_advantages(tensor([1, 0, 0, 0], [5, 5, 5, 5], [5, 5, 5, NAN]), how, costs)
+    torch.testing.assert_close(advantages[0], tensor(golden)[0], atol=1e-5, rtol=0)
+    scale = 4 / 3 if how == "rloo" else 1
+    torch.testing.assert_close(advantages[1], scale * tensor([-0.2, 0, 0.1, 0.1])[0])
+    scale = 3 / 2 if how == "rloo" else 1
+    torch.testing.assert_close(advantages[2], scale * tensor([-1 / 6, 1 / 30, 2 / 15, 0])[0])
+
+
 def test_rloo_is_the_reward_minus_the_mean_of_the_others() -> None:
     rewards = seeded(0)
     others = torch.stack([torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1).mean(1) for i in range(9)], 1)

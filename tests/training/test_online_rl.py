@@ -161,7 +161,7 @@ def test_the_first_step_of_an_iteration_is_on_policy(letters: GPT, tmp_path: Pat
     for i, (logged, buffer) in enumerate(zip(run.logged, run.buffers, strict=True)):
         if i in firsts:
             assert (logged["ratio_max"], logged["approx_kl"], logged["clip_fraction"]) == (1, 0, 0)
-            there = buffer["counted"][buffer["rows"]] > 0
+            there = buffer["mask"][buffer["rows"]] > 0
             mean = buffer["advantages"][buffer["rows"]][there].double().mean().item()
             assert logged["loss"] == pytest.approx(-mean, abs=1e-6)
         else:
@@ -365,27 +365,43 @@ def test_the_kl_of_an_answer_may_be_taken_from_what_a_group_compares(letters: GP
     torch.testing.assert_close(objective.buffer["advantages"], expected * objective.buffer["mask"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("how", ["grpo", "rloo", "dr_grpo"])
+def test_the_kl_of_answers_that_score_the_same_is_not_magnified(letters: GPT, tmp_path: Path, how: str) -> None:
+    """All that is known of such answers is that a nat costs beta: advantages are no larger than that."""
+    in_reward = ["stage.kl_in=reward", "stage.kl_estimator=k1", "stage.beta=1e-3", f"stage.advantage={how}"]
+    objective = online(tmp_path, letters, *GRPO, *in_reward, reward="all_alike")
+    moved(objective.model)
+    _, scores, log_probs = judged(objective)
+    assert (scores[scores > 0] == 1).all()
+    kl = (log_probs - objective.buffer["ref"]).sum(1).view(8, 4)
+    alike = (scores.view(8, 4) == 1).all(1)
+    found = objective.buffer["advantages"].sum(1).view(8, 4) / objective.buffer["mask"].sum(1).view(8, 4)
+    factor = 4 / 3 if how == "rloo" else 1
+    assert alike.any() and kl[alike].abs().max() > 0.1
+    torch.testing.assert_close(found[alike], factor * 1e-3 * (kl.mean(1, keepdim=True) - kl)[alike], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_nothing_that_could_be_scored_is_an_error(letters: GPT, tmp_path: Path, argv: list[str]) -> None:
     with pytest.raises(UserError, match="none of the 32 answers of iteration 0 could be scored"):
         judged(online(tmp_path, letters, *argv, "stage.missing_end=null", reward="never_says"))
 
 
-def test_a_group_that_is_all_alike_teaches_nothing(letters: GPT, tmp_path: Path) -> None:
-    """It counts for nothing: not in the mean, not in its KL. Where all groups are alike, there is but the KL to learn from."""
+def test_a_group_that_is_all_alike_keeps_its_kl(letters: GPT, tmp_path: Path) -> None:
+    """Its advantages are 0, and its KL is in the mean like any other's; where all are alike, only the KL is left."""
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", reward="of_the_prompt")
     answers, scores, _ = judged(objective)
     alike = torch.tensor([len(set(group)) == 1 for group in scores.view(-1, 4).tolist()]).repeat_interleave(4)
-    assert 4 <= alike.sum() <= 28
-    counted = objective.minibatch(torch.arange(32))
-    assert objective.count(counted) == sum(len(a.row(0)[1]) for a, same in zip(answers, alike.tolist(), strict=True) if not same)
+    assert 4 <= alike.sum() <= 28 and not objective.buffer["advantages"][alike].any()
+    assert objective.count(objective.minibatch(torch.arange(32))) == sum(len(answer.row(0)[1]) for answer in answers)
     moved(objective.model)
     objective.buffer = {}
     run = fit(objective, 1)
     drawn = {name: tensor[run.buffers[0]["rows"]] for name, tensor in run.buffers[0].items() if tensor.dim() == 2}
-    assert 0 < drawn["counted"].sum() < drawn["mask"].sum()
     losses = -drawn["advantages"] + 0.1 * k2(drawn["old"], drawn["ref"])
-    assert run.logged[0]["loss"] == pytest.approx(losses[drawn["counted"] > 0].mean().item(), abs=1e-6)
+    silent = (drawn["advantages"] == 0).all(1)[:, None] & (drawn["mask"] > 0)
+    assert 0 < silent.sum() < drawn["mask"].sum() and losses[silent].mean() > 1e-4
+    assert run.logged[0]["loss"] == pytest.approx(losses[drawn["mask"] > 0].mean().item(), abs=1e-6)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", reward="all_alike")
     moved(objective.model)
     run = fit(objective, 2)
@@ -475,7 +491,7 @@ def test_no_cast_of_a_rollout_lives_on(letters: GPT, tmp_path: Path, monkeypatch
 
 
 def test_a_step_computes_what_was_computed_before_it(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where some groups are left out: the head then has as many rows as it had, for in bf16 fewer may be rounded otherwise."""
+    """Of as many rows of the head, for in bf16 fewer may be rounded otherwise."""
     places, of = list[int](), answers.read
 
     def counted(model: GPT, tokens: Tensor, mask: Tensor, what: Any) -> Any:
@@ -486,7 +502,7 @@ def test_a_step_computes_what_was_computed_before_it(letters: GPT, tmp_path: Pat
         monkeypatch.setattr(module, "read", counted)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", "trainer.precision=bf16", reward="of_the_prompt")
     run = fit(objective, 2)
-    assert run.logged[0]["ratio_max"] == 1 and run.logged[0]["count"] < places[0]
+    assert run.logged[0]["ratio_max"] == 1 and run.logged[0]["count"] == places[0]
     assert places[:2] == places[2:4] == places[4:]  # by the policy, by its reference, in the two steps
 
 

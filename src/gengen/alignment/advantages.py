@@ -42,17 +42,30 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = Fa
     return whitened if shift_mean else (whitened + mean).where(mask > 0, 0)
 
 
-def group_advantages(rewards: Tensor, how: str) -> Tensor:
+def group_advantages(rewards: Tensor, how: str, costs: Tensor | float = 0.0) -> Tensor:
     """How much better each of a prompt's n responses is than the others, (groups, n) as the rewards; exactly 0 where all are equal.
     One whose reward is NaN is 0, and none of the n.
 
     grpo: (r - mean) / (std + 1e-6), std over n - 1 (Shao et al. 2024); dr_grpo: r - mean (Liu et al. 2025); rloo: r - the mean of the
     n - 1 others (Ahmadian et al. 2024), for n > 1.
+    costs: beta KL of each response, (groups, n), taken from the rewards. For grpo that comes after the division, which is
+    by the deviation of the rewards alone: where those are all equal, nothing magnifies the costs.
     """
-    there = ~rewards.isnan()
-    equal = rewards.where(there, -torch.inf).amax(1, keepdim=True) == rewards.where(there, torch.inf).amin(1, keepdim=True)
-    centred = (rewards - rewards.nanmean(1, keepdim=True)).where(there & ~equal, 0)  # a mean of equal numbers may round to another
-    others = (there.sum(1, keepdim=True) - 1).clamp(min=1).to(rewards)
     if how == "grpo":
-        return centred / ((centred.square().sum(1, keepdim=True) / others).sqrt() + 1e-6)
-    return centred * {"rloo": 1 + 1 / others, "dr_grpo": torch.ones_like(others)}[how]
+        centred = from_mean(rewards)
+        deviation = (centred.square().sum(1, keepdim=True) / others(rewards)).sqrt()
+        return centred / (deviation + 1e-6) + from_mean(0 * rewards - costs)
+    factor = {"rloo": 1 + 1 / others(rewards), "dr_grpo": 1.0}[how]
+    return from_mean(rewards - costs) * factor
+
+
+def others(rewards: Tensor) -> Tensor:
+    """Of (groups, n), one less than how many have a reward, (groups, 1), and 1 at least."""
+    return ((~rewards.isnan()).sum(1, keepdim=True) - 1).clamp(min=1).to(rewards)
+
+
+def from_mean(x: Tensor) -> Tensor:
+    """x (groups, n) less the mean of its row, NaNs left out and 0; exactly 0 where a row is of equal numbers."""
+    there = ~x.isnan()
+    equal = x.where(there, -torch.inf).amax(1, keepdim=True) == x.where(there, torch.inf).amin(1, keepdim=True)
+    return (x - x.nanmean(1, keepdim=True)).where(there & ~equal, 0)  # a mean of equal numbers may round to another

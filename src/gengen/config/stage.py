@@ -90,7 +90,8 @@ class OnlineConfig(StageConfig):
     kl_in: str = choice(
         "reward",
         ["reward", "loss"],
-        "where that KL goes: taken from the reward (of each token; of groups, of each answer), or added to the loss",
+        "where that KL goes: taken from the reward (of each token; of groups, of each answer, after advantage=grpo "
+        "has divided), or added to the loss",
     )
     kl_estimator: str = choice(
         "k1", ["k1", "k2", "k3"], "of that KL: k1 for the reward; for the loss k2 (or k3, the KL's reverse near the end)"

@@ -138,7 +138,7 @@ class OnlineRL(LanguageObjective):
         if not valid.any():
             raise UserError(f"stage={c.name}: none of the {rows} answers of iteration {self.iteration} could be scored")
         mask = mask * valid[:, None]
-        self.buffer, self.cursor = {"tokens": tokens, "mask": mask, "counted": mask.clone()}, 0
+        self.buffer, self.cursor = {"tokens": tokens, "mask": mask}, 0
         old, ref = (
             self.filled(lambda part, model=model: answer_log_probs(model, part["tokens"], part["mask"], c.temperature))  # type: ignore[misc]
             for model in (self.network, self._reference[0])
@@ -154,11 +154,9 @@ class OnlineRL(LanguageObjective):
             self.rolled = {"explained_variance": float(1 - left[0] / left[1].clamp(min=1e-8))}
         else:
             assert isinstance(c, GRPOConfig)
-            worth = scores - self.controller.beta * kl if c.kl_in == "reward" else scores
-            advantages = group_advantages(worth.view(-1, c.group), c.advantage).view(rows, 1)
-            if (told := (advantages != 0).view(-1, c.group).any(1)).any():  # a group that is all alike teaches nothing
-                self.buffer["counted"] = mask * told.repeat_interleave(c.group)[:, None]
-            self.buffer["advantages"] = advantages * mask
+            costs = (self.controller.beta if c.kl_in == "reward" else 0.0) * kl
+            advantages = group_advantages(scores.view(-1, c.group), c.advantage, costs.view(-1, c.group))
+            self.buffer["advantages"] = advantages.view(rows, 1) * mask
         per = kl[valid]
         lengths = torch.tensor([float(len(answer.row(0)[1])) for answer in answers])
         self.rolled |= {
@@ -232,13 +230,13 @@ class OnlineRL(LanguageObjective):
         return self.minibatch(self.rows(self.cursor))
 
     def count(self, batch: Batch) -> Tensor:
-        return batch["counted"].sum() if self.c.aggregate == "token" else (batch["counted"].sum(1) > 0).sum()
+        return batch["mask"].sum() if self.c.aggregate == "token" else (batch["mask"].sum(1) > 0).sum()
 
     def updates(self, batch: Batch, total: Tensor) -> Tensor:
         c = self.c
         self.seen = torch.zeros(4, device=self.device)  # (old - new)^2 / 2, clipped, entropy, summed over tokens; largest |log ratio|
         self.logged |= {name: torch.tensor(value) for name, value in self.rolled.items()}
-        tokens, finite = batch["counted"].sum().clamp(min=1), torch.ones((), dtype=torch.bool, device=self.device)
+        tokens, finite = batch["mask"].sum().clamp(min=1), torch.ones((), dtype=torch.bool, device=self.device)
         if self.critic:  # first: both of its and the policy's updates are then of the same step
             loss = self.accumulate(self.value_loss_sum, batch, tokens, self.critic.network)
             self.logged["value_loss"], _, finite = self.update(self.critic.network, self.critic.optimizer, loss)
@@ -256,8 +254,9 @@ class OnlineRL(LanguageObjective):
         return finite
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        c, mask = self.c, batch["counted"]  # of the head's rows, though, none is left out: fewer may be rounded otherwise than they were
-        log_probs, spread = read(self.network, batch["tokens"], batch["mask"], self.log_probs_and_entropy)  # type: ignore[arg-type]
+        c, mask = self.c, batch["mask"]
+        network: Any = self.network
+        log_probs, spread = read(network, batch["tokens"], mask, self.log_probs_and_entropy)
         losses = clipped_policy_loss(log_probs, batch["old"], batch["advantages"], c.clip, c.clip_high)
         if c.kl_in == "loss":
             losses = losses + self.controller.beta * ESTIMATORS[c.kl_estimator](log_probs, batch["ref"])
