@@ -155,6 +155,17 @@ def test_too_many_bad_steps_stop_the_run_and_leave_its_checkpoints(
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0  # the lock is free and the run goes on
 
 
+def test_a_metric_that_is_not_finite_is_never_the_best(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it is the first, or lower than all others."""
+    values = iter([math.nan, -math.inf, 3.0, 2.0, math.nan])
+    monkeypatch.setattr(Pretraining, "evaluation_metrics", lambda self, sums: {"val/loss": 0.0, "val/bpb": next(values)})
+    argv = [*tiny, "trainer.eval_every=1", "trainer.save_every=5", "trainer.sample_every=5", "trainer.max_steps=5"]
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
+    assert (tmp_path / "r" / "checkpoints" / "BEST").read_text() == "step-000000004\n"
+    state = json.loads((tmp_path / "r" / "checkpoints" / "step-000000005" / "state.json").read_text())
+    assert state["best"] == [4, 2.0]
+
+
 def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: list[str], tmp_path: Path) -> None:
     argv = [*tiny, "model.context=8", "trainer.max_steps=2", "data.prompts=Once upon a time", "data.prompts=Once"]
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
