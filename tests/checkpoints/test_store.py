@@ -58,8 +58,9 @@ def test_numbers_that_are_not_finite_are_kept_in_valid_json(tmp_path: Path) -> N
     saved.optimizer["extra"] = {"rolled": {"score": math.nan, "sure": 0.1}, "losses": torch.tensor([math.nan, 1.0])}
     back = read(store.save(tmp_path, saved))
     assert back.state == saved.state
-    assert math.isnan(back.optimizer["extra"]["rolled"].pop("score")) and back.optimizer["extra"]["rolled"] == {"sure": 0.1}
-    assert back.optimizer["extra"]["losses"].isnan().tolist() == [True, False]
+    extra = back.optimizer["extra"]
+    assert math.isnan(extra["rolled"].pop("score")) and extra["rolled"] == {"sure": 0.1}
+    assert extra["losses"].isnan().tolist() == [True, False]
     for path in (tmp_path / "step-000000007").glob("*.json"):
         json.loads(path.read_text(), parse_constant=no_json)
         if path.name != "tokenizer.json":
@@ -71,7 +72,7 @@ def test_whatever_keeps_a_checkpoint_from_being_written_is_a_failed_save(tmp_pat
     store.save(tmp_path, checkpoint(1))
     odd = checkpoint(2)
     odd.state["odd"] = {1, 2}
-    with pytest.raises(store.SaveFailed, match="step 2 could not be written to .*: TypeError: .*set is not JSON serializable"):
+    with pytest.raises(store.SaveFailed, match=r"step 2 could not be written to .*: TypeError: .*set is not JSON"):
         store.save(tmp_path, odd)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-000000001"]
 

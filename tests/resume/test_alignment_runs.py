@@ -107,7 +107,7 @@ def test_a_signal_inside_a_rollout(after_base: Made, tmp_path: Path, monkeypatch
     same_run(straight, tmp_path / "r")
 
 
-def test_a_number_that_is_not_finite_stops_no_save_and_is_resumed(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_a_number_stops_no_save(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an iteration found belongs to the checkpoint, NaN and infinity, too; so does the table of its answers."""
     judge, write_table = OnlineRL.judge, OnlineRL.write_table
 
@@ -115,15 +115,20 @@ def test_a_number_that_is_not_finite_stops_no_save_and_is_resumed(after_base: Ma
         judge(self, answers)
         self.rolled |= {"explained_variance": math.nan, "return": -math.inf}
 
+    def written(self: OnlineRL, answers: list[Any], scores: list[float], kl: list[float]) -> None:
+        write_table(self, answers, scores, [math.inf, math.nan, *kl[2:]])
+
     monkeypatch.setattr(OnlineRL, "judge", judged)
-    monkeypatch.setattr(OnlineRL, "write_table", lambda self, a, s, kl: write_table(self, a, s, [math.inf, math.nan, *kl[2:]]))
+    monkeypatch.setattr(OnlineRL, "write_table", written)
     settings, _ = after_base("ppo")
     argv = [*settings, "trainer.eval_every=3", f"runs_dir={tmp_path}"]
     assert main(["train", *argv, "run=a", "stop_at=3"]) == 0
-    assert main(["train", *argv, "run=b", "stop_at=2"]) == 0 and main(["train", f"runs_dir={tmp_path}", "run=b", "stop_at=3"]) == 0
+    assert main(["train", *argv, "run=b", "stop_at=2"]) == 0
+    assert main(["train", f"runs_dir={tmp_path}", "run=b", "stop_at=3"]) == 0
     same_checkpoint(last_checkpoint(tmp_path / "a"), last_checkpoint(tmp_path / "b"))
-    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in "ab"]
-    assert [[(str(row["explained_variance"]), row["return"]) for row in curve] for curve in rows] == [[("nan", -math.inf)] * 3] * 2
+    for run in "ab":
+        rows = read_metrics(tmp_path / run / "metrics.csv")
+        assert [(str(row["explained_variance"]), row["return"]) for row in rows] == [("nan", -math.inf)] * 3
     table = (tmp_path / "a" / "samples" / "step-000000000-answers.jsonl").read_text().splitlines()
     kl = [json.loads(line, parse_constant=pytest.fail)["kl"] for line in table]
     assert kl[:2] == [{"float": "inf"}, {"float": "nan"}] and all(math.isfinite(nats) for nats in kl[2:])

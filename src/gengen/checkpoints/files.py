@@ -43,7 +43,8 @@ def with_special_floats(tree: Any) -> Any:
 
 def to_json(tree: Any) -> str:
     """Canonical JSON: the same tree is always the same text, which `read_json` makes the same tree again."""
-    return json.dumps(without_special_floats(tree), ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    tree = without_special_floats(tree)
+    return json.dumps(tree, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_text(path: Path, limit: int) -> str:

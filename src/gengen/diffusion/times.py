@@ -7,7 +7,6 @@ from torch import Tensor
 
 from gengen.diffusion.paths import Path
 
-
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, cover (0, 1) evenly however many there are
 GRID = 2**24  # u is the middle of one of so many parts: never 0, never 1
 
