@@ -1,6 +1,7 @@
 """The format and the store: nothing is lost, nothing damaged is used, nothing in a checkpoint can run."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from gengen.checkpoints import store
-from gengen.checkpoints.files import Damaged, to_json
+from gengen.checkpoints.files import Damaged, read_json, to_json
 from gengen.checkpoints.format import Checkpoint, digest, load_weights, pack, read, read_weights, unique_state, unpack, verify
 from gengen.checkpoints.run import Run, create, find
 from gengen.config.errors import NoCheckpoint, RunLocked, UserError
@@ -44,6 +45,36 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     )
     torch.testing.assert_close(saved.model, wanted.model, rtol=0, atol=0)
     torch.testing.assert_close(saved.optimizer, wanted.optimizer, rtol=0, atol=0)
+
+
+def no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_numbers_that_are_not_finite_are_kept_in_valid_json(tmp_path: Path) -> None:
+    """At any depth; and what looks like one, but is none, is not taken for it."""
+    saved = checkpoint(7)
+    saved.state |= {"best": [4, math.inf], "kl": {"beta": -math.inf}, "word": {"float": "low"}, "text": "nan"}
+    saved.optimizer["extra"] = {"rolled": {"score": math.nan, "sure": 0.1}, "losses": torch.tensor([math.nan, 1.0])}
+    back = read(store.save(tmp_path, saved))
+    assert back.state == saved.state
+    extra = back.optimizer["extra"]
+    assert math.isnan(extra["rolled"].pop("score")) and extra["rolled"] == {"sure": 0.1}
+    assert extra["losses"].isnan().tolist() == [True, False]
+    for path in (tmp_path / "step-000000007").glob("*.json"):
+        json.loads(path.read_text(), parse_constant=no_json)
+        if path.name != "tokenizer.json":
+            assert to_json(read_json(path)) == path.read_text()
+
+
+def test_whatever_keeps_a_checkpoint_from_being_written_is_a_failed_save(tmp_path: Path) -> None:
+    """So that a run can go on; nothing is left of it, and the older checkpoint is there."""
+    store.save(tmp_path, checkpoint(1))
+    odd = checkpoint(2)
+    odd.state["odd"] = {1, 2}
+    with pytest.raises(store.SaveFailed, match=r"step 2 could not be written to .*: TypeError: .*set is not JSON"):
+        store.save(tmp_path, odd)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-000000001"]
 
 
 def test_pack_moves_every_tensor_out_and_back() -> None:

@@ -1,6 +1,7 @@
 """Stopped and resumed equals never stopped, for every stage after pretraining: inside an epoch, inside an iteration, inside a rollout."""
 
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -104,6 +105,33 @@ def test_a_signal_inside_a_rollout(after_base: Made, tmp_path: Path, monkeypatch
         assert store.step_of(last_checkpoint(tmp_path / "r")) == step
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
     same_run(straight, tmp_path / "r")
+
+
+def test_not_a_number_stops_no_save(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an iteration found belongs to the checkpoint, NaN and infinity, too; so does the table of its answers."""
+    judge, write_table = OnlineRL.judge, OnlineRL.write_table
+
+    def judged(self: OnlineRL, answers: list[Any]) -> None:
+        judge(self, answers)
+        self.rolled |= {"explained_variance": math.nan, "return": -math.inf}
+
+    def written(self: OnlineRL, answers: list[Any], scores: list[float], kl: list[float]) -> None:
+        write_table(self, answers, scores, [math.inf, math.nan, *kl[2:]])
+
+    monkeypatch.setattr(OnlineRL, "judge", judged)
+    monkeypatch.setattr(OnlineRL, "write_table", written)
+    settings, _ = after_base("ppo")
+    argv = [*settings, "trainer.eval_every=3", f"runs_dir={tmp_path}"]
+    assert main(["train", *argv, "run=a", "stop_at=3"]) == 0
+    assert main(["train", *argv, "run=b", "stop_at=2"]) == 0
+    assert main(["train", f"runs_dir={tmp_path}", "run=b", "stop_at=3"]) == 0
+    same_checkpoint(last_checkpoint(tmp_path / "a"), last_checkpoint(tmp_path / "b"))
+    for run in "ab":
+        rows = read_metrics(tmp_path / run / "metrics.csv")
+        assert [(str(row["explained_variance"]), row["return"]) for row in rows] == [("nan", -math.inf)] * 3
+    table = (tmp_path / "a" / "samples" / "step-000000000-answers.jsonl").read_text().splitlines()
+    kl = [json.loads(line, parse_constant=pytest.fail)["kl"] for line in table]
+    assert kl[:2] == [{"float": "inf"}, {"float": "nan"}] and all(math.isfinite(nats) for nats in kl[2:])
 
 
 def test_the_kl_controller_is_in_the_checkpoint(after_base: Made) -> None:

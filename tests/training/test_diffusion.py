@@ -109,6 +109,16 @@ def test_evaluation_does_not_depend_on_how_it_is_cut() -> None:
     assert whole[1] == 8
 
 
+@pytest.mark.parametrize("weighting", ["none", "edm", "min_snr"])
+@pytest.mark.parametrize("prediction", ["velocity", "x0", "edm"])
+@pytest.mark.parametrize("times", ["logit_normal", "lognormal"])
+def test_every_index_has_a_finite_evaluation_loss(prediction: str, weighting: str, times: str) -> None:
+    o = objective(f"model.prediction={prediction}", f"model.weighting={weighting}", f"model.times={times}")
+    o.model.forward = lambda x, level, labels: x  # type: ignore[method-assign, assignment]
+    for index in (4674, 7258, 8855):
+        assert o.evaluation_sums(batch(1) | {"index": torch.tensor([index])}).isfinite().all()
+
+
 def test_latents_are_drawn_anew_from_their_posterior() -> None:
     o = objective(prepared=LATENTS)
     mean, std = torch.randn(8, 1, 8, 8), torch.rand(8, 1, 8, 8)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from gengen.checkpoints import store
 from gengen.cli import main
-from gengen.data.text import Steps
+from gengen.config.compose import compose_train, read_command_line
+from gengen.config.train import TrainerConfig
+from gengen.data.text import Steps, TextData, prepare_for
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
+from gengen.training.build import build_objective, fitted_to_budget, steps_within
 from gengen.training.language import Pretraining, bits_per_byte
 from gengen.training.metrics import read_metrics
 
@@ -121,6 +125,34 @@ def test_a_budget_becomes_a_number_of_steps_and_leaves_no_other_trace(
         assert (timed / name).read_bytes() == (counted / name).read_bytes()
 
 
+def test_how_many_steps_fit_in_a_budget_by_hand() -> None:
+    """Of 1 s; an evaluation every 10 takes 3 s, samples every 20 take 5 s, a save every 4, and with each evaluation,
+    takes 2 s. The last step has all three. So 20 steps take 20 + 2 * 3 + 5 + (5 + 1) * 2 = 43 s, and one more 11 s."""
+    c = TrainerConfig(eval_every=10, sample_every=20, save_every=4)
+    assert [steps_within(budget, c, 1, 3, 5, 2) for budget in (43, 53.9, 54)] == [20, 20, 21]
+    assert [steps_within(budget, c, 1, 3, 5, 2) for budget in (-5, 10.9, 11)] == [-1, 0, 1]
+    assert steps_within(43, c, 1, 0, 0, 0) == 43
+
+
+def test_evaluations_count_in_a_budget(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times that the trial finds are of this machine; at least it must find what each of the three waits for."""
+    waits = {(Pretraining, "evaluate"): 0.05, (Pretraining, "write_samples"): 0.06, (store, "save"): 0.02}
+
+    def slowed(right: Any, wait: float) -> Any:
+        return lambda *args: (time.sleep(wait), right(*args))[1]
+
+    for (owner, name), wait in waits.items():
+        monkeypatch.setattr(owner, name, slowed(getattr(owner, name), wait))
+    own = ["trainer.max_steps=null", "trainer.budget=8s", f"runs_dir={tmp_path}"]
+    every = ["trainer.eval_every=1", "trainer.sample_every=2", "trainer.save_every=3"]
+    config = compose_train(read_command_line([*tiny, *own, *every]))
+    prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+    config.model.vocab_size = 257  # type: ignore[attr-defined]
+    steps = fitted_to_budget(config, prepared, print).trainer.max_steps
+    assert steps and steps * (0.05 + 0.06 / 2 + 0.02) < 8
+    assert list(tmp_path.iterdir()) == []
+
+
 def poisoned(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     right = Pretraining.loss_sum
 
@@ -155,6 +187,21 @@ def test_too_many_bad_steps_stop_the_run_and_leave_its_checkpoints(
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0  # the lock is free and the run goes on
 
 
+def test_not_a_number_is_never_the_best(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it is the first, or lower than all others."""
+    values = iter([math.nan, -math.inf, 3.0, 2.0, math.nan])
+
+    def found(self: Pretraining, sums: Tensor) -> dict[str, float]:
+        return {"val/loss": 0.0, "val/bpb": next(values)}
+
+    monkeypatch.setattr(Pretraining, "evaluation_metrics", found)
+    argv = [*tiny, "trainer.eval_every=1", "trainer.save_every=5", "trainer.sample_every=5", "trainer.max_steps=5"]
+    assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
+    assert (tmp_path / "r" / "checkpoints" / "BEST").read_text() == "step-000000004\n"
+    state = json.loads((tmp_path / "r" / "checkpoints" / "step-000000005" / "state.json").read_text())
+    assert state["best"] == [4, 2.0]
+
+
 def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: list[str], tmp_path: Path) -> None:
     argv = [*tiny, "model.context=8", "trainer.max_steps=2", "data.prompts=Once upon a time", "data.prompts=Once"]
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
@@ -175,10 +222,6 @@ def test_the_loss_is_fp32_under_autocast() -> None:
 
 def test_a_constant_predictor_has_the_bits_per_byte_of_its_entropy(tiny: list[str], tmp_path: Path) -> None:
     """The whole protocol from text to val/bpb: logits of zero cost log2 V bits a token, and a byte is a token."""
-    from gengen.config.compose import compose_train, read_command_line
-    from gengen.data.text import TextData, prepare_for
-    from gengen.training.build import build_objective
-
     config = compose_train(read_command_line(tiny))
     prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
     config.model.vocab_size = 257  # type: ignore[attr-defined]

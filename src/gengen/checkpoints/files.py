@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from gengen.config.errors import UserError
 from gengen.config.limits import parse_json
 
 MAX_JSON = 16 * 2**20  # bytes
+NOT_FINITE = ("nan", "inf", "-inf")  # as {"float": one of them} in our JSON, which has no numbers for them
 
 
 class Damaged(UserError):
@@ -21,8 +23,27 @@ class Damaged(UserError):
         self.path, self.reason = path, reason
 
 
+def without_special_floats(tree: Any) -> Any:
+    """The tree with {"float": "nan"}, "inf" or "-inf" in place of each number that is not finite."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return {"float": str(float(tree))}
+    if isinstance(tree, dict):
+        return {key: without_special_floats(value) for key, value in tree.items()}
+    return [without_special_floats(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def with_special_floats(tree: Any) -> Any:
+    """The inverse of `without_special_floats`."""
+    if isinstance(tree, dict):
+        if set(tree) == {"float"} and tree["float"] in NOT_FINITE:
+            return float(tree["float"])
+        return {key: with_special_floats(value) for key, value in tree.items()}
+    return [with_special_floats(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def to_json(tree: Any) -> str:
-    """Canonical JSON: the same tree is always the same text."""
+    """Canonical JSON: the same tree is always the same text, which `read_json` makes the same tree again."""
+    tree = without_special_floats(tree)
     return json.dumps(tree, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -46,7 +67,7 @@ def read_text(path: Path, limit: int) -> str:
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     """What a JSON file spells; raises Damaged where it is missing, too large, nested too deeply or no JSON."""
     try:
-        return parse_json(read_text(path, limit))
+        return with_special_floats(parse_json(read_text(path, limit)))
     except ValueError as error:
         raise Damaged(path, f"not JSON ({error})") from None
 

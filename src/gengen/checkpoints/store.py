@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from gengen.checkpoints.files import Damaged, fsync, replace_text
 from gengen.checkpoints.format import Checkpoint, verify, write
 from gengen.config.errors import NoCheckpoint, UserError
@@ -40,9 +38,12 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         check_space(root, checkpoint.nbytes(), checkpoint.nbytes())
         return staged(root, checkpoint)
-    except (OSError, SafetensorError) as error:
+    except SaveFailed:
+        raise
+    except Exception as error:  # whatever it is, training can go on
         sweep(root)
-        raise SaveFailed(f"step {checkpoint.step} could not be written to {root}: {error}") from None
+        what = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise SaveFailed(f"step {checkpoint.step} could not be written to {root}: {what}") from error
 
 
 def check_space(root: Path, needed: int, size: int) -> None:

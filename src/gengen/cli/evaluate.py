@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gengen.checkpoints.files import replace_text, to_json
+from gengen.checkpoints.files import replace_text, to_json, without_special_floats
 from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
 from gengen.config.redact import redact
@@ -49,6 +49,6 @@ def main(argv: list[str]) -> int:
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
         result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", print)
-    print(json.dumps(result))
+    print(json.dumps(without_special_floats(result)))
     replace_text(run / "evaluation.json", redact(to_json(result)))
     return 0

@@ -123,7 +123,7 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         config = replace(config, trainer=replace(config.trainer, max_steps=wanted))
     if config.trainer.max_steps is None:
         with Interruption() as interruption:
-            config = fitted_to_budget(config, prepared, console.say)
+            config = fitted_to_budget(config, prepared, console.say, interruption)
         if interruption():
             return interruption.exit_code
         steps, compiled = config.trainer.max_steps, config.trainer.compile

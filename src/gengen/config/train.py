@@ -69,7 +69,7 @@ class TrainerConfig:
     """How long and on what a run trains."""
 
     max_steps: int | None = positive(None, "steps in all, the horizon of every schedule; null = what fits budget here", on_resume="warned")
-    budget: str = option("4m", "training time, such as 90s, 4m or 2h, that a new run chooses its max_steps for", on_resume="free")
+    budget: str = option("4m", "time in all (90s, 4m, 2h) that a new run chooses its max_steps for", on_resume="free")
     save_every: int = positive(100, "steps between checkpoints", on_resume="free")
     eval_every: int = positive(100, "steps between evaluations on the validation part", on_resume="free")
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")

@@ -7,16 +7,26 @@ from torch import Tensor
 
 from gengen.diffusion.paths import Path
 
+GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, cover (0, 1) evenly however many there are
+GRID = 2**24  # u is the middle of one of so many parts: never 0, never 1
+
 
 def stratified(rows: int, generator: torch.Generator) -> Tensor:
     """(rows,) fp64 in (0, 1): one in each of `rows` equal cells, in random order.
 
     Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021, App. I.1).
     """
-    grid = 2**24  # the middle of one of 2^24 parts of the cell: never 0, never 1
     cell = torch.randperm(rows, generator=generator, device=generator.device)
-    within = (torch.randint(grid, (rows,), generator=generator, device=generator.device).double() + 0.5) / grid
+    within = (torch.randint(GRID, (rows,), generator=generator, device=generator.device).double() + 0.5) / GRID
     return (cell + within) / rows
+
+
+def indexed(index: Tensor) -> Tensor:
+    """(N,) fp64 in (0, 1), a function of each index (N,) alone; those of neighbouring indices cover (0, 1) evenly.
+
+    Not in fp32, which from index 4674 on rounds some of them to 0, where no weight and no quantile is finite.
+    """
+    return (((index.double() + 0.5) * GOLDEN % 1 * GRID).floor() + 0.5) / GRID
 
 
 def uniform(u: Tensor, path: Path) -> Tensor:

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import math
 import time
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as L
@@ -20,7 +23,7 @@ from gengen.checkpoints.files import Damaged
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
-from gengen.config.train import TrainConfig, seconds
+from gengen.config.train import TrainConfig, TrainerConfig, seconds
 from gengen.generation.load import start_from
 from gengen.hardware import pick_compile
 from gengen.registry import DATA, MODELS
@@ -149,15 +152,65 @@ def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callab
     return compiled
 
 
-def fitted_to_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
-    """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away;
-    and with `compile` settled, so that it repeats the run."""
-    times, trial = StepTimes(), replace(config, optim=config.optim.for_steps(TRIAL_STEPS))
-    objective = build_objective(trial, prepared)
+class Trial(StepTimes):
+    """Steps that are timed, and after them an evaluation, samples and a save, as a run has between its steps."""
+
+    def __init__(self, val_batches: Callable[[], Any], folder: Path, interrupted: Callable[[], bool]):
+        super().__init__()
+        self.val_batches, self.folder, self.interrupted = val_batches, folder, interrupted
+        self.evaluation = self.samples = self.save = 0.0  # seconds
+
+    def on_train_end(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        assert isinstance(objective, Objective)
+        moments = [time.perf_counter()]
+        objective.evaluate(self.val_batches(), self.interrupted)
+        moments.append(time.perf_counter())
+        with objective.averaged():
+            objective.write_samples(self.folder / "step-000000000", self.interrupted)
+        moments.append(time.perf_counter())
+        trainer.save_checkpoint(self.folder)
+        store.prune(self.folder, 1)
+        moments.append(time.perf_counter())
+        self.evaluation, self.samples, self.save = (b - a for a, b in pairwise(moments))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, objective: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(objective, Objective)
+        weights = {"ema": objective.ema, "extra": objective.extra_state()}
+        checkpoint["gengen"] = weights | {"config": {}, "state": {}, "tokenizer": None, "facts": {}}
+
+
+def steps_within(budget: float, c: TrainerConfig, step: float, evaluation: float, samples: float, save: float) -> int:
+    """How many steps fit in a budget with what comes between them; all in seconds. Each evaluation is taken for the
+    best so far, which is saved."""
+
+    def spent(n: int) -> float:
+        evaluations, previews = math.ceil(n / c.eval_every), math.ceil(n / c.sample_every)  # the last step has both
+        saves = math.ceil(n / c.save_every) + n // c.eval_every - n // math.lcm(c.save_every, c.eval_every)
+        return n * step + evaluations * evaluation + previews * samples + saves * save
+
+    return bisect_right(range(int(budget / step) + 2), budget, key=spent) - 1
+
+
+def fitted_to_budget(
+    config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool] = lambda: False
+) -> TrainConfig:
+    """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that
+    is thrown away, of an evaluation, samples and a save; and with `compile` settled, so that it repeats the run. The
+    trial is part of the budget, and so is what the first steps take longer than others, which comes again."""
+    begun = time.perf_counter()
+    objective = build_objective(replace(config, optim=config.optim.for_steps(TRIAL_STEPS)), prepared)
     compiled = compile_where_it_pays(objective, config, say)
-    build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
-    spent = objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])])
-    steps = max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
+    datamodule = build_datamodule(config, prepared)
+    Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".trial-", dir=config.runs_dir) as folder:
+        times = Trial(datamodule.val_batches, Path(folder), interrupted)
+        build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=datamodule)
+    trial = [b - a for a, b in pairwise([times.begun, *times.ends])]
+    spent = objective.seconds_a_step(trial)
+    warm_up = max(0.0, sum(trial[: TRIAL_STEPS // 4]) - TRIAL_STEPS // 4 * spent)
+    left = seconds("trainer.budget", config.trainer.budget) - warm_up - (time.perf_counter() - begun)
+    within = steps_within(left, config.trainer, spent, times.evaluation, times.samples, times.save)
+    steps = max(TRIAL_STEPS, within)
     return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
 
 

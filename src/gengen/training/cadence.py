@@ -243,8 +243,9 @@ class Cadence(L.Callback):
         self.evaluated, self.latest = trainer.global_step, metrics
         if warning := objective.warning(metrics):
             self.console.say(f"warning: step {trainer.global_step}: {warning}")
-        if self.best is None or metrics[objective.monitor] < self.best[1]:
-            self.best = (trainer.global_step, metrics[objective.monitor])
+        value = metrics[objective.monitor]
+        if math.isfinite(value) and (self.best is None or value < self.best[1]):
+            self.best = (trainer.global_step, value)
         return metrics
 
     def sample(self, objective: Objective, step: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gengen.config.model import UNetConfig
 from gengen.config.train import TrainConfig
 from gengen.diffusion.parameterizations import network_inputs, target
-from gengen.diffusion.times import TIME_SAMPLERS, stratified
+from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
 from gengen.generation.image import ImageGenerator, path_of
 from gengen.generation.load import load_generator
@@ -19,8 +19,6 @@ from gengen.generation.pictures import enlarged, grid, write_png
 from gengen.models.flops import forward_flops
 from gengen.models.unet import NULL, UNet
 from gengen.training.objective import Batch, Objective
-
-GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, spread evenly however many there are
 
 
 class Diffusion(Objective):
@@ -75,7 +73,7 @@ class Diffusion(Objective):
         c, index = self.diffusion, batch["index"]
         assert c.channels and c.resolution
         noise = Noise(self.config.seed, index.tolist(), (c.channels, c.resolution, c.resolution), self.device)
-        drawn = {"u": ((index + 0.5) * GOLDEN) % 1, "eps": noise(), "posterior": noise()}
+        drawn = {"u": indexed(index), "eps": noise(), "posterior": noise()}
         errors = self.errors(self.model, batch | drawn, batch["labels"])
         return torch.stack([errors.double().sum(), self.count(batch).double()])
 

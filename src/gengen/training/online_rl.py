@@ -14,7 +14,7 @@ from gengen.alignment.advantages import gae, group_advantages, token_rewards, wh
 from gengen.alignment.kl import ESTIMATORS, KLController, k3
 from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
 from gengen.alignment.losses import aggregate, clipped_policy_loss, clipped_value_loss
-from gengen.checkpoints.files import replace_text
+from gengen.checkpoints.files import replace_text, without_special_floats
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
 from gengen.config.stage import GRPOConfig, OnlineConfig, PPOConfig, weighted_reward
@@ -220,7 +220,7 @@ class OnlineRL(LanguageObjective):
             }
             for a, score, nats in zip(answers, scores, kl, strict=True)
         ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json.dumps(without_special_floats(line), ensure_ascii=False) + "\n" for line in lines)
         replace_text(folder / f"step-{self.global_step:09d}-answers.jsonl", redact(text))
 
     # --- a step
