@@ -150,12 +150,12 @@ class TextGenerator:
         else:
             samples = self.generate(prompts, n=config.n, **settings)
         spent = time.perf_counter() - start
+        if config.out:
+            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
         between = "\n" if self.tokenizer.chat else ""  # an answer does not go on with its prompt
         for sample in samples:
             say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
         tokens = sum(len(sample.tokens) for sample in samples)
-        if config.out:
-            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
         return f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s"
 
     def stream(
