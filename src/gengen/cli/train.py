@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -309,9 +310,18 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
         console.say(
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
-    if interruption.exit_code == 75 and (slurm_job := os.environ.get("SLURM_JOB_ID")) and (scontrol := shutil.which("scontrol")):
-        subprocess.run([scontrol, "requeue", slurm_job], check=False)
-        console.say(f"requeued as SLURM job {slurm_job}")
+    if interruption.exit_code == 75:
+        requeue(console.say)
     if newest:
         generator = MODELS[config.model.name].load_for("generator", config.stage.name)
         console.say(generator.command_hint.format(run=run.path))
+
+
+def requeue(say: Callable[[str], None]) -> None:
+    """Have SLURM start this job again; of an array, this task alone. Does nothing where there is no SLURM."""
+    where = os.environ
+    own = f"{where['SLURM_ARRAY_JOB_ID']}_{where['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_TASK_ID" in where else where.get("SLURM_JOB_ID")
+    if own and (scontrol := shutil.which("scontrol")):
+        done = subprocess.run([scontrol, "requeue", own], capture_output=True, encoding="utf8", errors="replace")
+        failure = done.stderr.strip() or f"exit {done.returncode}"
+        say(f"warning: scontrol requeue {own}: {failure}" if done.returncode else f"requeued as SLURM job {own}")
