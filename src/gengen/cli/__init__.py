@@ -5,7 +5,8 @@ import sys
 from importlib import import_module
 
 from gengen.cli.screen import screened
-from gengen.config.errors import UserError, did_you_mean
+from gengen.config.errors import UserError, did_you_mean, place, raised
+from gengen.registry import own_packages
 
 COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align", "doctor"]
 
@@ -28,9 +29,14 @@ def answered(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # a folder that is gone or may not be written, a full disk: it names the file
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if place(error, own := own_packages()):  # a plugin or what it has registered
+            print(f"error: {raised(error, own)}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError):  # a folder that is gone or may not be written, a full disk: it names the file
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        raise
     except KeyboardInterrupt:  # before training starts, whose own handlers save first
         print("interrupted", file=sys.stderr)
         return 130

@@ -132,23 +132,33 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
             f"repeats this run"
         )
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
+    empty = not any(run.path.iterdir())
     run.lock()
     if (run.path / "config.json").exists():
         raise UserError(f"{run.path} was begun by another process meanwhile; run={run.name} goes on with it")
     config = replace(config, run=run.name)
-    for name, folder in prepared.dependencies.items():
-        copy_folder(folder, run.path / name)
-    for name, folder in kept.items():
-        copy_weights(folder, run.path / name)
-    if tokenizer is not None:
-        replace_text(run.path / "tokenizer.json", tokenizer)
-    run.write_config(stored(config))
     try:
+        for name, folder in prepared.dependencies.items():
+            copy_folder(folder, run.path / name)
+        for name, folder in kept.items():
+            copy_weights(folder, run.path / name)
+        if tokenizer is not None:
+            replace_text(run.path / "tokenizer.json", tokenizer)
+        run.write_config(stored(config))
         return execute(job(config, run.path, checkpoint, source), console, prepared, run)
-    except UserError:
-        if not (run.path / "metrics.csv").exists():  # it has not begun to train: the mended command may have its name
-            shutil.rmtree(run.path)
+    except BaseException:
+        if empty and not has_begun(run):  # the mended command may have its name
+            run.unlock()
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
+
+
+def has_begun(run: Run) -> bool:
+    """Whether a run holds what training has made of it: a checkpoint or a row of its curve."""
+    from gengen.checkpoints import store
+    from gengen.training.metrics import read_metrics
+
+    return bool(store.all_steps(run.checkpoints) or read_metrics(run.path / "metrics.csv"))
 
 
 def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None) -> Any:
