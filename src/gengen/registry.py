@@ -13,7 +13,29 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from gengen.config.errors import UserError, did_you_mean
+from gengen.config.errors import UserError, did_you_mean, raised
+
+PLUGINS: set[str] = set()
+"""The modules that `plugins=` named, once they are imported."""
+
+
+def own_packages() -> set[str]:
+    """The top-level packages of the user's own code: of plugins, and of what they have registered."""
+    entries = [entry for registry in (MODELS, DATA, STAGES) for entry in registry.entries.values()]
+    modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *REWARDS.values()]
+    return {module.partition(":")[0].split(".")[0] for module in modules} - {"gengen"}
+
+
+def imported(path: str) -> Any:
+    """What "module:attribute" names. Raises UserError where a user's own cannot be imported."""
+    module, _, attribute = path.partition(":")
+    package = module.split(".")[0]
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:
+        if package == "gengen":
+            raise
+        raise UserError(f"{path} cannot be imported: {raised(error, [package])}") from error
 
 
 @dataclass(frozen=True)
@@ -35,8 +57,10 @@ class Entry:
         if part not in self.builds:
             known = [p for p in self.builds if p.split(":")[0] == part.split(":")[0]]
             raise UserError(f"{self.name} has no {part.replace(':', ' for stage ')}" + did_you_mean(part, known))
-        module, _, attribute = self.builds[part].partition(":")
-        return getattr(import_module(module), attribute)
+        try:
+            return imported(self.builds[part])
+        except UserError as error:
+            raise UserError(f"{part.replace(':', ' for stage ')} of {self.name}: {error}") from error
 
 
 class Registry:
@@ -82,8 +106,7 @@ def register_reward(name: str) -> Callable[[Callable[[str, str, bool], float]], 
 
 def reward_function(name: str) -> Callable[[str, str, bool], float]:
     """The registered function of that name, imported."""
-    module, _, attribute = REWARDS[name].partition(":")
-    function: Callable[[str, str, bool], float] = getattr(import_module(module), attribute)
+    function: Callable[[str, str, bool], float] = imported(REWARDS[name])
     return function
 
 

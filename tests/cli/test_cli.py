@@ -1,9 +1,12 @@
 """The commands as a user types them."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,44 @@ def test_evaluate_finds_what_training_logged(trained: Path, capsys: pytest.Captu
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["val/bpb"] == pytest.approx(read_metrics(trained / "metrics.csv")[-1]["val/bpb"], rel=1e-6)
     assert json.loads((trained / "evaluation.json").read_text()) == result
+    (trained / "evaluation.json").unlink()
+
+
+def ascii_screen() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+
+def closed_pipe() -> io.TextIOWrapper:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize("screen", [ascii_screen, closed_pipe, lambda: None], ids=["ascii", "closed pipe", "no screen"])
+def test_no_screen_ends_a_command(
+    trained: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: Callable[[], io.TextIOWrapper | None]
+) -> None:
+    """What a screen cannot show is replaced, or lost; every file is as with a screen that shows all."""
+    commands = {
+        "train": [*tiny, f"runs_dir={tmp_path}", "run=r", "trainer.max_steps=2", "trainer.sample_every=1", "data.prompts=été"],
+        "sample": [str(trained), "prompt=été", "max_tokens=8", f"out={tmp_path / 'out.jsonl'}"],
+        "evaluate": [str(trained), "samples=0"],
+        "doctor": [str(trained)],
+        "export": [str(trained), f"out={tmp_path / 'exported'}"],
+        "prepare": [*tiny],
+    }
+    for command, argv in commands.items():
+        stream = screen()
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([command, *argv]) == 0, command
+        assert sys.stdout is stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.flush()  # as Python does at exit
+            if isinstance(stream.buffer, io.BytesIO) and command == "sample":
+                assert b"?t?" in stream.buffer.getvalue()
+    assert "été" in (tmp_path / "r" / "log.txt").read_text("utf8")
+    assert store.newest(tmp_path / "r" / "checkpoints") is not None
+    assert json.loads((tmp_path / "out.jsonl").read_text("utf8"))["prompt"] == "été"
     (trained / "evaluation.json").unlink()
 
 

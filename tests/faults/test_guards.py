@@ -15,6 +15,7 @@ from families import FREE, Family, forked, on, step
 
 from gengen.checkpoints.format import read
 from gengen.cli import main
+from gengen.cli.train import requeue
 from gengen.training.console import Console
 from gengen.training.guards import WINDOW, Spikes
 from gengen.training.language import Pretraining
@@ -111,6 +112,24 @@ def test_a_run_that_is_to_be_requeued(gpt: Family, tmp_path: Path, name: str) ->
     assert (calls.read_text() if name else calls.exists()) == ("requeue 7\n" if name else False)
     assert forked(on(tmp_path)).code == 0
     gpt.same(tmp_path / "r")
+
+
+@pytest.mark.fault("F16")
+@pytest.mark.parametrize("job,asked", [({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_task_of_an_array_requeues_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: dict[str, str], asked: str, code: int
+) -> None:
+    """The last task of an array has the array's own number as SLURM_JOB_ID: to requeue that would requeue them all."""
+    calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho busy >&2\nexit {code}\n')
+    scontrol.chmod(0o755)
+    for name, value in ({"SLURM_JOB_ID": "7", "PATH": str(tmp_path)} | job).items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    requeue(said.append)
+    assert calls.read_text() == f"requeue {asked}\n"
+    assert said == [f"warning: scontrol requeue {asked}: busy" if code else f"requeued as SLURM job {asked}"]
 
 
 # --- steps that are not finite

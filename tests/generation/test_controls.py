@@ -314,6 +314,36 @@ def test_where_nothing_is_allowed_it_is_said(generator: TextGenerator, how: str,
         generator.generate("a", n=2, max_tokens=5, temperature=temperature, **NOTHING[how])
 
 
+class Forgetful:
+    def __call__(self, logits: Tensor, rows: list[list[int]]) -> None:
+        logits[:, 3] = -math.inf
+
+
+def dividing(logits: Tensor, rows: list[list[int]]) -> Tensor:
+    return logits / (1 // 0)
+
+
+PROCESSORS: dict[str, tuple[Any, str]] = {
+    "raises": (dividing, r"processor dividing raised ZeroDivisionError: .*\n  at .*test_controls.py, .* in dividing"),
+    "takes less": (lambda logits: logits, r"processor <lambda> raised TypeError: .* 2 were given"),
+    "returns nothing": (Forgetful(), r"processor Forgetful returned None, not logits: floats \(2, 257\)"),
+    "numbers": (lambda logits, rows: logits.tolist(), r"returned \[\[.*, not logits"),
+    "one row": (lambda logits, rows: logits[0], r"returned torch.float32 \(257,\), not logits: floats \(2, 257\)"),
+    "what is allowed": (lambda logits, rows: logits > 0, r"returned torch.bool \(2, 257\), not logits"),
+    "tokens": (lambda logits, rows: logits.argmax(-1), r"returned torch.int64 \(2,\), not logits"),
+    "NaN": (lambda logits, rows: logits * math.nan, "is allowed: processor <lambda> forbids everything"),
+    "infinity": (lambda logits, rows: logits + math.inf, "is allowed: processor <lambda> forbids everything"),
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_a_processor_gone_wrong_is_named(generator: TextGenerator, kind: str) -> None:
+    """What it returned was written into the rows by the rules of broadcasting: one row for all, a mask as 0 and 1."""
+    processor, words = PROCESSORS[kind]
+    with pytest.raises(UserError, match=words):
+        generator.generate("a", n=2, max_tokens=5, processor=processor)
+
+
 # --- what ends a text
 
 

@@ -4,16 +4,23 @@ import os
 import sys
 from importlib import import_module
 
-from gengen.config.errors import UserError, did_you_mean
+from gengen.cli.screen import screened
+from gengen.config.errors import UserError, did_you_mean, place, raised
+from gengen.registry import own_packages
 
 COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align", "doctor"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `gengen COMMAND ...`; returns the exit code. User errors are one message on stderr, without a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
     # Threads that wait for each other give way soon: alone this costs nothing, beside another process it saves a third.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    with screened():
+        return answered(sys.argv[1:] if argv is None else argv)
+
+
+def answered(argv: list[str]) -> int:
+    """The exit code of a command, its errors printed."""
     try:
         if not argv or argv[0] not in COMMANDS:
             raise UserError(f"no such command: {argv[0] if argv else '(none)'}" + did_you_mean(argv[0] if argv else "", COMMANDS))
@@ -22,9 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # a folder that is gone or may not be written, a full disk: it names the file
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if place(error, own := own_packages()):  # a plugin or what it has registered
+            print(f"error: {raised(error, own)}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError):  # a folder that is gone or may not be written, a full disk: it names the file
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        raise
     except KeyboardInterrupt:  # before training starts, whose own handlers save first
         print("interrupted", file=sys.stderr)
         return 130

@@ -49,6 +49,6 @@ def main(argv: list[str]) -> int:
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
         result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", print)
-    print(json.dumps(without_special_floats(result)))
     replace_text(run / "evaluation.json", redact(to_json(result)))
+    print(json.dumps(without_special_floats(result)))
     return 0

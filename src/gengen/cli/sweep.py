@@ -52,7 +52,8 @@ def sweep(line: CommandLine) -> int:
         if named:
             settings = [*settings, f"run={named}-{number}"]
         try:
-            done = subprocess.run([sys.executable, "-m", "gengen.cli", "train", *flags, *settings], capture_output=True, text=True)
+            command = [sys.executable, "-m", "gengen.cli", "train", *flags, *settings]
+            done = subprocess.run(command, capture_output=True, encoding="utf8", errors="replace")
         except KeyboardInterrupt:  # the job has had it too, and has saved
             codes.append(130)
             table.append(f"{words}  interrupted")

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -134,23 +135,33 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     assert config.trainer.max_steps
     config = replace(config, optim=config.optim.for_steps(config.trainer.max_steps))
     run = create(Path(config.runs_dir), config.run, f"{config.model.name}-{config.data.name}")
+    empty = not any(run.path.iterdir())
     run.lock()
     if (run.path / "config.json").exists():
         raise UserError(f"{run.path} was begun by another process meanwhile; run={run.name} goes on with it")
     config = replace(config, run=run.name)
-    for name, folder in prepared.dependencies.items():
-        copy_folder(folder, run.path / name)
-    for name, folder in kept.items():
-        copy_weights(folder, run.path / name)
-    if tokenizer is not None:
-        replace_text(run.path / "tokenizer.json", tokenizer)
-    run.write_config(stored(config))
     try:
+        for name, folder in prepared.dependencies.items():
+            copy_folder(folder, run.path / name)
+        for name, folder in kept.items():
+            copy_weights(folder, run.path / name)
+        if tokenizer is not None:
+            replace_text(run.path / "tokenizer.json", tokenizer)
+        run.write_config(stored(config))
         return execute(job(config, run.path, checkpoint, source), console, prepared, run)
-    except UserError:
-        if not (run.path / "metrics.csv").exists():  # it has not begun to train: the mended command may have its name
-            shutil.rmtree(run.path)
+    except BaseException:
+        if empty and not has_begun(run):  # the mended command may have its name
+            run.unlock()
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
+
+
+def has_begun(run: Run) -> bool:
+    """Whether a run holds what training has made of it: a checkpoint or a row of its curve."""
+    from gengen.checkpoints import store
+    from gengen.training.metrics import read_metrics
+
+    return bool(store.all_steps(run.checkpoints) or read_metrics(run.path / "metrics.csv"))
 
 
 def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None) -> Any:
@@ -312,9 +323,18 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
         console.say(
             f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
-    if interruption.exit_code == 75 and (slurm_job := os.environ.get("SLURM_JOB_ID")) and (scontrol := shutil.which("scontrol")):
-        subprocess.run([scontrol, "requeue", slurm_job], check=False)
-        console.say(f"requeued as SLURM job {slurm_job}")
+    if interruption.exit_code == 75:
+        requeue(console.say)
     if newest:
         generator = MODELS[config.model.name].load_for("generator", config.stage.name)
         console.say(generator.command_hint.format(run=run.path))
+
+
+def requeue(say: Callable[[str], None]) -> None:
+    """Have SLURM start this job again; of an array, this task alone. Does nothing where there is no SLURM."""
+    where = os.environ
+    own = f"{where['SLURM_ARRAY_JOB_ID']}_{where['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_TASK_ID" in where else where.get("SLURM_JOB_ID")
+    if own and (scontrol := shutil.which("scontrol")):
+        done = subprocess.run([scontrol, "requeue", own], capture_output=True, encoding="utf8", errors="replace")
+        failure = done.stderr.strip() or f"exit {done.returncode}"
+        say(f"warning: scontrol requeue {own}: {failure}" if done.returncode else f"requeued as SLURM job {own}")

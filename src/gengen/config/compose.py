@@ -5,14 +5,15 @@ import os
 import re
 import sys
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gengen.config.errors import UserError, did_you_mean
+from gengen.config.errors import UserError, did_you_mean, raised
 from gengen.config.schema import Schema, Tree, build, get, is_text, leaves, parse, put, schema, unknown_key, unwrap
 from gengen.config.train import TrainConfig
+from gengen.registry import DATA, MODELS, PLUGINS, STAGES
 
 PACKAGED = Path(__file__).parents[1] / "configs"
 CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "configs"
@@ -154,8 +155,14 @@ def import_plugins(modules: list[str]) -> None:
     for module in modules:
         try:
             import_module(module)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"plugins=[{module}]: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise UserError(f"plugins=[{module}]: {raised(error, [module.split('.')[0]])}") from error
+        PLUGINS.add(module)
+    for registry in (MODELS, DATA, STAGES):
+        for entry in registry.entries.values():
+            if not (isinstance(entry.config, type) and is_dataclass(entry.config)):
+                what = f"{registry.kind} {entry.name!r} is registered with {entry.config!r}"
+                raise UserError(f"{what}, which is no dataclass of its settings")
 
 
 def plugins(line: CommandLine) -> list[str]:

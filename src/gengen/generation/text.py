@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
 from gengen.checkpoints.format import read_tokenizer
-from gengen.config.errors import UserError, did_you_mean
+from gengen.config.errors import UserError, did_you_mean, raised
 from gengen.config.sample import DecodingSettings, TextSampling
 from gengen.config.schema import build
 from gengen.data.chat import prompt_tokens
@@ -150,12 +150,12 @@ class TextGenerator:
         else:
             samples = self.generate(prompts, n=config.n, **settings)
         spent = time.perf_counter() - start
+        if config.out:
+            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
         between = "\n" if self.tokenizer.chat else ""  # an answer does not go on with its prompt
         for sample in samples:
             say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
         tokens = sum(len(sample.tokens) for sample in samples)
-        if config.out:
-            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
         return f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s"
 
     def stream(
@@ -242,16 +242,34 @@ class TextGenerator:
         wanted = controls.applied(logits)
         if processor is not None:
             wanted = wanted.clone()
-            wanted[going] = processor(wanted[going], [rows[i].prompt + rows[i].tokens for i in going])
+            wanted[going] = processed(processor, wanted[going], [rows[i].prompt + rows[i].tokens for i in going])
         drawn = draw(next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p), numbers)
         if int(drawn[going].max()) >= logits.shape[-1]:
-            raise UserError(
-                "the logits are not finite, or no token is allowed: the training diverged, the weights are damaged, or logit_bias or the "
-                "processor forbids everything"
-            )
+            own = next_token_probabilities(controls.applied(logits)[going])
+            why = "the training diverged, the weights are damaged, or logit_bias forbids everything"
+            if processor is not None and bool(own.isfinite().all()):
+                why = f"processor {name_of(processor)} forbids everything, or made them so"
+            raise UserError(f"the logits are not finite, or no token is allowed: {why}")
         drawn = drawn.clamp(max=logits.shape[-1] - 1)
         controls.add(drawn)
         return drawn.tolist(), logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0].tolist()
+
+
+def processed(processor: Processor, logits: Tensor, tokens: list[list[int]]) -> Tensor:
+    """What a processor makes of logits (B, V). Raises UserError, which names it, where that is nothing of the kind."""
+    name = name_of(processor)
+    try:
+        found: Any = processor(logits, tokens)
+    except Exception as error:
+        raise UserError(f"processor {name} raised {raised(error, [processor.__module__.split('.')[0]])}") from error
+    if not isinstance(found, Tensor) or found.shape != logits.shape or not found.is_floating_point():
+        kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)[:60]
+        raise UserError(f"processor {name} returned {kind}, not logits: floats {tuple(logits.shape)}")
+    return found.to(logits)
+
+
+def name_of(processor: Processor) -> str:
+    return getattr(processor, "__qualname__", type(processor).__qualname__)
 
 
 def never() -> bool:

@@ -62,5 +62,5 @@ class Console:
 
     def _write(self, text: str) -> None:
         if self._path is not None:
-            with suppress(OSError), self._path.open("a", encoding="utf8") as file:  # on a full disk the screen still has it
+            with suppress(OSError), self._path.open("a", encoding="utf8", errors="replace") as file:  # if not, the screen still has it
                 file.write(text)

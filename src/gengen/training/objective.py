@@ -188,7 +188,12 @@ class Objective(L.LightningModule):
         """Add this micro-batch's share of the step's gradient, and return its share of the loss. DDP averages over ranks, hence the
         factor."""
         with self.autocast():
-            loss = loss_sum(part) / total
+            loss = loss_sum(part)
+        if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad):
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:60]
+            wanted = "a tensor of no dimensions that depends on the weights"
+            raise UserError(f"{loss_sum.__qualname__} returned {found}; a loss is {wanted}")
+        loss = loss / total
         if fault("loss") and self.global_rank == 0:
             loss = loss * float("nan")
         self.manual_backward(loss * self.trainer.world_size)

@@ -1,0 +1,183 @@
+"""Code of a user's own that raises, returns nonsense or never ends: one message, and the run's name is free."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gengen import faults
+from gengen.cli import main
+from gengen.registry import DATA, MODELS, PLUGINS, REWARDS, STAGES
+from gengen.training.metrics import read_metrics
+
+HEAD = """
+from dataclasses import dataclass, fields
+from gengen.config.model import GPTConfig, ModelConfig
+from gengen.models.gpt import GPT
+from gengen.registry import MODELS, register_model, register_reward
+from gengen.training.language import Pretraining
+gpt = MODELS["gpt"]
+
+def family(config=None, objective="plugin_x:Own", model=gpt.builds["model"]):
+    @dataclass
+    class Config(GPTConfig):
+        name: str = "own"
+    builds = {"model": model, "objectives": {"pretrain": objective}, "generator": gpt.builds["generator"]}
+    register = register_model("own", kind="text", sampling=gpt.sampling, **builds)
+    register(Config if config is None else config)
+    return Config
+
+class Own(Pretraining):
+    pass
+"""
+
+BROKEN = "family(model='plugin_x:Broken')"
+PLUGINS_GONE_WRONG: dict[str, tuple[str, list[str]]] = {  # what the module holds, and what the message says
+    "raises": ("1 / 0", ["plugins=[plugin_x]: ZeroDivisionError: division by zero", "plugin_x.py, line 20"]),
+    "no Python": ("def", ["plugins=[plugin_x]: SyntaxError"]),
+    "no such import": ("import no_such_thing", ["plugins=[plugin_x]: ModuleNotFoundError: No module"]),
+    "exits": ("raise SystemExit(0)", ["plugins=[plugin_x]: SystemExit: 0"]),
+    "a reward twice removed": ("register_reward('r')(None)", ["plugins=[plugin_x]: AttributeError: 'NoneType'"]),
+    "a name that is taken": (
+        "register_model('gpt', kind='text', sampling=None, model='', objectives={}, generator='')(ModelConfig)",
+        ["plugins=[plugin_x]: UserError: model 'gpt' is registered twice"],
+    ),
+    "a config that is none": ("family(config=3)", ["model 'own' is registered with 3, which is no dataclass"]),
+    "a model that is not there": ("family(model='plugin_x:Lost')", ["model of own: plugin_x:Lost cannot be imported"]),
+    "a module that is not there": (
+        "family(objective='lost_x:Own')",
+        ["objective for stage pretrain of own: lost_x:Own cannot be imported"],
+    ),
+    "a check that raises": ("family().check = lambda c: 1 / 0", ["ZeroDivisionError", "plugin_x.py, line 20"]),
+    "a check of nothing": ("family().check = lambda c: c.depth", ["'Config' object has no attribute 'depth'"]),
+    "a model that raises": (
+        "class Broken(GPT):\n    def __init__(self, config):\n        raise KeyError('depth')\n" + BROKEN,
+        ["KeyError: 'depth'", "plugin_x.py, line 22, in __init__"],
+    ),
+    "a forward that raises": (
+        "class Broken(GPT):\n    def forward(self, *_, **__):\n        raise ValueError('shapes differ')\n" + BROKEN,
+        ["ValueError: shapes differ", "plugin_x.py, line 22, in forward"],
+    ),
+    "a loss that raises": (
+        "family()\ndef loss_sum(self, batch):\n    raise RuntimeError('no loss')\nOwn.loss_sum = loss_sum",
+        ["RuntimeError: no loss", "plugin_x.py, line 22, in loss_sum"],
+    ),
+    "a loss that is none": ("family()\nOwn.loss_sum = lambda self, batch: None", ["returned None; a loss is"]),
+    "a loss of rows": (
+        "family()\nOwn.loss_sum = lambda self, batch: self.model.head.weight.sum(1)",
+        ["returned a tensor (320,); a loss is a tensor of no dimensions"],
+    ),
+    "a loss of no weight": (
+        "family()\nOwn.loss_sum = lambda self, batch: batch['tokens'].sum()",
+        ["that depends on the weights"],
+    ),
+    "a hook that raises": (
+        "family()\ndef on_train_start(*_):\n    raise OSError('no such socket')\nOwn.on_train_start = on_train_start",
+        ["OSError: no such socket", "plugin_x.py, line 22, in on_train_start"],
+    ),
+    "an evaluation that raises": (
+        "family()\ndef evaluate(*_):\n    raise IndexError('no batch')\nOwn.evaluate = evaluate",
+        ["IndexError: no batch", "plugin_x.py, line 22, in evaluate"],
+    ),
+    "samples that raise": (
+        "family()\ndef write_samples(*_):\n    raise TypeError('no text')\nOwn.write_samples = write_samples",
+        ["TypeError: no text", "plugin_x.py, line 22, in write_samples"],
+    ),
+}
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that writes the module plugin_x: HEAD and these lines. What it registers is forgotten afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for registry in (MODELS, DATA, STAGES):
+        monkeypatch.setattr(registry, "entries", dict(registry.entries))
+    plugins, rewards = set(PLUGINS), dict(REWARDS)
+
+    def write(lines: str) -> None:
+        (tmp_path / "plugin_x.py").write_text(HEAD + lines + "\n")
+
+    yield write
+    sys.modules.pop("plugin_x", None)
+    for kept, before in ((PLUGINS, plugins), (REWARDS, rewards)):
+        kept.clear()
+        kept.update(before)  # type: ignore[arg-type]
+
+
+def once(settings: list[str], runs: Path) -> int:
+    """A run called r of two steps, which samples in the first."""
+    return main(["train", *settings, f"runs_dir={runs}", "run=r", "trainer.max_steps=2", "trainer.sample_every=1"])
+
+
+@pytest.mark.parametrize("kind", PLUGINS_GONE_WRONG)
+def test_a_plugin_gone_wrong_is_one_message_and_leaves_nothing(
+    plugin: Callable[[str], None], tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    lines, words = PLUGINS_GONE_WRONG[kind]
+    plugin(lines)
+    (tmp_path / "yaml" / "model").mkdir(parents=True)
+    (tmp_path / "yaml" / "model" / "own.yaml").write_text("name: own\n")
+    own = [f"--config-dir={tmp_path / 'yaml'}", "plugins=[plugin_x]", *["model=own"][: "family" in lines]]
+    assert once([*tiny, *own], tmp_path / "runs") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert [word for word in words if word not in error] == [], error
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+def test_a_plugin_that_never_ends_is_left_by_ctrl_c(
+    plugin: Callable[[str], None], tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    assert once([*tiny, "plugins=[plugin_x]"], tmp_path / "runs") == 130
+    assert capsys.readouterr().err == "interrupted\n" and not (tmp_path / "runs").exists()
+
+
+# --- the run's name
+
+
+def test_a_reward_that_raises_at_first_leaves_the_name_free(
+    plugin: Callable[[str], None],
+    base: Path,
+    tiny_alignment: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PPO asks its reward before the first step: metrics.csv was there, with no row in it."""
+    reward = "@register_reward('late')\ndef late(prompt, response, ended):\n    "
+    plugin(reward + "raise ValueError('no idea')")
+    settings = ["stage=ppo", f"init_from={base}", "data=prompts", "data.max_examples=40", "data.batch_size=4"]
+    settings += [*tiny_alignment, "stage.max_tokens=4", "stage.reward=late", "plugins=[plugin_x]"]
+    assert once(settings, tmp_path / "runs") != 0
+    assert "no idea" in capsys.readouterr().err and not (tmp_path / "runs" / "r").exists()
+
+
+@pytest.mark.parametrize("family", ["gpt", "unet", "vae", "gan"])
+def test_what_ends_in_its_first_step_leaves_nothing(
+    tiny: list[str], picture_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Whatever it is: an error that is nobody's own included."""
+    monkeypatch.setenv("GENGEN_FAULT", "loss=error")
+    sizes = ["model.size=nano", "data.batch_size=4", "trainer.device=cpu", "trainer.precision=fp32"]
+    settings = tiny if family == "gpt" else [f"model={family}", *picture_data, *sizes]
+    with pytest.raises(RuntimeError, match="asked for at loss"):
+        once(settings, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_that_was_there_is_left(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    monkeypatch.setenv("GENGEN_FAULT", "loss=error")
+    with pytest.raises(RuntimeError):
+        once(tiny, tmp_path)
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_has_begun_is_kept(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults.passes.clear()
+    monkeypatch.setenv("GENGEN_FAULT", "loss@2=error")
+    with pytest.raises(RuntimeError):
+        once([*tiny, "trainer.log_every=1"], tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path / "r" / "metrics.csv")] == [1]
