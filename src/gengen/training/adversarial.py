@@ -196,8 +196,9 @@ class Adversarial(Objective):
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """A grid of 40 images, a column a class, always of the same seed, to stem.png."""
-        columns = min(10, len(self.c.classes)) or 8
-        images = GANGenerator(self.model).generate(4 * columns, range(columns) if self.c.classes else (), seed=self.config.seed)
+        labels = range(min(10, len(self.c.classes)))
+        columns = len(labels) or 8
+        images = GANGenerator(self.model).generate(4 * columns, labels, seed=self.config.seed)
         if interrupted():
             return None
         write_png(path := stem.with_suffix(".png"), grid(enlarged(images), columns))
