@@ -219,7 +219,7 @@ def test_what_is_left_out_is_said(album, image_config, said):
     root = album("a.png")
     album("b.gif", raw=b"GIF")
     read(image_config("imagefolder", root), said)
-    assert len(said) == 1 and said[0].endswith("1 that are not .png, .jpg, .jpeg, .webp (.gif)")
+    assert len(said) == 1 and said[0].endswith("album: 1 .gif; read are .png, .jpg, .jpeg, .webp")
 
 
 def test_a_path_that_does_not_fit(album, image_config, tmp_path):

@@ -1,5 +1,8 @@
+import gzip
 import json
+import os
 import time
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,6 +30,46 @@ def test_a_folder_is_read_in_sorted_order(tmp_path, file_config):
     texts, skips = read(file_config(tmp_path))
     assert texts == ["first", "second é", "third\r\n", "fourth", "fifth"] and not skips.bad
     assert read(file_config(tmp_path, max_documents=2))[0] == ["first", "second é"]
+
+
+def test_links_are_followed_and_may_go_in_circles(tmp_path, file_config, said):
+    """A folder is read once and under its own name, however many links lead to it."""
+    root, far = tmp_path / "mine", tmp_path / "far"
+    for folder, name in [(root / "b", "x.txt"), (far, "z.txt"), (far / "deep", "y.txt")]:
+        folder.mkdir(parents=True)
+        (folder / name).write_text(name)
+    targets = {"a": root / "b", "c": far, "up": tmp_path, "round": root, "gone": tmp_path / "nowhere"}
+    for link, target in targets.items():
+        (root / link).symlink_to(target)
+    (far / "deep" / "back").symlink_to(far)
+    (root / "one.txt").symlink_to(far / "z.txt")
+    os.mkfifo(root / "pipe.txt")
+    found = sources.find_files(str(root), say=said.append)
+    assert [str(path.relative_to(root)) for path in found] == ["b/x.txt", "c/deep/y.txt", "c/z.txt", "one.txt"]
+    assert said == [
+        f"data: left out of {root}: 1 link that leads nowhere, 1 pipe or device, "
+        "4 links to a folder that is read anyway; read are .jsonl, .parquet, .txt, .jsonl.gz, .txt.gz"
+    ]
+
+
+def test_what_is_left_out_is_said_by_ending(tmp_path, file_config, said):
+    for name in ("a.txt", "b.md", "c.MD", "d.csv", "e.txt.zst", "f.tar.gz", "README", ".hidden.md"):
+        (tmp_path / name).write_text("some text")
+    assert [document.text for document in documents(file_config(tmp_path), Skips(0), said.append)] == ["some text"]
+    counts = "2 .md, 1 README, 1 .csv, 1 .txt.zst, 1 .tar.gz"
+    assert said == [f"data: left out of {tmp_path}: {counts}; read are .jsonl, .parquet, .txt, .jsonl.gz, .txt.gz"]
+    assert not sources.left_out(tmp_path, [], Counter(), (".txt",))
+
+
+def test_compressed_files_are_read(tmp_path, file_config):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("one\r\ntwo é\n".encode()))
+    streams = [gzip.compress(b'{"text": "three"}\n'), gzip.compress(b'{"text": "four"}\n')]
+    (tmp_path / "b.JSONL.GZ").write_bytes(b"".join(streams))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "five"}\n')[:-9])
+    (tmp_path / "d.txt.gz").write_bytes(b"not compressed")
+    texts, skips = read(file_config(tmp_path, max_bad=0.5))
+    assert texts == ["one\r\ntwo é\n", "three", "four"] and skips.bad == {"file": 2} and skips.good["file"] == 2
+    assert skips.first == f"{tmp_path}/c.jsonl.gz: Compressed file ended before the end-of-stream marker was reached"
 
 
 @pytest.mark.fault("F21")

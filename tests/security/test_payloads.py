@@ -30,6 +30,7 @@ from gengen.checkpoints import files, format, importing, store
 from gengen.checkpoints.files import Damaged, read_json
 from gengen.checkpoints.run import create, find
 from gengen.cli import main
+from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.config.limits import MAX_DEPTH
 from gengen.config.schema import put
@@ -372,6 +373,17 @@ def test_a_gzip_bomb_stops_early() -> None:
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
     assert wheels.gunzip(gzip.compress(b"abc")) == b"abc"
+
+
+def test_a_bomb_among_texts_stops_early(tmp_path: Path) -> None:
+    for name in ("a.txt.gz", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"\n" * 2**27, 9))  # 130 kB
+        config, skips = TextConfig(path=str(tmp_path / name), max_bad=1), sources.Skips(1)
+        tracemalloc.start()
+        assert not list(sources.documents(config, skips, print))
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+        tracemalloc.stop()
+        assert skips.bad == {"file": 1} and "bytes when unpacked; no more are read" in skips.first
 
 
 def test_nothing_is_ever_unpacked_to_the_disk_and_tar_is_not_read() -> None:

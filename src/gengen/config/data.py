@@ -54,7 +54,9 @@ class TextConfig(DataConfig):
     hub: str | None = option(None, "data set id on the hub")
     wheel: str | None = option(None, "package of data/wheels.txt whose archive holds the texts")
     members: list[str] = option([], "text files to read from that archive")
-    path: str | None = option(None, "your own file or folder: .txt (a document each), .jsonl or .parquet (a document a row)")
+    path: str | None = option(
+        None, "your own file or folder: .txt, .txt.gz (a document each); .jsonl, .jsonl.gz, .parquet (a document a row)"
+    )
     field: str = option("text", "the key or column that holds the text in jsonl, parquet and hub rows")
     licence: str = option("unknown", "terms the data comes under, shown and recorded")
     split: str = choice("documents", ["documents", "tails"], "validation is every n-th document, or the end of every document")
@@ -105,7 +107,7 @@ class ExamplesConfig(DataConfig):
 
     source: str = choice("files", ["files", "hub", "storygen"], "where records come from; data.path and data.hub go before it")
     hub: str | None = option(None, "data set id on the hub")
-    path: str | None = option(None, "your own .jsonl, or a folder of them")
+    path: str | None = option(None, "your own .jsonl or .jsonl.gz, or a folder of them")
     licence: str = option("unknown", "terms that your own data comes under, shown and recorded")
     validation: float = option(0.05, "share of the prompts held out for validation, where the source holds out none", above=0, below=1)
     max_examples: int | None = positive(None, "records to read at most, besides those the source holds out; null = all")

