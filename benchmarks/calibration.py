@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py runs/CODEC
 
-Prints, for as many images as are held out (1,000 at most), the distance to training images and its ratio to the floor: for
-held-out images; training images that were left out of the reference; held-out images after the round trip through the
-autoencoder of the run, under noise of five and ten levels of 255, and blurred by .4 and .8 pixels.
+Prints, for as many images as are held out (1,000 at most), the distance to all training images and its ratio to the
+floor: for real images drawn anew, mean and spread; held-out images; these after the round trip through the autoencoder
+of the run, under noise of five and ten levels of 255, and blurred by .4 and .8 pixels.
 """
 
 import sys
@@ -17,11 +17,11 @@ from gengen.checkpoints.files import read_json
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
 from gengen.data.image_prepare import prepare
+from gengen.evaluation.floor import Floor
 from gengen.evaluation.judges import blurred, judge_for
-from gengen.evaluation.metrics import frechet_distance, gaussian
 from gengen.generation.load import load_generator
 
-REFERENCE, COUNT = 5_000, 1_000
+COUNT = 1_000
 
 
 def main(run: Path) -> None:
@@ -30,9 +30,9 @@ def main(run: Path) -> None:
     judge = judge_for(prepared, print)
     assert judge is not None
     draw = torch.Generator().manual_seed(0)
-    train = torch.randperm(len(prepared.train), generator=draw)
-    real = prepared.val.images[torch.randperm(len(prepared.val), generator=draw)[:COUNT]]
-    target = gaussian(judge.features(prepared.train.images[train[:REFERENCE]]))
+    held_out = torch.randperm(len(prepared.val), generator=draw)[:COUNT]
+    real, train = prepared.val.images[held_out], prepared.train
+    features = judge.features(train.images), train.labels, judge.features(real), prepared.val.labels[held_out]
 
     def noisy(levels: float) -> Tensor:
         return (real + levels * torch.randn(real.shape, generator=draw)).round().clamp(0, 255).to(torch.uint8)
@@ -42,16 +42,19 @@ def main(run: Path) -> None:
 
     rows = {
         "held-out images": real,
-        "training images outside the reference": prepared.train.images[train[REFERENCE : REFERENCE + COUNT]],
         "held-out images through the codec": load_generator(str(run)).reconstruct(real),
         "held-out images, noise of 5 levels": noisy(5),
         "held-out images, noise of 10 levels": noisy(10),
         "held-out images, blurred by .4 pixels": soft(0.4),
         "held-out images, blurred by .8 pixels": soft(0.8),
     }
-    distances = {name: frechet_distance(*target, *gaussian(judge.features(images))) for name, images in rows.items()}
-    for name, distance in distances.items():
-        print(f"{name:40} {distance:8.4f}  {distance / distances['held-out images']:6.2f}x")
+    floor = Floor(*features)
+    redrawn, least = floor.redrawn(draw), floor.distance(floor.held_out)
+    mean, std = redrawn.mean(), redrawn.std()
+    print(f"{'real images drawn anew':40} {mean:8.4f}  {mean / least:6.2f}x  +- {std:.4f}")
+    for name, images in rows.items():
+        distance = floor.distance(judge.features(images))
+        print(f"{name:40} {distance:8.4f}  {distance / least:6.2f}x")
 
 
 if __name__ == "__main__":

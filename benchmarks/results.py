@@ -36,32 +36,80 @@ class Evaluated:
         return f"{self.seconds:.0f} s, {self.step:,} steps of {self.config['data']['batch_size']}, {self.speed:.0f} images/s"
 
 
-def figures(title: str, found: dict[str, float], real: dict[str, float], trained: str = "", drawn: str = "") -> str:
-    floor = f"{found['fd_smallcnn']:.3f} ({found['fd_smallcnn'] / real['fd_smallcnn']:.2f}x)"
+COLUMNS = ["training", "accuracy", "fd_smallcnn", "times the floor", "kid", "precision", "recall", "density"]
+COLUMNS += ["coverage", "auth_pct", "drawing"]
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def figures(title: str, measured: dict[str, Any], which: str, trained: str = "", drawn: str = "") -> str:
+    """A row of the table: of an evaluation, the figures of its samples, of real images, or of noise."""
+    found, real, floor = measured[which], measured["real"], measured["floor"]["fd_smallcnn"]
     accuracy = f"{100 * found['accuracy']:.1f} %" if "accuracy" in found else ""
-    coverage = f"{found['coverage']:.3f} ({found['coverage'] / real['coverage']:.2f})"
-    rest = f"{found['precision']:.3f} | {found['recall']:.3f} | {found['density']:.3f} | {coverage} | {found['auth_pct']:.1f} %"
-    return f"| {title} | {trained} | {accuracy} | {floor} | {found['kid_smallcnn']:.4f} | {rest} | {drawn} |"
+    distance, times = found["fd_smallcnn"], found["fd_smallcnn"] / floor["real"]
+    floors = f"{times:.2f} ± {times * floor['std'] / floor['real']:.2f}"
+    rest = [f"{found[name]:.3f}" for name in ("precision", "recall", "density")]
+    rest += [f"{found['coverage']:.3f} ({found['coverage'] / real['coverage']:.2f})", f"{found['auth_pct']:.1f} %"]
+    return row(title, trained, accuracy, f"{distance:.3f}", floors, f"{found['kid_smallcnn']:.4f}", *rest, drawn)
+
+
+def comparable(runs: dict[str, Evaluated]) -> dict[str, Any]:
+    """One of the evaluations, if all were measured on the same images by the same judge; else ends and says so."""
+    measured = {name: run.evaluation for name, run in runs.items() if name in TITLES}
+    name, first = next(iter(measured.items()))
+    for other, found in measured.items():
+        if "floor" not in found:
+            raise SystemExit(f"{other}: evaluated without its floor; evaluate it anew")
+        if found["facts"] != first["facts"]:
+            raise SystemExit(f"{other}: not measured on the images, or by the judge, of {name}; evaluate both alike")
+    return first
+
+
+def by_class(runs: dict[str, Evaluated]) -> list[str]:
+    """A table of each class: its floor, and how many times that floor the families are."""
+    found = {name: run.evaluation.get("by_class") for name, run in runs.items() if name in SHOWN}
+    conditional = {SHOWN[name]: classes for name, classes in found.items() if classes}
+    if not conditional:
+        return []
+    first = next(iter(conditional.values()))
+    few = "; of so few images it is mostly noise" if any(of["few"] for of in first.values()) else ""
+    floors = [f"{of['real']:.2f}, {of['mean']:.2f} ± {of['std']:.2f}" for of in first.values()]
+    times = {title: [f"{of['times_floor']:.2f}" for of in classes.values()] for title, classes in conditional.items()}
+    return [
+        f"By class, fd_smallcnn as times the floor of the class{few}:",
+        "",
+        row("", *first),
+        row(*["---"] * (len(first) + 1)),
+        row("images", *(str(of["n"]) for of in first.values())),
+        row("the floor; real images drawn anew", *floors),
+        *(row(title, *of_classes) for title, of_classes in times.items()),
+        "",
+    ]
 
 
 def section(runs: dict[str, Evaluated]) -> str:
-    first = next(runs[name] for name in TITLES if name in runs)
-    facts, real = first.evaluation["facts"], first.evaluation["real"]
+    first = comparable(runs)
+    facts, real, floor = first["facts"], first["real"], first["floor"]["fd_smallcnn"]
     lines = [
-        f"{facts['n']:,} class-balanced samples each, judged in the features of a classifier that is right on "
-        f"{100 * real['accuracy']:.1f} % of as many held-out images; distances to {facts['reference']:,} training images. In brackets: "
-        "times the distance of real held-out images, and share of their coverage.",
+        f"{facts['n']:,} samples each, with the labels of as many held-out images, judged in features of a classifier "
+        f"that is right on {100 * real['accuracy']:.1f} % of those; distances to all {facts['reference']:,} training "
+        "images. The floor is what the held-out images score. As many real images of the same labels, drawn anew "
+        f"{floor['redraws']} times from all real ones, score {floor['mean']:.3f} ± {floor['std']:.3f}; times the floor "
+        "has this spread. In brackets: share of the coverage of held-out images.",
         "",
-        "| | training | accuracy | fd_smallcnn | kid | precision | recall | density | coverage | auth_pct | drawing |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        figures("real, held out (the floor)", real, real),
+        row("", *COLUMNS),
+        row(*["---"] * (len(COLUMNS) + 1)),
+        figures("real, held out (the floor)", first, "real"),
         *(
-            figures(title, run.evaluation["samples"], real, run.trained(), f"{run.evaluation['images_per_second']:.0f} images/s")
-            for name, title in TITLES.items()
-            if (run := runs.get(name))
+            figures(TITLES[name], e, "samples", runs[name].trained(), f"{e['images_per_second']:.0f} images/s")
+            for name in TITLES
+            if name in runs and (e := runs[name].evaluation)
         ),
-        figures("noise (the ceiling)", first.evaluation["noise"], real),
+        figures("noise (the ceiling)", first, "noise"),
         "",
+        *by_class(runs),
     ]
     for name in ("codec", "vae"):
         if name in runs and "reconstruction" in (run := runs[name]).evaluation:

@@ -3,14 +3,15 @@
 import pytest
 from made_up_pictures import Prepared, made_up
 
-from gengen.evaluation import judges
+from gengen.evaluation import floor, judges
 
 
 @pytest.fixture(scope="session")
 def short_training():
-    """Judges of this session see 2,400 images: 8 epochs of 300, the least there is."""
+    """Judges of this session see 2,400 images: 8 epochs of 300, the least there is. Floors are redrawn six times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judges, "SEEN", 2400)
+        patch.setattr(floor, "REDRAWS", 6)
         yield
 
 

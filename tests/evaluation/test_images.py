@@ -1,8 +1,12 @@
 """What the figures say of generators whose faults are known."""
 
 import json
+import runpy
 import struct
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from gengen.config.errors import UserError
 from gengen.evaluation import images as evaluation
-from gengen.evaluation.images import evaluate_images, evaluate_reconstruction, nearest_panel, shuffled
+from gengen.evaluation.images import evaluate_images, evaluate_reconstruction, in_words, nearest_panel, shown, shuffled
 
 N = 150
 
@@ -48,7 +52,7 @@ def test_a_perfect_generator_is_near_the_floor_and_far_from_the_ceiling(good) ->
 
 def test_the_counts_are_stated(good, judge) -> None:
     facts = good["facts"]
-    assert (facts["n"], facts["seed"], facts["reference"], facts["train"]) == (N, 0, 300, 300)
+    assert (facts["n"], facts["seed"], facts["reference"]) == (N, 0, 300)
     assert "shuffled" in facts["noise"] and facts["judge"]["accuracy"] == judge.facts["accuracy"]
     json.dumps(good, allow_nan=False)
 
@@ -61,7 +65,7 @@ def test_a_seed_gives_the_same_numbers(good, prepared, monkeypatch) -> None:
 
 def test_a_collapsed_generator_covers_nothing(good, prepared) -> None:
     def collapsed(labels: Tensor) -> Tensor:
-        return draw(labels[:3], seed=99)[labels]  # one image a class
+        return draw(torch.arange(3), seed=99)[labels]  # one image a class
 
     figures = samples(collapsed, prepared)
     assert figures["accuracy"] > 0.9 and figures["coverage"] < 0.2
@@ -69,7 +73,10 @@ def test_a_collapsed_generator_covers_nothing(good, prepared) -> None:
 
 
 def test_a_memorising_generator_is_caught_by_authenticity_alone(good, prepared) -> None:
-    figures = samples(lambda labels: prepared.train.images[: len(labels)], prepared)  # in the order of balanced labels
+    def memorised(labels: Tensor) -> Tensor:
+        return prepared.train.images[labels + 3 * torch.arange(len(labels)) % 300]  # their labels are 0, 1, 2 in turn
+
+    figures = samples(memorised, prepared)
     assert figures["auth_pct"] == 0 < good["real"]["auth_pct"]
     assert figures["coverage"] > 0.8 and figures["accuracy"] > 0.9
 
@@ -85,19 +92,114 @@ def test_a_missing_class_is_seen(good, prepared) -> None:
     assert figures["coverage"] < 0.75 and figures["fd_smallcnn"] > 3 * good["real"]["fd_smallcnn"]
 
 
-def test_labels_are_balanced_and_every_class_is_asked_for(prepared, judge) -> None:
-    asked: list[Tensor] = []
+@pytest.fixture(scope="module")
+def uneven(prepared, judge):
+    """The same data with few pictures of two classes, judged by the judge of all."""
 
+    def part(split: Split, *counts: int) -> Split:
+        rows = torch.cat([(split.labels == label).nonzero()[:count, 0] for label, count in enumerate(counts)])
+        return Split(split.images[rows], split.labels[rows])
+
+    return replace(prepared, train=part(prepared.train, 100, 40, 20), val=part(prepared.val, 50, 20, 10))
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Tensor]:
+    """The labels that images of uneven classes were asked for with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def uneven_figures(uneven, judge, asked):
     def generate(labels: Tensor) -> Tensor:
         asked.append(labels)
         return fresh(labels)
 
-    samples(generate, prepared)
-    assert torch.cat(asked).bincount().tolist() == [50, 50, 50]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "judge_for", lambda *args: judge)
+        return evaluate_images(generate, uneven, quiet, n=80)
+
+
+def test_samples_are_of_the_labels_of_the_held_out_images(uneven_figures, asked) -> None:
+    assert [labels.bincount().tolist() for labels in asked] == [[50, 20, 10]]
+
+
+def test_a_perfect_generator_scores_the_floor_of_uneven_classes(uneven_figures) -> None:
+    found = uneven_figures
+    row = found["floor"]["fd_smallcnn"]
+    assert (found["facts"]["reference"], row["redraws"], row["n"]) == (160, 6, 80)
+    assert (row["samples"], row["real"]) == tuple(found[which]["fd_smallcnn"] for which in ("samples", "real"))
+    assert abs(row["samples"] - row["mean"]) < 4 * row["std"] and abs(row["real"] - row["mean"]) < 4 * row["std"]
+    assert row["times_floor"] == row["samples"] / row["real"] and 0.5 < row["times_floor"] < 2
+    for of, count in zip(found["by_class"].values(), (50, 20, 10), strict=True):
+        assert of["n"] == count and of["times_floor"] == of["samples"] / of["real"] < 3 and of["accuracy"] > 0.8
+
+
+def test_balanced_samples_of_uneven_classes_would_be_noticed(uneven_figures, uneven, judge, monkeypatch) -> None:
+    """The bug put back: as good images, but of all classes alike."""
+    monkeypatch.setattr(evaluation, "judge_for", lambda *args: judge)
+    balanced = evaluate_images(lambda labels: fresh(torch.arange(len(labels)) % 3), uneven, quiet, n=80)
+    times = [found["floor"]["fd_smallcnn"]["times_floor"] for found in (uneven_figures, balanced)]
+    assert times[1] > 3 * times[0]
+
+
+def test_too_few_images_for_the_features_are_flagged(prepared, judge) -> None:
+    def features(images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images.double(), 7).flatten(1)  # 16 of them
+
+    result = evaluate_images(fresh, prepared, quiet, n=N, lite0=features)
+    assert {name: row["few"] for name, row in result["floor"].items()} == {"fd_smallcnn": True, "fd_efflite0": False}
+    lines = [line for line in in_words(result) if "few for a covariance" in line]
+    assert [line.split(" images")[0] for line in lines] == ["fd_smallcnn: 150", "by class: 50 to 50"]
+
+
+def test_the_class_that_is_bad_is_named_first(prepared) -> None:
+    def dim_dots(labels: Tensor) -> Tensor:
+        return fresh(labels) // (1 + (labels == 2).to(torch.uint8)[:, None, None, None])
+
+    found = evaluate_images(dim_dots, prepared, quiet, n=N)
+    times = {name: row["times_floor"] for name, row in found["by_class"].items()}
+    assert times["dot"] > 3 * max(times["across"], times["down"])
+    lines = [line for line in in_words(found) if line.startswith("  ")]
+    assert len(lines) == 3 and "dot" in lines[0] and f"{times['dot']:.3g} times the floor" in lines[0]
+
+
+def test_the_results_page_has_floor_spread_and_times_for_every_family(good) -> None:
+    """By benchmarks/results.py."""
+    section = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "results.py"))["section"]
+
+    def run(figures: dict[str, Any]) -> SimpleNamespace:
+        return SimpleNamespace(evaluation=figures | {"images_per_second": 5.0}, trained=lambda: "1 s", config={})
+
+    unlabelled = {name: figures for name, figures in good.items() if name != "by_class"}
+    page = section({"pixels": run(good), "gan": run(good), "vae": run(unlabelled)}).splitlines()
+    floor, dot = good["floor"]["fd_smallcnn"], good["by_class"]["dot"]
+    times = f"{floor['times_floor']:.2f} ± {floor['times_floor'] * floor['std'] / floor['real']:.2f}"
+    rows: dict[str, list[str]] = {}
+    for cells in (line.split(" | ") for line in page if line.startswith("| ")):
+        rows.setdefault(cells[0][2:], cells)
+    assert rows["diffusion on pixels"][3:5] == rows["VAE, prior samples"][3:5] == [f"{floor['samples']:.3f}", times]
+    assert f"score {floor['mean']:.3f} ± {floor['std']:.3f}" in page[0] and "150 samples each" in page[0]
+    assert rows["real, held out (the floor)"][4].startswith("1.00 ± ")
+    assert rows["the floor; real images drawn anew"][3] == f"{dot['real']:.2f}, {dot['mean']:.2f} ± {dot['std']:.2f} |"
+    assert [line.split(" | ")[3] for line in page if line.startswith("| GAN |")][1:] == [f"{dot['times_floor']:.2f} |"]
+    with pytest.raises(SystemExit, match="gan: not measured on the images"):
+        section({"pixels": run(good), "gan": run(good | {"facts": good["facts"] | {"seed": 1}})})
+    with pytest.raises(SystemExit, match="gan: evaluated without its floor"):
+        section({"pixels": run(good), "gan": run({"facts": good["facts"]})})
+
+
+def test_a_grid_has_a_column_a_class() -> None:
+    labels = torch.tensor([2, 0, 2, 1, 0, 2, 1, 0])
+    rows, columns = shown(labels, 3)
+    assert columns == 3 and labels[rows].tolist() == [0, 1, 2, 0, 1, 2]
+    assert shown(labels, 0) == (pytest.approx(torch.arange(8)), 10)
+    assert shown(labels, 5)[1] == 3  # columns for those that are there
 
 
 def test_an_unconditional_generator_has_no_accuracy(prepared) -> None:
-    assert "accuracy" not in samples(fresh, prepared, conditional=False)
+    result = evaluate_images(fresh, prepared, quiet, n=N, conditional=False)
+    assert "accuracy" not in result["samples"] and "by_class" not in result
 
 
 @pytest.mark.parametrize(
@@ -124,14 +226,6 @@ def test_fid_is_not_claimed(good, prepared) -> None:
     assert any(line.startswith("fid: not computed") for line in said)
 
 
-def test_classes_of_very_different_size_are_said(prepared, judge, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "judge_for", lambda *args: judge)
-    for labels, warned in ((prepared.train.labels, False), (torch.where(torch.arange(300) < 280, 0, prepared.train.labels), True)):
-        said: list[str] = []
-        evaluate_images(fresh, replace(prepared, train=Split(prepared.train.images, labels)), said.append, n=20)
-        assert any("differ much" in line for line in said) is warned
-
-
 def test_a_second_network_is_compared_on_the_same_images(prepared) -> None:
     seen: list[int] = []
 
@@ -140,7 +234,8 @@ def test_a_second_network_is_compared_on_the_same_images(prepared) -> None:
         return torch.nn.functional.avg_pool2d(images.double(), 7).flatten(1)
 
     result = evaluate_images(fresh, prepared, quiet, n=N, lite0=features)
-    assert seen == [300, N, N, N]
+    assert seen == [N, N, N, 300]
+    assert result["floor"]["fd_efflite0"]["std"] > 0
     assert result["samples"]["fd_efflite0"] < 0.3 * result["noise"]["fd_efflite0"]
 
 

@@ -107,6 +107,15 @@ def test_classes_are_named_numbered_and_taken_in_turn(wanted: list[str | int], l
     assert not torch.equal(g.decode(g.latents(range(5), 1), [(label + 1) % 3 for label in labels]), g.generate(5, wanted, seed=1))
 
 
+def test_classes_named_by_numbers_are_drawn_as_numbered() -> None:
+    """As previews and `evaluate` ask for them."""
+    g = generator(classes=sorted(str(i) for i in range(12)))
+    expected = g.decode(g.latents(range(12), 3), range(12))
+    assert torch.equal(g.generate(12, range(12), seed=3), expected)
+    assert torch.equal(g.judged(EvaluateConfig(run="r", seed=3))(torch.arange(12)), expected)
+    assert torch.equal(g.generate(12, ["10"], seed=3), g.decode(g.latents(range(12), 3), [2] * 12))
+
+
 def test_a_class_that_is_not_there_is_answered() -> None:
     with pytest.raises(UserError, match=r"labels=dgo: no such class\n +did you mean dog\?"):
         generator().generate(2, ["dgo"])

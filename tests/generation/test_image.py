@@ -12,7 +12,7 @@ from PIL import Image
 
 from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
-from gengen.config.sample import DiffusionSampling
+from gengen.config.sample import DiffusionSampling, EvaluateConfig
 from gengen.generation.image import ImageGenerator
 from gengen.generation.noise import Noise
 from gengen.generation.pictures import grid, labels_of, to_float, to_uint8
@@ -36,7 +36,7 @@ def generator(config: UNetConfig = SMALL, seed: int = 0) -> ImageGenerator:
 
 def drawn(gen: ImageGenerator, samples: range, **settings: object) -> torch.Tensor:
     """Samples in fp32, before they are rounded to pixels."""
-    labels = torch.tensor(labels_of([], gen.classes, samples.stop)[samples.start :])
+    labels = labels_of([], gen.classes, samples.stop)[samples.start :]
     return gen.draw(labels, samples, DiffusionSampling(steps=6, **settings), None, None)  # type: ignore[arg-type]
 
 
@@ -129,14 +129,50 @@ def test_an_interval_of_guidance_is_kept() -> None:
 
 def test_labels_by_name_number_and_in_turn() -> None:
     classes = ["cat", "dog", "bird, small"]
-    assert labels_of(["cat,dog"], classes, 3) == [0, 1, 0]
-    assert labels_of(["Bird, small", "1"], classes, 2) == [2, 1]
-    assert labels_of([], classes, 4) == [0, 1, 2, 0] and labels_of([], [], 2) == [-1, -1]
-    for wanted, words in ((["cta"], "cat"), (["3"], "no such class"), (["-1"], "no such class")):
+    assert labels_of(["cat,dog"], classes, 3).tolist() == [0, 1, 0]
+    assert labels_of(["Bird, small", "1"], classes, 2).tolist() == [2, 1]
+    assert labels_of([], classes, 4).tolist() == [0, 1, 2, 0] and labels_of([], [], 2).tolist() == [-1, -1]
+    assert labels_of([2, "cat"], classes, 3).tolist() == [2, 0, 2]
+    wrong = {"cta": "cat", "3": "no such class", "-1": "no such class", 3: "0 to 2", 0.5: "whole number"}
+    for label, words in wrong.items():
         with pytest.raises(UserError, match=words):
-            labels_of(wanted, classes, 1)
-    with pytest.raises(UserError, match="without classes"):
-        labels_of(["cat"], [], 1)
+            labels_of([label], classes, 1)
+    for nobody in (["cat"], [0], torch.tensor([0])):
+        with pytest.raises(UserError, match="without classes"):
+            labels_of(nobody, [], 1)
+
+
+TWELVE = sorted(str(i) for i in range(12))  # as text: 0, 1, 10, 11, 2, ...
+
+
+def test_a_number_is_a_number_and_a_text_is_a_name() -> None:
+    numbers = list(range(12))
+    assert labels_of(numbers, TWELVE, 12).tolist() == numbers == labels_of(torch.tensor(numbers), TWELVE, 12).tolist()
+    assert labels_of(torch.tensor([-1, 11]), TWELVE, 2).tolist() == [-1, 11]  # of no class, and of the last one
+    assert [TWELVE[i] for i in labels_of(["2", "10,3"], TWELVE, 3)] == ["2", "10", "3"]
+    with pytest.raises(UserError, match="labels=0: no such class"):
+        labels_of(["0"], ["1", "2"], 1)  # where names are numbers, a text is none
+
+
+def test_names_are_found_whatever_the_case_and_unicode_form() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert labels_of([composed, apart, "CAFE\u0301"], ["bar", apart], 3).tolist() == [1, 1, 1]
+    assert labels_of(["a", "A"], ["A", "a"], 2).tolist() == [1, 0]  # two names: the one that is written so
+    with pytest.raises(UserError, match="no such class"):
+        labels_of(["straSSe"], ["STRASSE", "strasse"], 1)  # either could be meant
+
+
+def test_evaluation_and_numbers_draw_the_classes_they_mean() -> None:
+    gen = generator(replace(SMALL, classes=TWELVE))
+    wanted = torch.tensor([2, 11, 5])
+    settings = DiffusionSampling(steps=1, sampler="ddim", guidance=3.0)
+    expected = gen.pixels(gen.draw(wanted, range(3), settings, None, None))
+    assert torch.equal(gen.generate(3, wanted, steps=1, sampler="ddim", guidance=3.0), expected)
+    assert torch.equal(gen.generate(3, [2, 11, 5], steps=1, sampler="ddim", guidance=3.0), expected)
+    judged = gen.judged(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
+    assert torch.equal(judged(wanted), expected)
+    others = torch.tensor([TWELVE.index(str(i)) for i in (2, 11, 5)])  # what the numbers are as names
+    assert not torch.equal(gen.pixels(gen.draw(others, range(3), settings, None, None)), expected)
 
 
 def test_an_interruption_leaves_the_rest_undrawn() -> None:

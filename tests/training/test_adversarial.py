@@ -52,7 +52,11 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
     config = replace(config, model=replace(config.model.resolved(), resolution=16, channels=1, classes=["a", "b"]))  # type: ignore[call-arg]
     torch.manual_seed(0)
     images = torch.rand(256, 1, 16, 16) * 2 - 1
-    made = SimpleNamespace(train=range(256), val=range(128), batch=lambda split, index, flipped: {"images": images[index]})
+
+    def batch(split: str, index: Tensor, flipped: Tensor | None) -> Batch:
+        return {"images": images[index], "labels": (index % 8 == 7).long()}
+
+    made = SimpleNamespace(train=range(256), val=range(128), batch=batch)
     objective = Adversarial(config, GAN(config.model), made)  # type: ignore[arg-type]
     objective._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, world_size=1)  # type: ignore[assignment]
     return objective
@@ -245,6 +249,14 @@ def test_a_collapse_is_measured_and_warned_of() -> None:
     warning = objective.warning(bad)
     assert warning is not None and "model.gamma" in warning and "\n" not in warning
     assert objective_of(step=10).warning(bad) is None  # the beginning of every run looks like that
+
+
+def test_samples_are_compared_with_held_out_images_of_their_classes() -> None:
+    """One held-out image in eight is of class b."""
+    objective, asked = objective_of(), list[Tensor]()
+    objective.model.generator.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1]))
+    objective.evaluation_metrics(torch.tensor([1.0, 1.0]))
+    assert torch.cat(asked).tolist() == [0, 0, 0, 0, 0, 0, 0, 1] * 16
 
 
 def test_metrics_do_not_depend_on_how_the_evaluation_is_cut() -> None:

@@ -80,6 +80,9 @@ class TextSampling(DecodingSettings, SampleConfig):
             raise UserError("stream=true draws one sample to the screen: one prompt, n=1 and no out")
 
 
+LABELS = "classes to draw, by name (or number, if no name is one), commas between; taken in turn. None: all in turn"
+
+
 @dataclass
 class PictureSampling(SampleConfig):
     """What to write of sampled images."""
@@ -120,7 +123,7 @@ class DiffusionSettings:
 class DiffusionSampling(DiffusionSettings, PictureSampling):
     """What to draw from a diffusion model."""
 
-    labels: list[str] = option([], "classes to draw, by name or number, commas between them; taken in turn. None: all in turn")
+    labels: list[str] = option([], LABELS)
     animation: bool = option(True, "also write denoising.gif: the estimate of the images after each step")
 
 
@@ -147,7 +150,7 @@ class GANSampling(PictureSampling):
     """What to draw from a GAN."""
 
     n: int = positive(16, "images to draw, or paths to draw between images")
-    labels: list[str] = option([], "classes to draw, by name or number, commas between them; taken in turn. None: all in turn")
+    labels: list[str] = option([], LABELS)
     truncation: float = positive(1.0, "factor on z: below 1, images nearer to the average one, fewer odd ones and less variety")
     what: str = choice("images", ["images", "interpolation"], "images; or paths between two each, a row a path, and interpolation.gif")
     steps: int = option(8, "pictures on a path", low=2)

@@ -1,7 +1,7 @@
 """What `evaluate` says of a run of images: how good samples and reconstructions are, beside what real images and noise score."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from gengen.config.sample import DiffusionSettings, EvaluateConfig
 from gengen.data.image_prepare import ImageSet, PreparedImages
 from gengen.data.sources import Say
 from gengen.evaluation.features import EfficientNetFeatures, efficientnet
+from gengen.evaluation.floor import Floor
 from gengen.evaluation.judges import accuracy, judge_for
-from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, nearest, prdc, psnr, ssim
+from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, mean_kernel, nearest, prdc, psnr, ssim
 from gengen.evaluation.report import in_line
 from gengen.generation.pictures import enlarged, grid, write_png
 
-REFERENCE = 5_000  # training images at most that Fréchet distance and KID compare with
 NEIGHBOURS = 5  # the k of precision, recall, density and coverage
 BATCH = 250
 SHOWN, COMPARED = 60, 12  # samples in the grid; samples shown beside their nearest training images
+LISTED = 12  # classes that are printed, those farthest from their floor first
 
 Features = Callable[[Tensor], Tensor]
 """uint8 (N, C, H, W) -> (N, D)"""
@@ -40,6 +41,7 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
     if draw is None or config.samples == 0:
         return result
     kept: list[Tensor] = []
+    asked: list[Tensor] = []
     spent = 0.0
 
     def generate(labels: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
         start = time.perf_counter()
         kept.append(draw(labels))
         spent = time.perf_counter() - start
+        asked.append(labels)
         return kept[0]
 
     features = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
@@ -57,13 +60,13 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
     result |= figures
     result["images_per_second"] = len(kept[0]) / spent
     say(f"drawing        {result['images_per_second']:.0f} images/s")
-    for name in ("samples", "real", "noise"):
-        say(in_line(name, figures[name]))
+    for line in in_words(figures):
+        say(line)
     folder.mkdir(exist_ok=True)
-    columns = len(prepared.classes) if 1 < len(prepared.classes) <= 12 else 10
-    write_png(folder / "samples.png", grid(enlarged(kept[0][: SHOWN // columns * columns]), columns))
+    rows, columns = shown(asked[0], len(prepared.classes) if conditional else 0)
+    write_png(folder / "samples.png", grid(enlarged(kept[0][rows]), columns))
     judge = judge_for(prepared, say)
-    nearest_panel(kept[0][torch.arange(COMPARED)], prepared.train, folder / "nearest.png", judge.features if judge else None)
+    nearest_panel(kept[0][:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
     say(f"pictures: {folder}/samples.png, {folder}/nearest.png (each sample, its nearest training images in pixels and in features)")
     return result
 
@@ -72,45 +75,91 @@ def evaluate_images(
     generate: Callable[[Tensor], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0, *,
     conditional: bool = True, lite0: Features | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Draw n class-balanced samples and judge them against the training split.
+    """Draw n samples with the labels of held-out images, and judge both against all of the training split.
 
-    generate(labels (n,)) -> uint8 (n, C, H, W), as `to_uint8` makes it. conditional=False: it ignores labels, so no class accuracy.
-    lite0: EfficientNetFeatures, for `fd_efflite0`. The same seed draws the same real images.
+    generate(labels (n,)) -> uint8 (n, C, H, W), as `to_uint8` makes it. conditional=False: it ignores labels, so
+    nothing is said by class. lite0: EfficientNetFeatures, for `fd_efflite0`. The same seed draws the same real images.
 
-    Returns the figures of the `samples`, of as many `real` held-out images (the floor) and of `noise` (the ceiling: those held-out
-    images, each with its pixels shuffled), and under `facts` the counts and the judge's own accuracy. Fréchet distances depend on n."""
+    Returns the figures of the `samples`, of those `real` held-out images (the floor) and of `noise` (the ceiling: the
+    held-out images, each with its pixels shuffled); under `floor` and `by_class` each distance beside its floor and
+    that one's spread (`Floor.compare`); and under `facts` the counts and the judge's accuracy. Distances depend on n.
+    """
     n = held_out_count(prepared, n, say)
     draw = torch.Generator().manual_seed(seed)
     judge = judge_for(prepared, say)
-    rows = torch.randperm(len(prepared.train), generator=draw)[: max(REFERENCE, n)]
-    held_out = torch.randperm(len(prepared.val), generator=draw)[:n]
-    real, real_labels = prepared.val.images[held_out], prepared.val.labels[held_out]
-    labels = torch.arange(n) % max(len(prepared.classes), 1)
-    samples = checked(generate(labels), real)
-    images = {"samples": (samples, labels), "real": (real, real_labels), "noise": (shuffled(real, draw), real_labels)}
-    result: dict[str, Any] = {name: {} for name in images}
-    result["facts"] = {"n": n, "seed": seed, "reference": len(rows), "train": len(prepared.train)}
+    train, held_out = prepared.train, torch.randperm(len(prepared.val), generator=draw)[:n]
+    real, labels = prepared.val.images[held_out], prepared.val.labels[held_out]
+    images = {"samples": checked(generate(labels), real), "real": real, "noise": shuffled(real, draw)}
+    result: dict[str, Any] = {name: {} for name in images} | {"floor": {}}
+    result["facts"] = {"n": n, "seed": seed, "reference": len(train)}
     result["facts"]["noise"] = "held-out images, the pixels of each shuffled"
+
+    def compare(name: str, network: Features) -> tuple[Floor, dict[str, Tensor]]:
+        """Add the distances in the features of a network; return these."""
+        features = {which: network(pictures) for which, pictures in images.items()}
+        floor = Floor(network(train.images), train.labels, features["real"], labels)
+        for which in images:
+            result[which][name] = floor.distance(features[which])
+        result["floor"][name] = floor.compare(features["samples"], draw)
+        return floor, features
+
     if judge is not None:
         result["facts"]["judge"] = judge.facts
-        counts = prepared.train.labels[prepared.train.labels >= 0].bincount(minlength=len(prepared.classes)).double()
-        if counts.max() > 2 * counts.mean():
-            say("evaluate: the classes differ much in size; balanced samples differ from the data in that too, as does every distance")
-        everything = judge.features(prepared.train.images)  # (N, 128)
-        drawn = everything[rows]
-        for name, (pictures, wanted) in images.items():
-            features = judge.features(pictures)
-            result[name]["fd_smallcnn"] = frechet_distance(*gaussian(drawn), *gaussian(features))
-            result[name]["kid_smallcnn"] = kid(drawn, features)
-            result[name] |= prdc(drawn[:n], features, NEIGHBOURS) | {"auth_pct": auth_pct(everything, features)}
-            if conditional or name == "real":
-                result[name]["accuracy"] = accuracy(judge.classify(features), wanted)
+        floor, features = compare("fd_smallcnn", judge.features)
+        kernel, some = mean_kernel(floor.train), floor.train[torch.randperm(len(train), generator=draw)[:n]]
+        for which, found in features.items():
+            result[which]["kid_smallcnn"] = kid(floor.train, found, kernel)
+            result[which] |= prdc(some, found, NEIGHBOURS) | {"auth_pct": auth_pct(floor.train, found)}
+            if conditional or which == "real":
+                result[which]["accuracy"] = accuracy(judge.classify(found), labels)
+        if conditional:
+            result["by_class"] = {}
+            for label, name in enumerate(prepared.classes):
+                of, rows = floor.of(label), labels == label
+                if min(len(of.train), len(of.held_out)) > 1:  # a covariance of one there is not
+                    right = {"accuracy": accuracy(judge.classify(features["samples"][rows]), labels[rows])}
+                    result["by_class"][name] = of.compare(features["samples"][rows], draw) | right
     if lite0 is not None:
-        target = gaussian(lite0(prepared.train.images[rows]))
-        for name, (pictures, _) in images.items():
-            result[name]["fd_efflite0"] = frechet_distance(*target, *gaussian(lite0(pictures)))
+        compare("fd_efflite0", lite0)
     say("fid: not computed; only features of the TF-Inception network may bear that name, and its weights are not at hand")
     return result
+
+
+def in_words(figures: dict[str, Any]) -> Iterator[str]:
+    """What `evaluate_images` found, for people."""
+    for name in ("samples", "real", "noise"):
+        yield in_line(name, figures[name])
+    for name, row in figures["floor"].items():
+        yield f"{name}: {beside_floor(row)}"
+        if row["few"]:
+            yield f"{name}: {row['n']:,} images are few for a covariance of its features, which is mostly noise"
+        if abs(row["real"] - row["mean"]) > 3 * row["std"]:
+            yield f"{name}: held-out images differ from training images by more than chance"
+    rows = sorted(figures.get("by_class", {}).items(), key=lambda row: -(row[1]["times_floor"] or 0))
+    for name, row in rows[:LISTED]:
+        yield f"  {name:<13} accuracy {row['accuracy']:.3f}  fd_smallcnn {beside_floor(row)}"
+    if len(rows) > LISTED:
+        yield f"  {len(rows) - LISTED} more classes are nearer to their floor"
+    if few := [row["n"] for _, row in rows if row["few"]]:
+        yield f"by class: {min(few)} to {max(few)} images are few for a covariance of the features: mostly noise"
+
+
+def beside_floor(row: dict[str, Any]) -> str:
+    """A distance, its floor and that one's spread, in one line."""
+    times = f", {row['times_floor']:.3g} times" if row["times_floor"] else ", against"
+    return (
+        f"{row['samples']:.4g}{times} the floor of {row['real']:.4g} (real images drawn anew: {row['mean']:.4g} +- "
+        f"{row['std']:.2g}; {row['n']:,} images)"
+    )
+
+
+def shown(labels: Tensor, classes: int) -> tuple[Tensor, int]:
+    """Which samples a grid shows, row by row, and its columns: one a class, where there are few classes, each full."""
+    of = [rows for label in range(classes) if len(rows := (labels == label).nonzero()[:, 0])]
+    if not 1 < len(of) <= 12:
+        return torch.arange(min(len(labels), SHOWN)), 10
+    depth = min(SHOWN // len(of), *map(len, of))
+    return torch.stack([rows[:depth] for rows in of], dim=1).flatten(), len(of)
 
 
 def evaluate_reconstruction(

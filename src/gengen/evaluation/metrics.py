@@ -64,21 +64,25 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace)
 
 
-def kid(x: Tensor, y: Tensor) -> float:
+def kid(x: Tensor, y: Tensor, x_kernel: float | None = None) -> float:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018, eq. 4); below 0 by chance for equal sets.
 
-    x: (N, D), y: (M, D). The pairs i = j of a set with itself are left out: they would add what only distance 0 has.
+    x: (N, D), y: (M, D); x_kernel: mean_kernel(x), where it is known already.
     """
-    x, y = x.double(), y.double()
+    between = kernel_sum(x, y) / (len(x) * len(y))
+    return (mean_kernel(x) if x_kernel is None else x_kernel) + mean_kernel(y) - 2 * between
 
-    def kernel_sum(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([(part @ b.T / a.shape[1] + 1).pow(3).sum() for part in a.split(CHUNK)]).sum()
 
-    def within(a: Tensor) -> Tensor:
-        diagonal = (a.square().sum(1) / a.shape[1] + 1).pow(3).sum()
-        return (kernel_sum(a, a) - diagonal) / (len(a) * (len(a) - 1))
+def mean_kernel(x: Tensor) -> float:
+    """The mean of that kernel over the pairs of x (N, D), but i = i, which would add what only distance 0 has."""
+    diagonal = (x.double().square().sum(1) / x.shape[1] + 1).pow(3).sum().item()
+    return (kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
-    return float(within(x) + within(y) - 2 * kernel_sum(x, y) / (len(x) * len(y)))
+
+def kernel_sum(a: Tensor, b: Tensor) -> float:
+    """The sum of that kernel over all pairs of a row of a and a row of b."""
+    parts = [(p, q) for p in a.double().split(CHUNK) for q in b.double().split(CHUNK)]
+    return sum((p @ q.T / a.shape[1] + 1).pow(3).sum().item() for p, q in parts)
 
 
 def nearest_distances(train: Tensor, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gengen.config.sample import EvaluateConfig, GANSampling
 from gengen.generation.noise import Noise, slerp
-from gengen.generation.pictures import Drawn, PictureGenerator, labels_of, named, to_uint8
+from gengen.generation.pictures import Drawn, PictureGenerator, Wanted, labels_of, named, to_uint8
 from gengen.models.gan import GAN
 
 BATCH = 64  # images drawn at once; changes none of them
@@ -24,29 +24,29 @@ class GANGenerator(PictureGenerator):
         """z of samples, (n, Z): row i is a function of (seed, indices[i]) alone."""
         return Noise(seed, indices, (self.config.latent_size,), self.device)()
 
-    def generate(self, n: int = 16, labels: Sequence[str | int] = (), *, seed: int = 0, truncation: float = 1.0) -> Tensor:
-        """n images, (n, C, H, W) uint8; image i is a function of (seed, i, its label) alone. labels: names or numbers, taken in turn;
-        none = all classes in turn. truncation: a factor on z."""
+    def generate(self, n: int = 16, labels: Wanted = (), *, seed: int = 0, truncation: float = 1.0) -> Tensor:
+        """n images, (n, C, H, W) uint8; image i is a function of (seed, i, its label) alone. labels: names, or numbers
+        as ints or a tensor, in turn; none = all classes in turn. truncation: a factor on z."""
         return self.decode(truncation * self.latents(range(n), seed), labels_of(labels, self.classes, n))
 
     def interpolate(self, a: Tensor, b: Tensor, label: int, steps: int = 8) -> Tensor:
         """uint8 (steps, C, H, W) on the great arc from a to b, (Z,) each."""
         return self.decode(slerp(a, b, torch.linspace(0, 1, steps, device=a.device)), [label] * steps)
 
-    def decode(self, z: Tensor, labels: Sequence[int]) -> Tensor:
+    def decode(self, z: Tensor, labels: Tensor | Sequence[int]) -> Tensor:
         """z (n, Z) and n labels -> uint8 (n, C, H, W), on the CPU; in fp32 and evaluation mode."""
-        told = torch.tensor(labels, device=self.device)
+        told = torch.as_tensor(labels, device=self.device)
         with self.sampling():
             parts = [self.model.generator(*part) for part in zip(z.split(BATCH), told.split(BATCH), strict=True)]
         return to_uint8(torch.cat(parts)).cpu()
 
     def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
         """What `evaluate` judges: a call that draws an image, uint8, for each label."""
-        return lambda labels: self.generate(len(labels), labels.tolist() if self.classes else (), seed=config.seed)
+        return lambda labels: self.generate(len(labels), labels, seed=config.seed)
 
     def drawn(self, c: GANSampling) -> Drawn:
         """Images, a column a class, where all of them are drawn equally often; or paths between draws 2i and 2i + 1, a row each."""
-        drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n)
+        drawn, labels = {"seed": c.seed, "truncation": c.truncation}, labels_of(c.labels, self.classes, c.n).tolist()
         if c.what == "images":
             facts = [{"index": i} | drawn | named(label, self.classes) for i, label in enumerate(labels)]
             columns = len(self.classes) if self.classes and not c.labels and c.n % len(self.classes) == 0 else None

@@ -1,7 +1,7 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from gengen.generation.autoencoder import AutoencoderGenerator
 from gengen.generation.codec import codec_hash
 from gengen.generation.load import load_generator
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import Drawn, PictureGenerator, labels_of, named, to_uint8
+from gengen.generation.pictures import Drawn, PictureGenerator, Wanted, labels_of, named, to_uint8
 from gengen.models.unet import NULL, UNet
 
 GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
@@ -52,10 +52,10 @@ class ImageGenerator(PictureGenerator):
         return cls(model, load_generator(str(folder), device=device) if isinstance(model.config, LDMConfig) else None)
 
     def generate(
-        self, n: int = 16, labels: Sequence[str | int] = (), *, seed: int = 0, frames: list[Tensor] | None = None,
+        self, n: int = 16, labels: Wanted = (), *, seed: int = 0, frames: list[Tensor] | None = None,
         interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, **settings: Any,
     ) -> Tensor:  # fmt: skip
-        """n images, (n, C, H, W) uint8. labels: names or numbers, taken in turn; none = all classes in turn.
+        """n images, (n, C, H, W) uint8. labels: names, or numbers as ints or a tensor, in turn; none = all in turn.
 
         settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling explains
         them. guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list that
@@ -64,7 +64,7 @@ class ImageGenerator(PictureGenerator):
         c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
         if guide:
             self.check_guide(guide)
-        told = torch.tensor(labels_of(labels, self.classes, n), device=self.device)
+        told = labels_of(labels, self.classes, n).to(self.device)
         images, movies = [], []
         with self.sampling():
             for start in range(0, n, c.batch_size):
@@ -142,14 +142,12 @@ class ImageGenerator(PictureGenerator):
     def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
         """What `evaluate` judges: a call that draws an image, uint8, for each label."""
         guide_, settings = self.settings(config, config)
-        return lambda labels: self.generate(
-            len(labels), labels.tolist() if self.classes else (), seed=config.seed, guide=guide_, **settings
-        )
+        return lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings)
 
     def drawn(self, config: DiffusionSampling) -> Drawn:
         guide_, settings = self.settings(config, config)
         frames: list[Tensor] | None = [] if config.animation else None
         images = self.generate(config.n, config.labels, seed=config.seed, frames=frames, guide=guide_, **settings)
-        labels = labels_of(config.labels, self.classes, config.n)
+        labels = labels_of(config.labels, self.classes, config.n).tolist()
         facts = [{"index": i, "seed": config.seed} | settings | named(label, self.classes) for i, label in enumerate(labels)]
         return Drawn(images, facts, frames=frames or ())

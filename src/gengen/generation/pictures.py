@@ -2,8 +2,10 @@
 
 import io
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -70,22 +72,64 @@ def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
     replace_bytes(path, data.getvalue())
 
 
-def labels_of(wanted: Sequence[str | int], classes: Sequence[str], n: int) -> list[int]:
-    """n labels: the wanted classes in turn, by name or number; without a wish all classes in turn, NULL where there are none."""
-    names = {name.lower(): number for number, name in enumerate(classes)}
+NO_CLASSES = "; this model was trained without classes"
+Wanted = Tensor | Sequence[str | int]
+"""Classes to draw. A number, in a tensor or a sequence, is a class's number, NULL for none; a text is its name."""
 
-    def number(label: str | int) -> int:
-        text = str(label).strip().lower()
-        if text in names:
-            return names[text]
-        if text.isdigit() and int(text) < len(classes):
+
+def labels_of(wanted: Wanted, classes: Sequence[str], n: int) -> Tensor:
+    """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL where there are none."""
+    names = Names(classes)
+    turn: list[int] = []
+    for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
+        turn += names.of(label) if isinstance(label, str) else [names.checked(label)]
+    turn = turn or list(range(len(classes))) or [NULL]
+    return torch.tensor([turn[i % len(turn)] for i in range(n)])
+
+
+class Names:
+    """Finds classes by what a person types: as they are written, or else whatever the case and the Unicode form."""
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = classes
+        alike: dict[str, list[int]] = {}
+        for number, name in enumerate(classes):
+            alike.setdefault(folded(name), []).append(number)
+        self.folded = {name: numbers[0] for name, numbers in alike.items() if len(numbers) == 1}
+        self.exact = {name: number for number, name in enumerate(classes)}
+        self.numbered = any(name.strip().isdecimal() for name in classes)
+
+    def find(self, text: str) -> int | None:
+        """The number of the class of this name. Digits are a class's number too, where no class is named by digits."""
+        if text.strip().isdecimal() and not self.numbered and int(text) < len(self.classes):
             return int(text)
-        known = did_you_mean(text, names) if names else "; this model was trained without classes"
-        raise UserError(f"labels={label}: no such class{known}")
+        return self.exact.get(text, self.folded.get(folded(text)))
 
-    parts = [part for label in wanted for part in ([label] if str(label).lower() in names else str(label).split(","))]
-    turn = [number(part) for part in parts] or list(range(len(classes))) or [NULL]
-    return [turn[i % len(turn)] for i in range(n)]
+    def of(self, text: str) -> list[int]:
+        """The numbers of one name, or of several with commas between them."""
+        found = []
+        for part in [text] if self.find(text) is not None else text.split(","):
+            if (number := self.find(part)) is None:
+                known = did_you_mean(part.strip(), self.exact) if self.classes else NO_CLASSES
+                raise UserError(f"labels={part}: no such class{known}")
+            found.append(number)
+        return found
+
+    def checked(self, number: Any) -> int:
+        """A number that a class has, or NULL."""
+        try:
+            label = index(number)
+        except TypeError:
+            raise UserError(f"labels={number!r}: neither a name nor a whole number") from None
+        if not NULL <= label < len(self.classes):
+            numbers = f"; they are numbered 0 to {len(self.classes) - 1}, and {NULL} is none"
+            raise UserError(f"labels={label}: no such class{numbers if self.classes else NO_CLASSES}")
+        return label
+
+
+def folded(name: str) -> str:
+    """A name without what keyboards and file systems write in different ways."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def named(label: int, classes: Sequence[str]) -> dict[str, Any]:

@@ -37,9 +37,9 @@ class Adversarial(Objective):
     optimizer is the one Lightning steps and counts; the discriminator's is stepped beside it. The gradients do not depend on how a
     batch is cut, but for batch normalisation and for the power iterations of spectral normalisation.
 
-    val/loss is the discriminator's on held-out images. val/kid and val/coverage compare 500 samples with as many of those images, on
-    their pixels, averaged down to 8 x 8: coverage is the share of images that have a sample within reach of their 5 nearest
-    neighbours, over that share for training images."""
+    val/loss is the discriminator's on held-out images. val/kid and val/coverage compare 500 of those with samples of
+    their labels, on their pixels, averaged down to 8 x 8: coverage is the share of images that have a sample within
+    reach of their 5 nearest neighbours, over that share for training images."""
 
     unit = "images"
     metrics = ("val/loss", "val/kid", "val/coverage")
@@ -172,19 +172,22 @@ class Adversarial(Objective):
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         loss, images = sums.tolist()
-        real, real_coverage = self.compared
-        samples = GANGenerator(self.model).generate(len(real), seed=self.config.seed)
+        real, labels, real_coverage = self.compared
+        samples = GANGenerator(self.model).generate(len(real), labels, seed=self.config.seed)
         fake = coarse(to_float(samples))
         coverage = prdc(real, fake, NEIGHBOURS)["coverage"] / real_coverage
         return {"val/loss": loss / images, "val/kid": kid(real, fake), "val/coverage": coverage}
 
     @cached_property
-    def compared(self) -> tuple[Tensor, float]:
-        """Held-out images to compare samples with, as `coarse` has them, (N, D), and the coverage of them by training images."""
+    def compared(self) -> tuple[Tensor, Tensor, float]:
+        """Held-out images to compare samples with, as `coarse` has them, (N, D); their labels, which samples have too;
+        and the coverage of them by training images."""
         n, sizes = min(COMPARED, len(self.prepared.val)), {"val": len(self.prepared.val), "train": len(self.prepared.train)}
         index = {split: torch.arange(n) * rows // n for split, rows in sizes.items()}
-        val, train = (coarse(self.prepared.batch(s, i, torch.zeros(n, dtype=torch.bool))["images"]) for s, i in index.items())
-        return val, max(prdc(val, train, NEIGHBOURS)["coverage"], 1 / COMPARED)
+        held_out, train = (self.prepared.batch(s, i, torch.zeros(n, dtype=torch.bool)) for s, i in index.items())
+        real = coarse(held_out["images"])
+        coverage = prdc(real, coarse(train["images"]), NEIGHBOURS)["coverage"]
+        return real, held_out["labels"], max(coverage, 1 / COMPARED)
 
     def warning(self, metrics: dict[str, float]) -> str | None:
         if metrics["val/coverage"] >= COLLAPSED or self.global_step < self.trainer.max_steps / 4:
@@ -196,8 +199,9 @@ class Adversarial(Objective):
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """A grid of 40 images, a column a class, always of the same seed, to stem.png."""
-        columns = min(10, len(self.c.classes)) or 8
-        images = GANGenerator(self.model).generate(4 * columns, range(columns) if self.c.classes else (), seed=self.config.seed)
+        labels = range(min(10, len(self.c.classes)))
+        columns = len(labels) or 8
+        images = GANGenerator(self.model).generate(4 * columns, labels, seed=self.config.seed)
         if interrupted():
             return None
         write_png(path := stem.with_suffix(".png"), grid(enlarged(images), columns))
