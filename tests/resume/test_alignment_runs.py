@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_resume import last_checkpoint, same_checkpoint, signals_itself
 
 from gengen.checkpoints import store
+from gengen.checkpoints.files import to_json
+from gengen.checkpoints.format import read, write
 from gengen.cli import main
+from gengen.config.errors import UserError
 from gengen.data.storygen import examples
+from gengen.data.tokenizer import TextTokenizer
+from gengen.generation.load import load_generator
+from gengen.generation.rewards import load_reward
 from gengen.generation.text import TextGenerator
 from gengen.training.metrics import read_metrics
 from gengen.training.online_rl import OnlineRL
@@ -78,6 +85,40 @@ def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -
     for argv in ([*settings, "stop_at=1"], ["stop_at=6"], ["stop_at=11"], []):
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     same_run(straight, tmp_path / "r")
+
+
+def test_every_checkpoint_of_a_reward_model_has_the_scale_of_its_weights(after_base: Made) -> None:
+    """Also one that is not the last: a run that was stopped early is as good a reward."""
+    settings, straight = after_base("reward")
+    kept = [store.step_of(path) for path in store.all_steps(straight / "checkpoints")]
+    assert kept[0] == 12 and 8 in kept
+    pairs = [json.loads(line) for line in Path(settings[3].removeprefix("data.path=")).read_text().splitlines()]
+    for step in kept:
+        scorer = load_generator(str(straight / "checkpoints" / f"step-{step:09d}"), device="cpu")
+        asked = [pair["prompt"] for pair in pairs for _ in range(2)]
+        said = [pair[side] for pair in pairs for side in ("chosen", "rejected")]
+        ended = [pair[f"{side}_ended"] for pair in pairs for side in ("chosen", "rejected")]
+        scores = scorer.score(asked, said, ended)  # of 60 pairs, 48 of which the scale is of
+        assert abs(scores.mean()) < 0.3 and abs(scores.std() - 1) < 0.3, step
+
+
+def test_a_reward_model_without_a_scale_is_refused(after_base: Made, tmp_path: Path, capsys: Any) -> None:
+    """One that an older gengen stopped early: its gain is 1 and its bias 0. The run that wanted it leaves nothing."""
+    settings, _ = after_base("ppo")
+    saved = read(last_checkpoint(after_base("reward")[1]))
+    saved.model |= {"gain": torch.ones(()), "bias": torch.zeros(())}
+    (unscaled := tmp_path / "rm" / "checkpoints" / "step-000000012").mkdir(parents=True)
+    write(unscaled, saved)
+    (tmp_path / "rm" / "config.json").write_text(to_json(saved.config))
+    argv = [setting for setting in settings if not setting.startswith("stage.reward=")]
+    assert main(["train", *argv, f"stage.reward={tmp_path / 'rm'}", f"runs_dir={tmp_path}", "run=r"]) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'rm'} was stopped before its scores were given mean 0 and variance 1" in message
+    assert not (tmp_path / "r").exists()
+    tokenizer = TextTokenizer.from_json(saved.tokenizer or "")
+    with pytest.raises(UserError, match="was stopped before its scores were given mean 0 and variance 1"):
+        load_reward([str(tmp_path / "rm")], tmp_path, tokenizer, "cpu")
+    load_reward([str(unscaled)], tmp_path, tokenizer, "cpu", frozen=True)  # a run that began with it goes on
 
 
 def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -79,22 +79,44 @@ def test_micro_batches_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("ema", [[], ["optim.ema=0.9"]], ids=["", "averaged"])
-def test_the_last_step_sets_the_scale(ema: list[str]) -> None:
-    """Of the weights that are used then, which may be an average; the steps before it leave it alone."""
-    objective = rating("optim.lr=1e-2", *ema)
-    seen = list[float]()
+def test_a_save_sets_the_scale(ema: list[str]) -> None:
+    """Of the weights that are used, which may be an average; nothing that is trained changes by it."""
 
-    class Watch(L.Callback):
-        def on_train_batch_end(self, *_: object) -> None:
-            seen.append(objective.model.gain.item())
+    def trained(saves: list[int]) -> RewardModeling:
+        objective = rating("optim.lr=1e-2", "data.micro_batch_size=4", *ema)
 
-    build_trainer(objective.config, Watch(), 4).fit(objective, datamodule=build_datamodule(objective.config, objective.prepared))
-    assert seen[:3] == [1, 1, 1] and seen[3] != 1
+        class Saving(L.Callback):
+            def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+                if trainer.global_step in saves:
+                    objective.before_save()
+
+        data = build_datamodule(objective.config, objective.prepared)
+        build_trainer(objective.config, Saving(), 4).fit(objective, datamodule=data)
+        return objective
+
+    objective, again = trained([4]), trained([1, 3, 4])
+    assert objective.model.gain != 1
+    torch.testing.assert_close(objective.state_dict(), again.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(objective.ema, again.ema, rtol=0, atol=0)
     with objective.averaged():
         scorer = Scorer(objective.model, TOKENIZER)
         sides = [pair.astype(int) for example in examples(objective) for pair in example]
         scores = scorer([Answer(tokens[mask == 0].tolist(), tokens[mask == 1].tolist(), False) for tokens, mask in sides])
     assert scores.mean().item() == pytest.approx(0, abs=1e-5) and scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_scale_is_found_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows at once than a step takes; of any cut, the same outputs."""
+    rows, of = list[int](), RewardModel.raw_scores
+
+    def counted(self: RewardModel, tokens: Tensor, mask: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return of(self, tokens, mask)
+
+    monkeypatch.setattr(RewardModel, "raw_scores", counted)
+    whole, cut = rating().reference_outputs(), rating("data.micro_batch_size=4").reference_outputs()
+    assert rows == [16, 8, 8, 8, 8]  # both answers to 8 and 4 pairs, and to 4, 4 and 4
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
 
 
 # --- what it learns

@@ -55,8 +55,8 @@ def group_advantages(rewards: Tensor, how: str, costs: Tensor | float = 0.0) -> 
         centred = from_mean(rewards)
         deviation = (centred.square().sum(1, keepdim=True) / others(rewards)).sqrt()
         return centred / (deviation + 1e-6) + from_mean(0 * rewards - costs)
-    centred = from_mean(rewards - costs)
-    return {"rloo": centred * (1 + 1 / others(rewards)), "dr_grpo": centred}[how]
+    n = others(rewards)
+    return from_mean(rewards - costs) * {"rloo": 1 + 1 / n, "dr_grpo": torch.ones_like(n)}[how]
 
 
 def others(rewards: Tensor) -> Tensor:

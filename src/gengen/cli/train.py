@@ -95,9 +95,10 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
             raise UserError(f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}")
     else:
         check_runs(config)
-    from gengen.checkpoints.format import copy_weights, read_tokenizer
+    from gengen.checkpoints.format import copy_weights, read_tokenizer, read_weights
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
+    from gengen.generation.rewards import check_scale
     from gengen.hardware import pick_device, pick_precision
     from gengen.training.build import fitted_to_budget
     from gengen.training.console import Console
@@ -109,7 +110,9 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
         config = replace(config, model=build(ModelConfig, read_config(source)["model"]), init_from=str(source))
         tokenizer = read_tokenizer(source)
     kept = {"reference": source} if config.stage.keeps and source else {}
-    kept |= {name: find_checkpoint(str(path), Path(config.runs_dir), "latest", console.say) for name, path in rewards.items()}
+    for name, path in rewards.items():
+        kept[name] = find_checkpoint(str(path), Path(config.runs_dir), "latest", console.say)
+        check_scale(str(path), read_weights(kept[name]))
     device = pick_device(config.trainer.device, config.trainer.devices)
     settled = replace(config.trainer, device=device, precision=pick_precision(config.trainer.precision, device))
     config = replace(config, trainer=settled, model=config.model.resolved())

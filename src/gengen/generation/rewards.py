@@ -1,6 +1,6 @@
 """Rewards of answers under one protocol: a reward run, a registered function, or a weighted sum of them; and the best of n answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -87,9 +87,17 @@ class Scorer:
         raise UserError(f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}")
 
 
-def load_reward(names: Sequence[str], runs_dir: Path, tokenizer: TextTokenizer, device: str = "auto") -> Reward:
-    """The sum of the named rewards. Raises UserError for a run that is no reward model, or one of another tokenizer."""
-    parts = [(weight, reward_of(name, runs_dir, tokenizer, device)) for weight, name in map(weighted_reward, names)]
+def load_reward(
+    names: Sequence[str],
+    runs_dir: Path,
+    tokenizer: TextTokenizer,
+    device: str = "auto",
+    frozen: bool = False,
+) -> Reward:
+    """The sum of the named rewards. frozen: they are a run's own copies, which go on as that run began with them.
+    Raises UserError for a run that is no reward model, for one of another tokenizer, and for one without a scale."""
+    weighted = [weighted_reward(name) for name in names]
+    parts = [(weight, reward_of(name, runs_dir, tokenizer, device, frozen)) for weight, name in weighted]
 
     def total(answers: Sequence[Answer]) -> Tensor:
         return torch.stack([weight * reward(answers) for weight, reward in parts]).sum(0)
@@ -97,7 +105,17 @@ def load_reward(names: Sequence[str], runs_dir: Path, tokenizer: TextTokenizer, 
     return total
 
 
-def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str) -> Reward:
+def check_scale(name: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError for a reward model whose scores were never given mean 0 and variance 1: once, only the last step
+    did that."""
+    if weights["gain"] == 1 and weights["bias"] == 0:
+        raise UserError(
+            f"{name} was stopped before its scores were given mean 0 and variance 1, and nothing can be said of their size; "
+            f"python scripts/train.py run={name} goes on with it, and its next checkpoint has them"
+        )
+
+
+def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str, frozen: bool) -> Reward:
     if name in REWARDS:
         function = reward_function(name)
         return lambda answers: torch.tensor([float(function(a.question, a.text, a.ended)) for a in answers])
@@ -106,6 +124,8 @@ def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str) 
         raise UserError(f"{name} is no reward model: stage=reward trains one")
     if scorer.tokenizer.hash != tokenizer.hash:
         raise UserError(f"{name} was trained with another tokenizer; start it from the same run as the policy")
+    if not frozen:
+        check_scale(name, dict(scorer.model.named_buffers()))
     return scorer
 
 

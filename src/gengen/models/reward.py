@@ -11,8 +11,8 @@ from gengen.models.gpt import GPT
 class RewardModel(GPT):
     """GPT with one output, w x + b, in place of the vocabulary's.
 
-    gain and bias are set once, after training, so that the scores of the reference's answers, gain * output + bias, have mean 0 and
-    variance 1 (Ziegler et al. 2019, section 2.1): what a nat of KL costs then means the same for every reward model.
+    gain and bias are set for each checkpoint, so that the scores of the reference's answers, gain * output + bias,
+    have mean 0 and variance 1 (Ziegler et al. 2019, section 2.1): what a nat of KL costs then means the same for all.
     """
 
     gain: Tensor

@@ -264,6 +264,7 @@ class Cadence(L.Callback):
     def save(self, trainer: L.Trainer, improved: bool, stop: bool) -> None:
         """A checkpoint of this step. One that cannot be written is tried again with the next row, unless this is where training stops."""
         start, step = time.monotonic(), trainer.global_step
+        trainer.lightning_module.before_save()  # type: ignore[operator]
         trainer.save_checkpoint(self.run.checkpoints)
         if failure := getattr(trainer.strategy.checkpoint_io, "failure", None):
             self.failed_saves += 1

@@ -96,6 +96,9 @@ class Objective(L.LightningModule):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
 
+    def before_save(self) -> None:
+        """Set what a checkpoint holds that follows from what was trained. Every rank calls it before each save."""
+
     def ready(self, interrupted: Callable[[], bool]) -> bool:
         """Make what the next step needs and no loader has. False if interrupted: then nothing has changed."""
         return True

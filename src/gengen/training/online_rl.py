@@ -72,7 +72,8 @@ class OnlineRL(LanguageObjective):
         self._reference = (reference(config),)  # tuples, so that they are no submodules
         kept = [(weighted_reward(name)[0], frozen_reward(config, i), name) for i, name in enumerate(c.reward)]
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
-        self.reward: Reward = load_reward(names, Path(config.runs_dir), self.tokenizer, config.trainer.device)
+        device = config.trainer.device
+        self.reward: Reward = load_reward(names, Path(config.runs_dir), self.tokenizer, device, frozen=True)
         self.critic = Beside(self.build_critic(config)) if isinstance(c, PPOConfig) else None
 
     def build_critic(self, config: TrainConfig) -> RewardModel:

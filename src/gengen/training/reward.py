@@ -44,20 +44,20 @@ class RewardModeling(LanguageObjective):
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
-    def training_step(self, batch: Batch, index: int) -> None:
-        super().training_step(batch, index)
-        if self.global_step >= self.trainer.max_steps:  # the step just done was the last
-            with self.averaged():
-                outputs = self.reference_outputs()
-            self.model.normalize(outputs)
-            if self.ema is not None:
-                self.ema |= {name: getattr(self.model, name).clone() for name in ("gain", "bias")}
+    def before_save(self) -> None:
+        """Set the scale of scores, of the weights that are used. Training never reads it, so stops leave no trace."""
+        with self.averaged():
+            outputs = self.reference_outputs()
+        self.model.normalize(outputs)
+        if self.ema is not None:
+            self.ema |= {name: getattr(self.model, name).clone() for name in ("gain", "bias")}
 
     @torch.no_grad()
     def reference_outputs(self) -> Tensor:
         """Of the answers to the first training prompts, which the reference drew."""
         rows, size = np.arange(min(REFERENCE, len(self.prepared.train))), self.config.data.batch_size
-        parts = [self.prepared.train.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+        batches = (self.prepared.train.batch(rows[start : start + size]) for start in range(0, len(rows), size))
+        parts = (part for batch in batches for part in self.micro_batches(batch))
         with self.autocast():
             return torch.cat([self.outputs(self.model, {n: t.to(self.device) for n, t in part.items()}).flatten() for part in parts])
 
