@@ -1,6 +1,7 @@
 """Weights of transformers both ways: what one side wrote computes the same on the other, and what has no place there is refused."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_an_imported_run_is_sampled_and_trained_on(
     settings = [f"data.path={texts}", f"data.dir={shared_data}", "data.batch_size=2", "trainer.max_steps=1", "trainer.compile=false"]
     settings += ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "optim.lr=1e-12", "optim.muon_lr=1e-12"]
     assert main(["train", "init_from=runs/taken", "data=text", "run=next", *settings]) == 0
+    assert re.search(r"^model  gpt  \d", capsys.readouterr().out, re.MULTILINE), "it is of no size of ours"
     close(logits(gengen.load("runs/next").model), logits(gengen.load("runs/taken").model))
     for argv in (["train", "run=taken"], ["train", "run=taken", "data=text"], ["evaluate", "runs/taken"]):
         capsys.readouterr()

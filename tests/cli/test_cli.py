@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -319,6 +321,31 @@ def test_the_loggers_and_one_that_fails(
     monkeypatch.setattr(build, "build_loggers", lambda config, run, console: [Broken()])
     assert main(["train", *tiny, "trainer.max_steps=10", f"runs_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.count("warning: Broken failed and is left out from now on: disk gone") == 1
+
+
+def test_wandb_knows_a_run_by_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one name in two folders were one run of wandb's. A run that it knew by its name keeps it."""
+    from gengen.checkpoints.run import Run
+    from gengen.config.train import LoggerConfig, TrainConfig
+    from gengen.training import build
+    from gengen.training.console import Console
+
+    begun: list[dict[str, Any]] = []
+
+    def logger(**settings: Any) -> SimpleNamespace:
+        begun.append(settings)
+        return SimpleNamespace(experiment=None)
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", logger)
+    config = TrainConfig(logger=LoggerConfig(name="wandb"))
+    for folder in ("a", "a", "b", "old"):
+        (tmp_path / folder / "r").mkdir(parents=True, exist_ok=True)
+        if folder == "old":
+            (tmp_path / folder / "r" / "wandb").mkdir()
+        assert len(build.build_loggers(config, Run(tmp_path / folder / "r"), Console())) == 1
+    first, resumed, other, old = (settings["id"] for settings in begun)
+    assert first == resumed != other and first.startswith("r-") and old == "r"
+    assert {(settings["name"], settings["resume"]) for settings in begun} == {("r", "allow")}
 
 
 def test_a_secret_of_the_environment_is_not_written(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

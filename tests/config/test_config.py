@@ -1,8 +1,10 @@
 """The vocabulary: every YAML composes, every mistake is answered, text arrives as it was typed."""
 
 import ast
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from gengen.config.compose import CONFIGS, compose_flat, compose_train, groups, 
 from gengen.config.errors import UserError
 from gengen.config.fields import allowed
 from gengen.config.help import flat_help, train_help
+from gengen.config.model import GPTConfig
 from gengen.config.redact import redact
 from gengen.config.resume import resumed
 from gengen.config.sample import TextSampling
@@ -101,6 +104,8 @@ def test_every_yaml_is_reached_by_a_group() -> None:
         ("optim.clip=inf", ["optim.clip=inf does not fit"]),
         ("seed=99999999999", ["seed=99999999999 does not fit"]),
         ("--hepl", ["unknown flag --hepl", "--help"]),
+        ("--model", ["unknown flag --model", "settings are written without dashes: model=VALUE"]),
+        ("--max-steps=5", ["unknown flag --max-steps=5", "without dashes: max_steps=5"]),
         ("trainer=xxxx", ["trainer=xxxx: no such trainer", "known: cpu, ddp, default, gpu"]),
         ("plugins=[no_such_module]", ["plugins=[no_such_module]", "No module named 'no_such_module'"]),
     ],
@@ -110,6 +115,60 @@ def test_a_mistake_is_answered(argument: str, words: list[str]) -> None:
         compose(argument)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_flag_of_other_tools_is_written_as_a_setting() -> None:
+    for argv in (["--model", "gpt"], ["--model=gpt"], ["-model", "gpt", "trainer.max_steps=2"]):
+        with pytest.raises(UserError, match=r"settings are written without dashes: model=gpt$"):
+            read_command_line(argv)
+    with pytest.raises(UserError, match=r"did you mean --multirun\?"):
+        read_command_line(["--multi-run"])
+
+
+def texts(*arguments: str) -> TextSampling:
+    config: TextSampling = compose_flat(TextSampling, read_command_line(["runs/r", *arguments]))
+    return config
+
+
+def test_a_list_of_texts_may_be_json() -> None:
+    assert texts('stop=["and", "\\n\\n"]', "stop=or").stop == ["and", "\n\n", "or"]
+    assert texts("stop=[]").stop == [] and texts('stop=["[\\"and\\"]"]').stop == ['["and"]']
+    for text in ("[and]", "[1, 2]", '["and"', "[", "and", '"and"', "['and']"):
+        assert texts(f"stop={text}").stop == [text], "what is no JSON list of texts is a text"
+
+
+def test_a_prompt_is_never_taken_apart() -> None:
+    assert texts('prompt=["a", "b"]', "prompt=c").prompt == ['["a", "b"]', "c"]
+    assert compose('data.prompts=["a"]').data.prompts == ['["a"]']  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings,name",
+    [
+        ({"size": "nano"}, "nano"),
+        ({"size": "nano", "vocab_size": 300, "context": 48}, "nano"),
+        ({"size": "micro", "width": 128, "ff": 384}, "nano"),  # whatever it says
+        ({"size": "nano", "width": 64}, ""),
+        ({"size": "nano", "head_size": 64}, ""),
+        ({"size": "small", "layers": 3}, ""),
+    ],
+)
+def test_a_size_is_the_one_it_is(settings: dict[str, Any], name: str) -> None:
+    assert GPTConfig(**settings).size_name() == name
+
+
+def test_every_size_of_every_family_is_named() -> None:
+    for family in MODELS:
+        for size in MODELS[family].config.sizes:
+            assert MODELS[family].config(name=family, size=size).size_name() == size, (family, size)
+
+
+def test_help_shows_what_is_set_to_null_and_what_lists_begin_with(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("name: adamw\nclip: null\n")
+    said = train_help(read_command_line([f"--config-dir={tmp_path}", "optim=mine", "data=text", "--help"]))
+    assert re.search(r"optim.clip +float or null +null ", said) and re.search(r"optim.eps +float +1e-08 ", said)
+    assert re.search(r"data.prompts +list of str +\['Once upon a time'\] ", said)
 
 
 def test_interpolations_of_numbers_work() -> None:

@@ -1,10 +1,12 @@
 """Sampling text: equal to a plain loop without cache or batch, and right in what it returns, streams, refuses and leaves alone."""
 
 import itertools
+import json
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
-from gengen.config.sample import DecodingSettings
+from gengen.config.sample import DecodingSettings, TextSampling
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.decoding import draw, next_token_probabilities, uniforms
 from gengen.generation.text import Continuation, TextGenerator
@@ -333,3 +335,28 @@ def test_a_diverged_model_is_named() -> None:
 def test_sampling_needs_no_trainer() -> None:
     code = "import sys, gengen.generation.text; print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_billion_samples_begin_at_once(generator: TextGenerator, tmp_path: Path) -> None:
+    """Every row was built before the first token, and nothing was written before the last. What is drawn is there."""
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 70:  # in the second batch
+            raise KeyboardInterrupt
+
+    asked = TextSampling(run="r", prompt=["ab"], n=10**9, max_tokens=3, out=str(tmp_path / "out.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        generator.command(asked, say)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf8").splitlines()]
+    assert [row["text"] for row in rows] == [s.text for s in generator.generate("ab", n=70, max_tokens=3)]
+
+
+def test_a_billion_tokens_begin_at_once(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All their random numbers were drawn before the first of them. How many are drawn at once changes none."""
+    long = generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2)
+    monkeypatch.setattr("gengen.generation.text.AHEAD", 7)
+    assert generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2) == long
+    pieces = "".join(itertools.islice(generator.stream("a", max_tokens=10**9, temperature=1.2), 30))
+    assert len(pieces) >= 30 and long[0].text.startswith(pieces[:10])

@@ -147,7 +147,8 @@ def from_config(found: dict[str, Any]) -> tuple[Layout, GPTConfig]:
             raise UserError(f"{key}={value} does not go with attention_bias={fields[field]}: all biases or none are supported")
         fields[field] = value
     c = build(GPTConfig, fields | {"kv_heads": fields.get("kv_heads") or fields["heads"]})
-    return layout, replace(c, ff=c.ff or 4 * c.width).resolved()
+    c = replace(c, ff=c.ff or 4 * c.width).resolved()
+    return layout, replace(c, size=c.size_name() or c.size)
 
 
 def rope(found: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

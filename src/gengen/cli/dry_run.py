@@ -27,8 +27,8 @@ def parameters(config: TrainConfig) -> int:
 def size_line(config: TrainConfig) -> str:
     n = parameters(config)
     copies = 4 + (1 if config.optim.ema or config.optim.ema_ratio else 0)  # weights, gradients, two moments, EMA; all fp32
-    size = getattr(config.model, "size", "")
-    return f"{config.model.name} {size}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
+    name = " ".join(filter(None, (config.model.name, config.model.size_name())))
+    return f"{name}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
 
 
 def facts(config: TrainConfig) -> dict[str, Any]:

@@ -4,13 +4,15 @@ their field, so that text arrives as it was typed and every mistake is answered 
 import os
 import re
 import sys
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import Field, dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gengen.config.errors import UserError, did_you_mean, raised
+from gengen.config.errors import UserError, did_you_mean, nearest, raised
+from gengen.config.limits import parse_json
 from gengen.config.schema import Schema, Tree, build, get, is_text, leaves, parse, put, schema, unknown_key, unwrap
 from gengen.config.train import TrainConfig
 from gengen.registry import DATA, MODELS, PLUGINS, STAGES
@@ -58,12 +60,25 @@ def read_command_line(argv: list[str]) -> CommandLine:
         elif equals and re.fullmatch(r"[A-Za-z_][\w.-]*", key):
             line.settings.append((key, value))
         elif arg.startswith("-"):
-            raise UserError(f"unknown flag {arg}" + did_you_mean(key, ["--help", "--cfg", "--multirun", "-m", "--config-dir"]))
+            raise unknown_flag(arg, args)
         elif line.run is None and not line.settings:
             line.run = arg
         else:
             raise UserError(f"unexpected argument {arg!r}; settings are written key=value")
     return line
+
+
+FLAGS = ["help", "cfg", "multirun", "config-dir"]
+
+
+def unknown_flag(arg: str, rest: list[str]) -> UserError:
+    """The error for a flag that is none: the one it is like, or the setting it may be meant for."""
+    name, equals, value = arg.lstrip("-").partition("=")
+    if close := nearest(name, FLAGS):
+        return UserError(f"unknown flag {arg}\n  did you mean --{close[0]}?")
+    value = value if equals else rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else "VALUE"
+    key = name.replace("-", "_") or "KEY"
+    return UserError(f"unknown flag {arg}\n  settings are written without dashes: {key}={value}")
 
 
 def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
@@ -131,7 +146,7 @@ def verbatim(text: str) -> str:
 
 
 def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree:
-    """The tree with each `key=value` put in, parsed by the type of its field. A list is given an item at a time."""
+    """The tree with each `key=value` put in, parsed by the type of its field. A list comes item by item or in JSON."""
     tree, given = deepcopy(tree), set()
     for key, text in settings:
         if key not in known:
@@ -142,10 +157,20 @@ def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree
             value = parse(key, text, f, kind)
             put(tree, key, verbatim(value) if base is str and value is not None else value)
         else:
-            items = [verbatim(text)] if text else []
-            put(tree, key, (get(tree, key) if key in given else []) + items)
+            put(tree, key, (get(tree, key) if key in given else []) + [verbatim(item) for item in items(text, f)])
         given.add(key)
     return tree
+
+
+def items(text: str, f: "Field[Any]") -> list[str]:
+    """The items of a list of texts that one value stands for: those of a JSON list; or itself, if not empty. Of prose
+    it is always itself: a prompt may be a JSON list."""
+    if text.startswith("[") and not f.metadata.get("prose"):
+        with suppress(ValueError):
+            found = parse_json(text)
+            if isinstance(found, list) and all(isinstance(item, str) for item in found):
+                return found
+    return [text] if text else []
 
 
 def import_plugins(modules: list[str]) -> None:

@@ -64,7 +64,12 @@ class TextConfig(DataConfig):
     max_documents: int | None = positive(None, "documents to read at most; null = all")
     tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")
     vocab_size: int | None = positive(None, "tokens that BPE is trained to at most; null = model.vocab_size")
-    prompts: list[str] = option(["Once upon a time"], "prompts of the samples written during training", on_resume="free")
+    prompts: list[str] = option(
+        ["Once upon a time"],
+        "prompts of the samples written during training",
+        prose=True,
+        on_resume="free",
+    )
 
 
 @register_data(

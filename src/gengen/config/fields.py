@@ -20,10 +20,13 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    prose: bool = False,
     on_resume: OnResume = "fixed",
 ) -> Any:
-    """A field with its one-line doc; bounds low <= value <= high, above < value < below; or the only values allowed."""
-    metadata = {"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices, "on_resume": on_resume}
+    """A field with its one-line doc; bounds low <= value <= high, above < value < below; or the only values allowed.
+    prose: a list of texts of any kind, each of which is given by itself."""
+    metadata = {"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices}
+    metadata |= {"prose": prose, "on_resume": on_resume}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -10,9 +10,11 @@ from gengen.config.schema import get, schema, type_name
 from gengen.config.train import TrainConfig
 
 
-def field_line(key: str, f: "Field[Any]", kind: Any, now: Any) -> str:
-    default = f.default if f.default is not MISSING else []
-    value = default if now is None else now
+def default(f: "Field[Any]") -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def field_line(key: str, f: "Field[Any]", kind: Any, value: Any) -> str:
     words = "; ".join(part for part in (f.metadata.get("doc", ""), allowed(f)) if part)
     return f"  {key:26} {type_name(kind):13} {'null' if value is None else value!s:<14} {words}"
 
@@ -28,14 +30,15 @@ def train_help(line: CommandLine) -> str:
     if not line.topic:
         text += ["python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]", ""]
         text += ["groups", *(f"  {group:12} {', '.join(names)}" for group, names in groups(line.config_dir).items())]
-        text += ["", "run"] + [field_line(k, f, t, None) for k, (f, t) in known.items() if "." not in k]
+        text += ["", "run"] + [field_line(k, f, t, default(f)) for k, (f, t) in known.items() if "." not in k]
     for top in sorted(tops):
         if line.topic in (None, top):
-            text += ["", top] + [field_line(k, f, t, get(tree, k)) for k, (f, t) in known.items() if k.startswith(top + ".")]
+            fields = [(k, f, t) for k, (f, t) in known.items() if k.startswith(top + ".")]
+            text += ["", top] + [field_line(k, f, t, get(tree, k, default(f))) for k, f, t in fields]
     return "\n".join(text)
 
 
 def flat_help(command: str, cls: type) -> str:
     """The keys of a command without groups."""
     head = f"python scripts/{command}.py RUN [key=value ...]    {(cls.__doc__ or '').splitlines()[0]}"
-    return "\n".join([head, "", *(field_line(k, f, t, None) for k, (f, t) in schema(cls, {}).items())])
+    return "\n".join([head, "", *(field_line(k, f, t, default(f)) for k, (f, t) in schema(cls, {}).items())])

@@ -39,6 +39,16 @@ class ModelConfig:
         empty = {f.name for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **{key: value for key, value in table.items() if key in empty})
 
+    def size_name(self) -> str:
+        """The size whose dimensions these are, whatever the tokenizer and the context; empty if no size's."""
+
+        def fits(row: dict[str, Any]) -> bool:
+            return all(getattr(mine, key) == row[key] for key in row.keys() - {"vocab_size", "context"})
+
+        mine, stated = self.resolved(), getattr(self, "size", "")
+        names = sorted(self.sizes, key=lambda name: name != stated)  # of equal ones the stated
+        return next((name for name in names if fits(self.sizes[name])), "")
+
     def latents(self) -> dict[str, Any]:
         """What images become that this model encodes: resolution and channels; nothing, if it encodes none."""
         return {}
@@ -133,6 +143,11 @@ class GPTConfig(ModelConfig):
         c = super().resolved()
         assert c.width and c.heads
         return c if c.head_size else replace(c, head_size=c.width // c.heads)
+
+    def size_name(self) -> str:
+        c = self.resolved()
+        assert c.width and c.heads
+        return super().size_name() if c.head_size == c.width // c.heads else ""
 
     def check(self) -> None:
         if not self.head_size and (c := super().resolved()).width and c.heads and c.width % c.heads:

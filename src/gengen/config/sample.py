@@ -43,7 +43,7 @@ class DecodingSettings:
     presence_penalty: float = option(0.0, "taken from the logits of tokens in the text")
     frequency_penalty: float = option(0.0, "taken from the logits of tokens in the text, as often as they are there")
     logit_bias: list[str] = option([], "TOKEN:NUMBER, added to a token's logit; -inf forbids it; repeat for several")
-    stop: list[str] = option([], "end a sample before this text; repeat for several")
+    stop: list[str] = option([], 'end a sample before this text; repeat for several, or write ["a", "b"]')
     stop_ids: list[int] = option([], "end a sample before one of these tokens")
 
     def bias(self) -> dict[int, float]:
@@ -58,7 +58,7 @@ class DecodingSettings:
 class TextSampling(DecodingSettings, SampleConfig):
     """What to draw from a language model."""
 
-    prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch")
+    prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch", prose=True)
     precision: str = choice("fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it")
     compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
     stream: bool = option(False, "print the text while it is drawn (one sample)")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,10 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.minimum(token, last)[:, 0]
 
 
-def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
-    """Draws from [0, 1), (n, count) fp64: row i is a function of (seed, indices[i]) alone, and the same for every count."""
-    return torch.from_numpy(np.stack([stream(seed, index).random(count) for index in indices]))
+def uniforms(seed: int, indices: Sequence[int], count: int, first: int = 0) -> Tensor:
+    """Draws from [0, 1), (n, count) fp64, the first of them number `first` of its row; row i is a function of
+    (seed, indices[i]) alone."""
+    streams: list[Any] = [stream(seed, index) for index in indices]
+    for generator in streams:
+        generator.bit_generator.advance(first)  # a draw takes one step of PCG64
+    return torch.from_numpy(np.stack([generator.random(count) for generator in streams]))

@@ -1,7 +1,8 @@
 """Rewards of answers under one protocol: a reward run, a registered function, or a weighted sum of them; and the best of n answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,9 +130,17 @@ def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str, 
     return scorer
 
 
-def best_of(generator: TextGenerator, prompts: Sequence[Any], n: int, of: int, reward: Reward, **settings: Any) -> list[Sample]:
-    """n samples of each prompt, each the one with the highest reward of `of` that are drawn for it."""
-    drawn = generator.generate(prompts, n=n * of, **settings)
-    tokens = [generator.prompt_tokens(prompt) for prompt in prompts for _ in range(n * of)]
-    scores = reward([answer_of(prompt, sample) for prompt, sample in zip(tokens, drawn, strict=True)]).view(-1, of)
-    return [drawn[group * of + int(best)] for group, best in enumerate(scores.nan_to_num(-torch.inf).argmax(1))]
+def best_of(
+    generator: TextGenerator,
+    prompts: Sequence[Any],
+    n: int,
+    of: int,
+    reward: Reward,
+    **settings: Any,
+) -> Iterator[Sample]:
+    """n samples of each prompt, each the one with the highest reward of `of` drawn for it; drawn when asked for."""
+    drawn = generator.samples(prompts, n=n * of, **settings)
+    tokens = [generator.prompt_tokens(prompt) for prompt in prompts]
+    while some := list(islice(drawn, of * max(1, BATCH // of))):
+        scores = reward([answer_of(tokens[sample.index // (n * of)], sample) for sample in some]).view(-1, of)
+        yield from (some[group * of + int(best)] for group, best in enumerate(scores.nan_to_num(-torch.inf).argmax(1)))

@@ -4,6 +4,7 @@ import codecs
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gengen.checkpoints.files import replace_text
 from gengen.checkpoints.format import read_tokenizer
 from gengen.config.errors import UserError, did_you_mean, raised
 from gengen.config.sample import DecodingSettings, TextSampling
@@ -24,6 +24,9 @@ from gengen.models.gpt import GPT
 
 Processor = Callable[[Tensor, list[list[int]]], Tensor]
 """(logits (B, V) fp32, the tokens of each row, prompt included) -> logits: a grammar, a watermark, whatever a text must obey."""
+
+
+AHEAD = 1024  # tokens that random numbers are drawn for at once
 
 
 @dataclass
@@ -119,18 +122,38 @@ class TextGenerator:
         text that fills the model's context goes on from the last half of it. `interrupted` is polled before each token; once true,
         all samples end as they are.
         """
+        return list(self.samples(prompts, n=n, processor=processor, interrupted=interrupted, **settings))
+
+    def samples(
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        *,
+        n: int = 1,
+        processor: Processor | None = None,
+        interrupted: Callable[[], bool] | None = None,
+        **settings: Any,
+    ) -> Iterator[Sample]:
+        """Those that `generate` returns, a batch of them drawn when the first of it is asked for."""
         config = checked(n=n, **settings)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = [row for prompt in prompts for row in self._continuations(prompt, config)]
-        with self.engine.decoding():
-            for start in range(0, len(rows), self.batch_size):
-                for _ in self._decode(rows[start : start + self.batch_size], start, config, processor, interrupted or never):
-                    pass
+        starts = [self.prompt_tokens(prompt) for prompt in prompts]
         texts = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in prompts]
-        return [Sample(texts[i // n], row.text, row.tokens, row.finish_reason, i, config.seed, row.logprobs) for i, row in enumerate(rows)]
+
+        def drawn() -> Iterator[Sample]:
+            for first in range(0, n * len(prompts), self.batch_size):
+                numbers = range(first, min(first + self.batch_size, n * len(prompts)))
+                rows = [Continuation(self.tokenizer, starts[i // n], config) for i in numbers]
+                with self.engine.decoding():
+                    for _ in self._decode(rows, first, config, processor, interrupted or never):
+                        pass
+                for i, row in zip(numbers, rows, strict=True):
+                    yield Sample(texts[i // n], row.text, row.tokens, row.finish_reason, i, config.seed, row.logprobs)
+
+        return drawn()
 
     def command(self, config: TextSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, show, and write to `out`. Returns a line that sums it up; none of a stream."""
+        """What `sample` does: draw, write to `out` and show, a batch at a time. Returns a line that sums it up; none
+        of a stream."""
         if (config.precision, config.compile) != (self.engine.precision, self.engine.compiled):
             self.engine = Engine(self.model, config.precision, config.compile)
         settings = {"seed": config.seed} | {f.name: getattr(config, f.name) for f in fields(DecodingSettings)}
@@ -148,22 +171,22 @@ class TextGenerator:
             reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, self.engine.device.type)
             samples = best_of(self, prompts, config.n, config.best_of, reward, **settings)
         else:
-            samples = self.generate(prompts, n=config.n, **settings)
-        spent = time.perf_counter() - start
-        if config.out:
-            replace_text(Path(config.out), "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples))
+            samples = self.samples(prompts, n=config.n, **settings)
         between = "\n" if self.tokenizer.chat else ""  # an answer does not go on with its prompt
-        for sample in samples:
-            say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
-        tokens = sum(len(sample.tokens) for sample in samples)
-        return f"---\n{tokens} tokens, {tokens / spent:.0f} tokens/s"
+        tokens = 0
+        with written(config.out) as write:
+            for sample in samples:
+                write(json.dumps(vars(sample), ensure_ascii=False) + "\n")
+                say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
+                tokens += len(sample.tokens)
+        return f"---\n{tokens} tokens, {tokens / (time.perf_counter() - start):.0f} tokens/s"
 
     def stream(
         self, prompt: str, *, processor: Processor | None = None, interrupted: Callable[[], bool] | None = None, **settings: Any
     ) -> Iterator[str]:
         """The text of `generate(prompt, ...)[0]` in pieces as it comes; never half a character or part of a stop string."""
         config = checked(n=1, **settings)
-        (row,) = self._continuations(prompt, config)
+        row = Continuation(self.tokenizer, self.prompt_tokens(prompt), config)
 
         def pieces() -> Iterator[str]:
             shown = 0
@@ -187,17 +210,13 @@ class TextGenerator:
             raise UserError(f"{found}\n  it begins: {str(prompt)[:60]!r}")
         return tokens
 
-    def _continuations(self, prompt: str | Sequence[int], config: TextSampling) -> list[Continuation]:
-        """n samples of a prompt, yet to be drawn."""
-        return [Continuation(self.tokenizer, self.prompt_tokens(prompt), config) for _ in range(config.n)]
-
     def _decode(
         self, rows: list[Continuation], first_index: int, c: TextSampling, processor: Processor | None, interrupted: Callable[[], bool]
     ) -> Iterator[None]:
         """Add a token to each unfinished row, then yield, until all are finished. Between yields no mode is left switched."""
         engine, device = self.engine, self.engine.device
         slots = min(self.context, max(len(row.prompt) for row in rows) + c.max_tokens)
-        numbers = uniforms(c.seed, range(first_index, first_index + len(rows)), c.max_tokens).to(device)
+        indices = list(range(first_index, first_index + len(rows)))
         with engine.decoding():
             prompts = list({tuple(row.prompt): None for row in rows})  # each is read once, however many samples it has
             cache = engine.prefill([prompt[:-1] for prompt in prompts], slots).rows([prompts.index(tuple(row.prompt)) for row in rows])
@@ -212,6 +231,8 @@ class TextGenerator:
                     rows[i].finish("interrupted")
                 yield
                 return
+            if step % AHEAD == 0:
+                numbers = uniforms(c.seed, indices, min(AHEAD, c.max_tokens - step), step).to(device)
             with engine.decoding():
                 if full := [i for i in going if rows[i].cached == self.context]:
                     kept = max(self.context // 2, 1)
@@ -220,7 +241,7 @@ class TextGenerator:
                         rows[i].cached = kept - 1
                 newest = torch.tensor([[(row.tokens or row.prompt)[-1]] for row in rows], device=device)
                 logits = engine.step(newest, cache, max(rows[i].cached for i in going) + 1)[:, : self.tokenizer.vocab_size]
-                tokens, logprobs = self._draw(logits, numbers[:, step], rows, going, controls, c, processor)
+                tokens, logprobs = self._draw(logits, numbers[:, step % AHEAD], rows, going, controls, c, processor)
             for i in going:
                 rows[i].cached += 1
                 rows[i].add(tokens[i], logprobs[i])
@@ -232,7 +253,8 @@ class TextGenerator:
                 if engine.compiled:  # they stay, and what they draw is not looked at
                     cache.lengths[ended] = 0
                 else:
-                    rows, cache, numbers, controls = [rows[i] for i in left], cache.rows(left), numbers[left], controls.rows(left)
+                    rows, indices = [rows[i] for i in left], [indices[i] for i in left]
+                    cache, numbers, controls = cache.rows(left), numbers[left], controls.rows(left)
 
     def _draw(
         self, logits: Tensor, numbers: Tensor, rows: list[Continuation], going: list[int], controls: Controls, c: TextSampling,
@@ -253,6 +275,26 @@ class TextGenerator:
         drawn = drawn.clamp(max=logits.shape[-1] - 1)
         controls.add(drawn)
         return drawn.tolist(), logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0].tolist()
+
+
+@contextmanager
+def written(path: str | None) -> Iterator[Callable[[str], None]]:
+    """A function that appends text to a file, new with the first text, where it can be read at once; without a path it
+    does nothing."""
+    if path is None:
+        yield lambda text: None
+        return
+    with ExitStack() as stack:
+        file: Any = None
+
+        def write(text: str) -> None:
+            nonlocal file
+            if file is None:  # what was there stays until there is something else
+                file = stack.enter_context(open(path, "w", encoding="utf8", errors="replace"))
+            file.write(text)
+            file.flush()
+
+        yield write
 
 
 def processed(processor: Processor, logits: Tensor, tokens: list[list[int]]) -> Tensor:

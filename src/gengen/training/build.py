@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import secrets
 import time
 import warnings
 from bisect import bisect_right
@@ -19,7 +20,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from gengen.checkpoints import store
-from gengen.checkpoints.files import Damaged
+from gengen.checkpoints.files import Damaged, replace_text
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
@@ -102,7 +103,7 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
 
             logger = WandbLogger(
                 name=run.name,
-                id=run.name,
+                id=wandb_id(run),
                 project=c.project,
                 save_dir=str(run.path),
                 offline=c.mode == "offline",
@@ -118,6 +119,15 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
     except Exception as error:
         console.say(f"warning: logger={c.name} cannot start, metrics.csv goes on: {error}")
     return []
+
+
+def wandb_id(run: Run) -> str:
+    """What wandb knows a run by: chosen once for its directory, so that a run of the same name elsewhere is another.
+    A run that wandb has known by its name keeps it."""
+    path = run.path / "wandb-id.txt"
+    if not path.exists():
+        replace_text(path, run.name if (run.path / "wandb").exists() else f"{run.name}-{secrets.token_hex(4)}")
+    return path.read_text(encoding="utf8")
 
 
 class StepTimes(L.Callback):
