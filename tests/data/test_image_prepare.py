@@ -200,7 +200,8 @@ def test_a_truncated_file_is_named_and_made_again(album, image_config, said, nam
     path.write_bytes(whole[:-3])
     after = prepare(config, said.append)
     assert path.read_bytes() == whole and after.meta == before.meta and len(folders(config)) == 1
-    assert len(said) == 1 and f"{name}: damaged" in said[0] and "preparing it again" in said[0]
+    assert len(said) == 2 and f"{name}: damaged" in said[0] and "preparing it again" in said[0]
+    assert said[1].endswith("dropped: 1, of which 1 with another label (1 in b and kept in a)")
 
 
 def die_at(config, call):

