@@ -182,9 +182,7 @@ def test_a_folder_is_read_right_and_what_is_not_is_named(
 
 
 @pytest.mark.parametrize("write", REFUSED, ids=[write.__name__ for write in REFUSED])
-def test_a_class_without_a_picture_is_refused(
-    write: Callable[[Path], None], tmp_path: Path, image_config: Any, said: list[str]
-) -> None:
+def test_a_class_without_a_picture_is_refused(write: Callable[[Path], None], tmp_path: Path, image_config: Any, said: list[str]) -> None:
     write(root := tmp_path / "album")
     with pytest.raises(UserError) as error:
         prepare(image_config("imagefolder", root), said.append)

@@ -59,18 +59,21 @@ def test_what_a_prompt_requests():
 
 
 def test_the_parts_are_disjoint_by_pair():
-    assert {name: len(pairs) for name, pairs in PAIRS.items()} == {"sft": 512, "preference": 358, "held out": 154}
+    assert {name: len(pairs) for name, pairs in PAIRS.items()} == {"sft": 512, "preference": 358, "val": 68, "test": 86}
     assert sorted(chain(*PAIRS.values())) == sorted(product(ANIMALS, OBJECTS))
-    asked = {(kind, part): [told(record)[0] for record in examples(kind, part)] for kind in COUNTS for part in ("train", "val")}
-    assert {key: len(prompts) for key, prompts in asked.items()} == {(k, p): n for k, of in COUNTS.items() for p, n in of.items()}
+    asked = {(kind, part): [told(record)[0] for record in examples(kind, part)] for kind in COUNTS for part in ("train", "val", "test")}
+    assert {key: len(prompts) for key, prompts in asked.items()} == {
+        (kind, part): count for kind, n in COUNTS.items() for part, count in {"train": n, "val": 408, "test": 512}.items()
+    }
     pairs = {key: {requested(prompt) for prompt in prompts} for key, prompts in asked.items()}
     assert pairs["conversations", "train"] == set(PAIRS["sft"])
     assert pairs["preferences", "train"] == pairs["prompts", "train"] == set(PAIRS["preference"])
-    assert all(pairs[kind, "val"] == set(PAIRS["held out"]) for kind in COUNTS)
+    assert all(pairs[kind, part] == set(PAIRS[part]) for kind in COUNTS for part in ("val", "test"))
     distinct = {key: len(set(prompts)) for key, prompts in asked.items()}
     assert distinct["conversations", "train"] == 3000 and distinct["prompts", "train"] == 2000
     assert distinct["preferences", "train"] == 358 * 6 and set(asked["prompts", "train"]) < set(asked["preferences", "train"])
-    assert set(asked["prompts", "val"]) == set(asked["preferences", "val"]) and distinct["prompts", "val"] == 512
+    assert set(asked["prompts", "val"]) == set(asked["preferences", "val"]) and distinct["prompts", "val"] == 408
+    assert distinct["prompts", "test"] == 512  # of 86 pairs, so no 512 independent prompts: alignment.interval
 
 
 def told(record):
@@ -108,7 +111,7 @@ def test_the_language():
 
 def test_the_same_index_is_the_same_story_for_ever():
     """Of one FORMAT: prepared data is found by that number."""
-    assert storygen.FORMAT == 2
+    assert (storygen.FORMAT, storygen.EXAMPLES_FORMAT) == (2, 3)
     assert next(documents(1)) == (
         "Once there was a kind dog named Tilly. Tilly had a green flag at home. Tilly sat to write a story about it. "
         "Then a friend washed it for Tilly. They went home and giggled."

@@ -53,6 +53,29 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(draws: np.random.Gene
     assert 0.91 <= covered / 400 <= 0.97
 
 
+def test_prompts_that_share_their_words_are_drawn_together(draws: np.random.Generator) -> None:
+    """86 pairs asked for six times each: where a pair decides, six prompts say no more than one, and the interval is sqrt(6) wider."""
+    means = draws.standard_normal(86)
+    gains, clusters = means.repeat(6), np.arange(86).repeat(6)
+    (low, high), (near_low, near_high) = interval(gains, clusters), interval(gains)
+    assert (high - low) / (near_high - near_low) == pytest.approx(6**0.5, rel=0.05)
+    assert high - low == pytest.approx(2 * 1.96 * means.std() / 86**0.5, rel=0.05)
+    order = draws.permutation(len(gains))
+    assert interval(gains[order], clusters[order]) == pytest.approx((low, high))
+    assert interval(gains, np.arange(len(gains))) == interval(gains)  # each by itself
+    uneven = np.array([0.0, 1, 1, 1])  # a mean of .75, of clusters of 1 and 3
+    assert interval(uneven, np.array([0, 1, 1, 1])) == (0.0, 1.0)
+
+
+def test_the_clustered_interval_covers_the_truth_and_the_plain_one_does_not(draws: np.random.Generator) -> None:
+    clusters, covered = np.arange(40).repeat(6), np.zeros(2)
+    for _ in range(200):
+        gains = draws.standard_normal(40).repeat(6) + 0.3 * draws.standard_normal(240)
+        for which, (low, high) in enumerate([interval(gains, clusters, resamples=500), interval(gains, resamples=500)]):
+            covered[which] += low <= 0 <= high
+    assert covered[0] / 200 > 0.9 and covered[1] / 200 < 0.75
+
+
 def test_a_gain_is_paired(draws: np.random.Generator) -> None:
     """Prompts differ far more than policies do: unpaired, a gain of .1 on each would be lost among them."""
     before = 10 * draws.standard_normal((200, 4))
@@ -300,7 +323,7 @@ def test_a_gate_stands_where_the_table_says() -> None:
 
 
 def test_the_report_holds_all(judgements: list[dict[str, Any]], tmp_path: Path) -> None:
-    report = write_report("toy", judgements, tmp_path)
+    report = write_report("toy", "test", judgements, tmp_path)
     assert json.loads((tmp_path / "alignment_report.json").read_text()) == json.loads(json.dumps(report))
     rows = {(row["stage"], row["seed"]): row for row in report["stages"]}
     assert len(rows) == 18

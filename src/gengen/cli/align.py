@@ -29,7 +29,7 @@ PROFILES: dict[str, dict[str, list[str]]] = {
     },
 }  # fmt: skip
 """What a profile sets of each stage beside the stage's own defaults, as on the command line."""
-HELD_OUT = {"toy": 512, "smoke": 8}  # prompts that policies are judged on
+HELD_OUT = {"toy": 512, "smoke": 8}  # prompts that policies are judged on, as far as a split has them
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
             return code
     from gengen.evaluation.alignment_page import write_report
 
-    report = write_report(config.profile, [judged(config.profile, folder / f"seed-{seed}", seed) for seed in range(config.seeds)], folder)
+    seeds = [judged(config.profile, folder / f"seed-{seed}", seed, config.split) for seed in range(config.seeds)]
+    report = write_report(config.profile, config.split, seeds, folder)
     for row in report["stages"]:
         low, high = row["interval"]
         figures = f"{row['before']:.3f} -> {row['after']:.3f}  {row['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
         )
     missed = [f"{g['stage']} {g['figure']} {g['sign']} {g['threshold']}: {g['values']}" for g in report["gates"] if not all(g["met"])]
     print(f"gates  {len(report['gates']) - len(missed)} of {len(report['gates'])} met by every seed", *missed, sep="\n       ")
-    print(f"report {folder}/alignment_report.html, .json  in {time.monotonic() - start:.0f} s")
+    print(f"report {folder}/{report['file']}.html, .json  in {time.monotonic() - start:.0f} s")
     return 0
 
 
@@ -83,8 +84,8 @@ def train(profile: str, folder: Path, seed: int) -> int:
     return 0
 
 
-def judged(profile: str, folder: Path, seed: int) -> dict[str, Any]:
-    """What is known of a seed's runs."""
+def judged(profile: str, folder: Path, seed: int, split: str) -> dict[str, Any]:
+    """What is known of a seed's runs, by the held-out prompts of a split: val or test."""
     from gengen.data.storygen import examples
     from gengen.evaluation.alignment import judge
     from gengen.generation.load import load_generator
@@ -94,7 +95,7 @@ def judged(profile: str, folder: Path, seed: int) -> dict[str, Any]:
     policies = {name: load_generator(str(folder / name)) for name in names}
     for policy in policies.values():
         policy.batch_size = 256
-    told = (record["messages"] for record in islice(examples("conversations", "val"), HELD_OUT[profile]))
+    told = (record["messages"] for record in islice(examples("conversations", split), HELD_OUT[profile]))
     stories = [(messages[0]["content"], messages[1]["content"]) for messages in told]
     found = judge(policies, load_generator(str(folder / "reward")), stories, seed, OnlineConfig.max_tokens)
     seconds = {name: read_metrics(folder / name / "metrics.csv")[-1]["seconds"] for name in [*names, "reward"]}

@@ -108,7 +108,7 @@ def source_facts(config: ExamplesConfig) -> dict[str, Any]:
         return {"files": files_facts(config.path, find_files(config.path, SUFFIXES))}
     if config.source == "wheel":
         return {"wheels": [pin(name).line for name in ARCHIVES]}
-    return {"hub": config.hub} if config.source == "hub" else {"storygen": storygen.FORMAT}
+    return {"hub": config.hub} if config.source == "hub" else {"storygen": storygen.EXAMPLES_FORMAT}
 
 
 def describe_source(config: ExamplesConfig) -> tuple[str, str]:

@@ -25,15 +25,17 @@ def stage_rows(seed: Figures) -> list[Figures]:
     return rows
 
 
-def write_report(profile: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
-    """Write alignment_report.json and alignment_report.html in the folder; return what the former holds.
+def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
+    """Write alignment_report.json and .html in the folder (alignment_report_val.* for split=val); return what the former holds.
 
     seeds: of each `seed`, `seconds` (stage -> training time), and the `figures` and `samples` of `alignment.judge`.
     """
     stages = [row for seed in seeds for row in stage_rows(seed)]
-    found = {"profile": profile, "stages": stages, "gates": gates([seed["figures"] for seed in seeds]), "seeds": list(seeds)}
-    replace_text(folder / "alignment_report.json", redact(to_json(found)))
-    replace_text(folder / "alignment_report.html", redact(page(found)))
+    file = "alignment_report" if split == "test" else f"alignment_report_{split}"
+    held = gates([seed["figures"] for seed in seeds])
+    found = {"profile": profile, "split": split, "file": file, "stages": stages, "gates": held, "seeds": list(seeds)}
+    replace_text(folder / f"{file}.json", redact(to_json(found)))
+    replace_text(folder / f"{file}.html", redact(page(found)))
     return found
 
 
