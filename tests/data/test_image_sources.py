@@ -181,7 +181,7 @@ def test_captions_and_labels_from_metadata(album, image_config):
     album("cat/metadata.jsonl", raw=json.dumps({"file_name": "d.png", "text": "another"}).encode())
     found, skips = read(image_config("imagefolder", root))
     assert [(p.label, p.caption) for p in found] == [(None, "café"), (None, ""), ("7", "a cat"), ("cat", "another")]
-    assert skips.good == {"line": 4, "image": 4} and not skips.bad
+    assert skips.good == {"line": 4, "file": 2, "image": 4} and not skips.bad
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import codecs
 import gzip
 import json
 import os
@@ -99,7 +100,6 @@ def test_what_is_broken_is_counted_and_named(tmp_path, file_config):
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl line 2: not JSON"),
         ("a.jsonl", b'{"story": "x", "id": 1}\n', r"a.jsonl line 1: no key 'text' \(data.field\); keys: story, id"),
         ("a.txt", b" \n", "a.txt: no text in it"),
-        ("a.txt", "x\ny".encode("utf-16"), "a.txt line 1: not UTF-8"),
         ("a.parquet", b"PAR1 not really", "a.parquet: "),
     ],
 )
@@ -107,6 +107,59 @@ def test_a_broken_file_fails_by_default(tmp_path, file_config, name, raw, why):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(UserError, match=f"(?s)data.max_bad allows 0.10%.*first: .*{why}"):
         read(file_config(tmp_path / name))
+
+
+WORDS = "Ein größerer Text,\r\nso läßt es sich lesen.\n"
+CYRILLIC = "Большой текст,\nкоторый читают.\n"  # noqa: RUF001
+ROWS = '{"text": "größer"}\n{"text": "läßt"}\n'
+UNMARKED = "full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark"
+
+
+TEXT_FILES: list[tuple[str, bytes, list[str], str]] = [
+    ("utf-16.txt", WORDS.encode("utf-16"), [WORDS], ""),
+    ("utf-16-be.txt", codecs.BOM_UTF16_BE + CYRILLIC.encode("utf-16-be"), [CYRILLIC], ""),
+    ("utf-32.txt", CYRILLIC.encode("utf-32"), [CYRILLIC], ""),
+    ("utf-16.jsonl", ROWS.encode("utf-16"), ["größer", "läßt"], ""),
+    ("utf-32.jsonl", codecs.BOM_UTF32_BE + ROWS.encode("utf-32-be"), ["größer", "läßt"], ""),
+    ("crlf.txt", WORDS.encode("utf-8-sig"), [WORDS], ""),
+    ("packed.txt.gz", gzip.compress(WORDS.encode("utf-16")), [WORDS], ""),
+    ("packed.jsonl.gz", gzip.compress(ROWS.encode("utf-16")), ["größer", "läßt"], ""),
+    ("unmarked.txt", WORDS.encode("utf-16-le"), [], UNMARKED),
+    ("unmarked-cyrillic.txt", CYRILLIC.encode("utf-16-be"), [], UNMARKED),
+    ("unmarked.jsonl", ROWS.encode("utf-32-le"), [], UNMARKED),
+    ("broken-16.txt", WORDS.encode("utf-16")[:-1], [], r"not UTF-16 \(truncated data\)"),
+    ("broken-16.jsonl", ROWS.encode("utf-16")[:-1], [], "truncated data"),
+    ("latin-1.txt", WORDS.encode("latin-1"), [], r"more than half of it is lines like line 1: not UTF-8 \("),
+    ("nul.txt", b"one\nt\0wo\n" + 100 * b"and more\n", [], "line 2: NUL characters"),
+    ("hole.txt", b"one\n" + 100 * b"\0" + b"\ntwo\n", [], UNMARKED),
+    ("binary.jsonl", bytes(range(128, 256)), [], "not JSON"),
+    ("cut.txt.gz", gzip.compress(WORDS.encode())[:-9], [], "ended before the end-of-stream marker"),
+    ("empty.txt.gz", gzip.compress(b""), [], "no text in it"),
+    ("other.docx", b"PK", [], "data.path=.*other.docx: .docx is not a kind of file that is read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, raw, texts, why", TEXT_FILES, ids=[name for name, *_ in TEXT_FILES])
+def test_each_text_file_is_read_right_or_named(tmp_path, file_config, name, raw, texts, why):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    if texts:
+        assert read(file_config(path, max_bad=0))[0] == texts
+        return
+    with pytest.raises(UserError, match=why) as error:
+        read(file_config(path, max_bad=0))
+    assert str(error.value).count(name) == 1
+
+
+def test_damage_to_a_file_is_not_a_few_bad_lines(tmp_path, file_config):
+    """Among many good lines, a file of which nothing is left counts as a file."""
+    (tmp_path / "a.txt").write_text("a good line\n" * 10_000)
+    damaged = {"b.txt": "größer\n".encode("latin-1"), "c.jsonl": b"\x80\n", "d.txt": "x\n".encode("utf-16-le")}
+    for name, raw in damaged.items():
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(UserError, match=rf"1 of 2 files cannot be read \(50.*\n  first: .*{name}"):
+            read(file_config(tmp_path, max_bad=0.01))
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.fault("F21")

