@@ -1,14 +1,16 @@
 """A language model read at the tokens of answers, and what it becomes: a reward model, or one of a larger vocabulary."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.log_probs import entropy, log_softmax
+from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
 from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.model import GPTConfig
+from gengen.models import answers
 from gengen.models.answers import answer_log_probs, last, read, right_padded
 from gengen.models.gpt import GPT, padded
 from gengen.models.reward import RewardModel
@@ -98,6 +100,51 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
         same(all_of(*right_padded(rows()[row : row + 1])), [row])
     other = [3, 1, 7, 0, 5, 2, 6, 4]
     same(all_of(tokens[other], mask[other]), other)
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """What a computation keeps for its backward pass, each storage once; and its result."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    return sum(kept.values()), result
+
+
+@pytest.mark.parametrize("more", [{}, {"tied": False, "logit_softcap": 10.0}], ids=["", "untied and capped"])
+@pytest.mark.parametrize("spread", [False, True], ids=["", "entropy"])
+def test_logits_are_not_kept_for_the_backward_pass(monkeypatch: Any, more: dict[str, Any], spread: bool) -> None:
+    """1,024 places and a vocabulary of 2,048, read 128 at a time: less is kept than the logits of one time. Values and
+    gradients are those of reading all at once."""
+    model = lively(GPT(GPTConfig(**SHAPE | {"vocab_size": 2048, "context": 129} | more)))  # type: ignore[arg-type]
+    tokens = torch.randint(2048, (8, 129), generator=torch.Generator().manual_seed(0))
+    features = model.features(tokens[:, :-1]).detach().requires_grad_()
+    monkeypatch.setattr(model, "features", lambda tokens: features)
+
+    def of(logits: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
+        log_p = log_softmax(logits, 0.7)
+        return of_tokens(log_p, drawn), entropy(log_p)
+
+    def told() -> Tensor:
+        values, entropies = read(model, tokens, torch.ones(8, 128), of)
+        return torch.stack([values, entropies * spread])
+
+    def found(rows: int) -> tuple[int, Tensor, tuple[Tensor, ...]]:
+        monkeypatch.setattr(answers, "rows_at_once", lambda weight: rows)
+        kept, result = saved_bytes(told)
+        weights = torch.rand(result.shape, generator=torch.Generator().manual_seed(1)) - 0.5
+        return kept, result, torch.autograd.grad((result * weights).sum(), [features, model.head.weight])
+
+    (most, whole, slopes), (least, parts, cut_slopes) = found(1024), found(128)
+    logits = 1024 * 2048 * 4
+    assert most > logits and least < logits / 8
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    assert all(slope.any() for slope in slopes)
+    torch.testing.assert_close(cut_slopes, slopes, atol=1e-5, rtol=1e-4)
 
 
 # --- a reward model

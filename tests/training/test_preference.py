@@ -17,10 +17,12 @@ from gengen.checkpoints.format import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
+from gengen.config.schema import build
 from gengen.config.train import TrainConfig
 from gengen.data.examples import Conversations, Preferences, PreparedExamples, Prompts
 from gengen.data.tokenizer import TextTokenizer
 from gengen.models.gpt import GPT
+from gengen.training import preference
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.language import FineTuning
 from gengen.training.objective import Batch, Objective
@@ -218,6 +220,36 @@ def test_what_is_compared_by_hand(tmp_path: Path) -> None:
     assert objective.loss_sum(batch).item() == pytest.approx(losses.sum().item(), abs=1e-3)
     expected = [losses.mean(), (h > 0).double().mean(), *ratios.mean(0)]
     assert list((objective.evaluate([batch]) or {}).values()) == pytest.approx([x.item() for x in expected], abs=1e-4)
+
+
+H = (0.2 - 0.3 + 0.4) - (-0.1 + 0.7)  # -.3: sums over answers of 3 and 2 tokens
+PER_TOKEN = (0.2 - 0.3 + 0.4) / 3 - (-0.1 + 0.7) / 2  # -.2
+
+
+@pytest.mark.parametrize("settings,h,golden", [
+    (["stage.loss=ipo"], PER_TOKEN, 7.29),  # (-.2 - 5 / 2)^2, which is trl's
+    (["stage.loss=ipo", "stage.reduction=sum"], H, 7.84),
+    (["stage.loss=dpo"], H, 0.723597),  # log(1 + e^.06)
+    (["stage.loss=dpo", "stage.reduction=mean"], PER_TOKEN, 0.713347),
+], ids=["ipo", "ipo of sums", "dpo", "dpo of means"])  # fmt: skip
+def test_what_an_answers_log_probability_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], h: float, golden: float
+) -> None:
+    """ipo compares means over an answer's tokens, its end included; dpo compares sums."""
+    objective = preferring(tmp_path, *settings, "stage.beta=0.2")
+    ratios = torch.tensor([[0, 0.2, -0.3, 0.4], [0, -0.1, 0.7, 0]])
+    batch = {"tokens": torch.zeros(1, 2, 5, dtype=torch.long), "mask": (ratios != 0).float()[None]}
+    reference = objective._reference[0]
+    monkeypatch.setattr(preference, "answer_log_probs", lambda model, *_: ratios * (model is not reference))
+    found = objective.log_ratios(objective.model, batch)
+    assert (found[0, 0] - found[0, 1]).item() == pytest.approx(h, abs=1e-6)
+    assert objective.loss_sum(batch).item() == pytest.approx(golden, abs=1e-5)
+
+
+def test_an_older_run_of_ipo_compares_sums_as_it_did() -> None:
+    """Its config has no reduction; that of a new one says auto."""
+    new = stored(composed("stage=dpo", "stage.loss=ipo"))
+    assert new["stage"].pop("reduction") == "auto" and build(TrainConfig, new).stage.reduction == "sum"
 
 
 def test_micro_batches_of_pairs_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

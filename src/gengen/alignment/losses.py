@@ -32,7 +32,8 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
     return centring * (chosen + rejected).square() - F.logsigmoid(chosen - rejected - margin)
 
 
-# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected), summed over the response.
+# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected): sums over
+# a response, or means over its tokens.
 
 
 def dpo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
@@ -46,7 +47,10 @@ def cdpo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
 
 
 def ipo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
-    """(h - 1 / (2 beta))^2 (Azar et al. 2024, eq. 17): h has a place to stop; no smoothing."""
+    """(h - 1 / (2 beta))^2 (Azar et al. 2024, eq. 17): h has a place to stop; no smoothing.
+
+    Of sums beta would mean another thing for each length; its authors' own code takes means.
+    """
     return (h - 1 / (2 * beta)).square()
 
 

@@ -68,11 +68,21 @@ class DPOConfig(TuningConfig):
 
     name: str = option("dpo", "registered name of the stage")
     loss: str = choice("dpo", ["dpo", "ipo", "cdpo"], "logistic; squared distance to a margin; logistic, some labels being wrong")
+    reduction: str = choice(
+        "sum",  # what a run means that has no such field; a new one has the YAML's: auto
+        ["auto", "sum", "mean"],
+        "log-probability of an answer: sum over its tokens, or mean; auto = mean for ipo, as its authors do, else sum",
+    )
     beta: float = positive(0.1, "how much leaving the reference costs")
     smoothing: float = option(0.1, "cdpo: the share of preferences taken to be wrong", low=0, below=0.5)
 
     drops: ClassVar[bool] = False
     keeps: ClassVar[bool] = True
+
+    @property
+    def of_a_token(self) -> bool:
+        """Whether log-probabilities are means over an answer's tokens."""
+        return self.reduction == "mean" or (self.reduction == "auto" and self.loss == "ipo")
 
 
 @dataclass

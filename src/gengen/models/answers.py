@@ -1,9 +1,11 @@
 """A language model read at the tokens of answers. Per token all lives on the shifted axis: index i belongs to tokens[:, i + 1]."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gengen.alignment.log_probs import log_probs
 from gengen.models.cross_entropy import rows_at_once
@@ -13,13 +15,21 @@ from gengen.models.gpt import GPT
 def read(model: GPT, tokens: Tensor, mask: Tensor, of: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """What `of` makes of logits (n, V) and the tokens (n,) drawn from them, each (B, T - 1), 0 off the mask.
 
-    tokens: (B, T), padded on the right; mask: (B, T - 1), 1 where tokens[:, i + 1] is part of the answer. The head, which is most of the
-    work for a large vocabulary, is applied to those places alone, and to a few rows at a time: on a CPU that is twice as fast.
+    tokens: (B, T), padded on the right; mask: (B, T - 1), 1 where tokens[:, i + 1] is part of the answer. The head,
+    which is most of the work for a large vocabulary, is applied to those places alone, and to a few rows at a time: on
+    a CPU that is twice as fast. Where there are more rows, the backward pass computes logits again, a few at a time as
+    well, so that no logits of a batch are ever held.
     """
     there = mask > 0
     rows = rows_at_once(model.embedding.weight)
     features, chosen = (x[there].split(rows) for x in (model.features(tokens[:, :-1]), tokens[:, 1:]))
-    parts = [of(model.logits(part), drawn) for part, drawn in zip(features, chosen, strict=True)]
+
+    def read_rows(part: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
+        return of(model.logits(part), drawn)
+
+    if len(features) > 1:
+        read_rows = partial(checkpoint, read_rows, use_reentrant=False, preserve_rng_state=False)
+    parts = [read_rows(part, drawn) for part, drawn in zip(features, chosen, strict=True)]
     return tuple(placed(torch.cat(values), there) for values in zip(*parts, strict=True))
 
 

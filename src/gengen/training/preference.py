@@ -15,10 +15,11 @@ from gengen.training.objective import Batch
 
 
 class DirectPreference(LanguageObjective):
-    """DPO (Rafailov et al. 2023) and its kin, by stage.loss, on sums of log-probabilities over whole answers.
+    """DPO (Rafailov et al. 2023) and its kin, by stage.loss, on log-probabilities of whole answers: sums over their
+    tokens, or means (stage.reduction).
 
-    A batch is {"tokens" (B, 2, T), "mask" (B, 2, T - 1)}, the preferred answer first. val/chosen and val/rejected are log pi - log ref
-    of either: DPO is known to lower both.
+    A batch is {"tokens" (B, 2, T), "mask" (B, 2, T - 1)}, the preferred answer first. val/chosen and val/rejected are
+    log pi - log ref of either: DPO is known to lower both.
     """
 
     metrics = ("val/loss", "val/accuracy", "val/chosen", "val/rejected")
@@ -36,7 +37,8 @@ class DirectPreference(LanguageObjective):
         tokens, mask = batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)
         with torch.no_grad():
             before = answer_log_probs(self._reference[0].to(self.device), tokens, mask)
-        return (answer_log_probs(network, tokens, mask) - before).sum(1).view(-1, 2)
+        ratios = (answer_log_probs(network, tokens, mask) - before).sum(1)
+        return (ratios / mask.sum(1) if self.c.of_a_token else ratios).view(-1, 2)
 
     def losses(self, ratios: Tensor) -> Tensor:
         """Of each pair, (B,)."""
