@@ -159,6 +159,8 @@ def test_no_rank_is_left_where_rank_0_is_killed(tiny: list[str], tmp_path: Path)
     child = start(command(tiny, tmp_path), tmp_path / "said.txt", before=forked_ranks(change))
     assert waited(child, 60) == -signal.SIGKILL
     until = time.monotonic() + 10
-    while alive(child) and time.monotonic() < until:
+    while (left := alive(child)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not alive(child)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
