@@ -128,13 +128,25 @@ def test_loading_draws_nothing_from_the_global_generator(data, workers):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("micro, world", [(None, 1), (4, 1), (5, 1), (5, 2), (5, 3)])
+@pytest.mark.parametrize("micro, world", [(None, 1), (None, 3), (4, 1), (5, 1), (5, 2), (5, 3)])
 def test_validation_takes_every_image_once_and_mirrors_none(data, prepared, micro, world):
     ranks = [list(data(micro_batch_size=micro, batch_size=30, flip=True, rank=r, world=world).val_batches()) for r in range(world)]
     batches = [ranks[i % world][i // world] for i in range(sum(map(len, ranks)))]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(prepared.val)))
     torch.testing.assert_close(torch.cat([b["images"] for b in batches]), prepared.val.images / 127.5 - 1, rtol=0, atol=1e-6)
-    assert all(len(batch["index"]) == (micro or 30) for batch in batches[:-1])
+    assert all(len(batch["index"]) == min(micro or 30, 30 // world) for batch in batches[:-world])
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+EVEN = [(6, [3], [3]), (13, [3, 3, 1], [3, 3]), (9, [3, 2], [3, 1]), (1, [1], []), (0, [], [])]
+
+
+@pytest.mark.parametrize("n, first, second", EVEN)
+def test_two_ranks_share_what_is_held_out_evenly(data, n, first, second):
+    """Of a batch of 6, no rank evaluates more rows at once than the 3 it trains on; the last rows are shared, too."""
+    ranks = [list(data(batch_size=6, rank=r, world=2).val_parts(n)) for r in range(2)]
+    assert [[len(part) for part in rank] for rank in ranks] == [first, second]
+    assert sorted(i for rank in ranks for part in rank for i in part) == list(range(n))
 
 
 class Encoded:

@@ -47,10 +47,15 @@ class StepData(L.LightningDataModule):
         )
 
     def val_parts(self, n: int) -> Iterator[range]:
-        """The validation batches as ranges of 0 .. n - 1. Of world ranks, rank r takes batches r, r + world, ..."""
-        size = self.config.judged_at_once or self.config.micro_batch_size or self.config.batch_size
-        for first in range(self.rank * size, n, self.world * size):
-            yield range(first, min(first + size, n))
+        """This rank's validation batches as ranges of 0 .. n - 1, none larger than those it trains on. All ranks take
+        one at a time, side by side; what is left at the end is cut into equal parts."""
+        share = self.config.batch_size // self.world
+        size = self.config.judged_at_once or min(self.config.micro_batch_size or share, share)
+        for first in range(0, n, self.world * size):
+            block = range(first, min(first + self.world * size, n))
+            part = -(-len(block) // self.world)
+            if mine := block[self.rank * part : (self.rank + 1) * part]:
+                yield mine
 
 
 def received(batch: Any) -> Any:
