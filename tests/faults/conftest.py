@@ -51,6 +51,7 @@ ROWS = {
     "F28": ("a checkpoint of an older, or newer, format", "migrated; refused politely"),
     "F29": ("a logger that fails", "one warning; training goes on"),
     "F30": ("compile or EMA on at saving, off at loading", "the same names; the weights load"),
+    "F31": ("two ranks: a failed save, a long evaluation, a rank that fails, hangs, is killed", "none waits for ever"),
 }
 
 

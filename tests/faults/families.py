@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from test_resume import FREE, last_checkpoint, same_checkpoint
 
@@ -128,6 +131,52 @@ def forked(argv: list[str], fault: str = "", before: Callable[[], object] = lamb
     assert code is not None or kill_after is not None, f"hangs: {said.read_text(errors='replace')}"
     assert not left or code in (None, -signal.SIGKILL), f"processes left behind: {left}"
     return Ended(-signal.SIGKILL if code is None else code, said.read_text(errors="replace"))
+
+
+class Fork:
+    """What Popen starts for a rank, as a fork of this process, in which all is imported already."""
+
+    def __init__(self, command: list[str], env: dict[str, str]):
+        self.returncode: int | None = None
+        if not (child := os.fork()):
+            os.environ.clear()
+            os.environ.update(env)
+            code = 70
+            try:
+                code = main(command[3:])  # after python -m gengen.cli
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        self.pid = child
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (done := os.waitpid(self.pid, os.WNOHANG)) != (0, 0):
+            self.returncode = os.waitstatus_to_exitcode(done[1])
+        return self.returncode
+
+    def wait(self, timeout: float) -> int | None:
+        until = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        return self.poll()
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def forked_ranks(then: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """For `before` of `forked`: other ranks are forks; and what else is to be changed, in all of them."""
+
+    def before() -> None:
+        from gengen.cli import launch
+
+        stand_in: Any = SimpleNamespace(Popen=Fork, TimeoutExpired=subprocess.TimeoutExpired)
+        launch.subprocess = stand_in
+        then()
+
+    return before
 
 
 def waited(child: int, seconds: float) -> int | None:

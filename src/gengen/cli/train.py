@@ -253,7 +253,9 @@ def brought_tokenizer(run: Path) -> str | None:
 
 def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
     """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
+    from gengen.checkpoints.store import SaveFailed
     from gengen.training.build import train, with_rollbacks
+    from gengen.training.cadence import TrainingFailed
     from gengen.training.console import Console
     from gengen.training.signals import Interruption
 
@@ -265,15 +267,19 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
         prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None, Path(task.run))
     checkpoint, init_from = (Path(path) if path else None for path in (task.checkpoint, task.init_from))
     if run is None:
-        with Interruption() as interruption:
-            train(config, Run(Path(task.run)), prepared, console, interruption, init_from, checkpoint)
+        try:
+            with Interruption() as interruption:
+                train(config, Run(Path(task.run)), prepared, console, interruption, init_from, checkpoint)
+        except (TrainingFailed, SaveFailed) as failure:  # all ranks end so together, and rank 0 says it
+            return failure.exit_code
         return 0
     console.open(run.path / "log.txt")
     introduce(config, run, prepared, console)
     try:
-        with Interruption() as interruption, other_ranks(task, config.trainer.devices):
+        with Interruption() as interruption:
             attempt = partial(train, config, run, prepared, console, interruption, init_from)
-            cadence = with_rollbacks(attempt, run, console, checkpoint)
+            with other_ranks(task, config.trainer.devices):
+                cadence = with_rollbacks(attempt, run, console, checkpoint)
             conclude(config, run, cadence, interruption, console)
     finally:
         run.unlock()

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import Damaged
@@ -61,10 +63,11 @@ def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> 
         torch.set_num_threads(c.threads)
     torch.backends.cudnn.allow_tf32 = False  # what is not under autocast is meant to be fp32: penalties, samplers, statistics
     quiet_lightning()
+    patience = timedelta(seconds=max(1800, seconds("trainer.watchdog", c.watchdog)))  # of ranks with each other
     return L.Trainer(
         accelerator="gpu" if c.device == "cuda" else "cpu",
         devices=c.devices,
-        strategy="ddp" if c.devices > 1 or c.strategy == "ddp" else "auto",
+        strategy=DDPStrategy(timeout=patience) if c.devices > 1 or c.strategy == "ddp" else "auto",
         precision="32-true",
         max_steps=max_steps,
         callbacks=[callback],
@@ -259,8 +262,9 @@ def train(
         passed_over,
     )
     trainer = build_trainer(config, cadence, cadence.max_steps)
+    interruption.waits = c.devices > 1  # until all ranks have started
     try:
-        with Watchdog(seconds("trainer.watchdog", c.watchdog), lambda: interruption.polls, run.path / "stacks.txt"):
+        with Watchdog(seconds("trainer.watchdog", c.watchdog), interruption.beats, run.path / "stacks.txt"):
             trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if checkpoint is None or cadence.begun:

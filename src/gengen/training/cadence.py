@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,7 @@ class Cadence(L.Callback):
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         assert isinstance(objective, Objective)
         self.interruption.install()
+        self.interruption.waits = False
         if trainer.is_global_zero:
             self.check_space(objective)
         if self.metrics:  # what lies beyond the checkpoint comes again
@@ -189,7 +190,7 @@ class Cadence(L.Callback):
         if trainer.is_global_zero and (step % c.sample_every == 0 or last):
             with self.spared("samples"):
                 self.sample(objective, step)
-        stop = last or self.wants_stop(objective, step)
+        stop = self.any_rank(trainer, last or self.wants_stop(step))
         improved = self.best is not None and self.best[0] == step
         again = self.failed_saves > 0 and step % c.log_every == 0
         due = (step % c.save_every == 0 or stop or improved or again) and (fresh or self.evaluated == step)
@@ -244,7 +245,8 @@ class Cadence(L.Callback):
         if warning := objective.warning(metrics):
             self.console.say(f"warning: step {trainer.global_step}: {warning}")
         value = metrics[objective.monitor]
-        if math.isfinite(value) and (self.best is None or value < self.best[1]):
+        better = math.isfinite(value) and (self.best is None or value < self.best[1])
+        if self.any_rank(trainer, better and trainer.is_global_zero):  # whose buffers and rounding are the saved ones
             self.best = (trainer.global_step, value)
         return metrics
 
@@ -264,18 +266,22 @@ class Cadence(L.Callback):
     def save(self, trainer: L.Trainer, improved: bool, stop: bool) -> None:
         """A checkpoint of this step. One that cannot be written is tried again with the next row, unless this is where training stops."""
         start, step = time.monotonic(), trainer.global_step
-        trainer.save_checkpoint(self.run.checkpoints)
-        if failure := getattr(trainer.strategy.checkpoint_io, "failure", None):
-            self.failed_saves += 1
-            if stop or self.failed_saves > self.config.trainer.max_failed_saves:
-                raise failure
-            self.console.say(f"warning: {failure}; training goes on, and it is tried again ({self.failed_saves} failed in a row)")
-        elif trainer.is_global_zero:
-            self.failed_saves = 0
+        with nullcontext() if trainer.is_global_zero else self.interruption.waiting():
+            trainer.save_checkpoint(self.run.checkpoints)
+        failure = getattr(trainer.strategy.checkpoint_io, "failure", None)  # rank 0's, which alone writes
+        if trainer.is_global_zero and not failure:
             with self.spared("what is left of older checkpoints"):
                 if improved:
                     store.mark_best(self.run.checkpoints, self.run.checkpoints / f"step-{step:09d}")
                 store.prune(self.run.checkpoints, self.config.trainer.keep)
+        if self.any_rank(trainer, failure is not None):
+            failure = failure or store.SaveFailed(f"step {step} could not be written by rank 0")
+            self.failed_saves += 1
+            if stop or self.failed_saves > self.config.trainer.max_failed_saves:
+                raise failure
+            self.console.say(f"warning: {failure}; training goes on, and it is tried again ({self.failed_saves} failed in a row)")
+        else:
+            self.failed_saves = 0
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
 
     @contextmanager
@@ -292,18 +298,24 @@ class Cadence(L.Callback):
         size = nbytes(objective.state_dict()) * 3 + nbytes(objective.ema)  # weights and two moments
         store.check_space(self.run.path, size * max(1, self.config.trainer.keep + 2 - len(there)), size)
 
-    def wants_stop(self, objective: Objective, step: int) -> bool:
-        """Whether to stop after this step; the same answer on every rank."""
+    def wants_stop(self, step: int) -> bool:
+        """Whether this rank would stop after this step."""
         if self.config.stop_at is not None and step >= self.config.stop_at:
             return True
-        wish = self.interruption() or time.monotonic() - self.clock.started >= self.max_seconds
-        if objective.trainer.world_size == 1:
+        return self.interruption() or time.monotonic() - self.clock.started >= self.max_seconds
+
+    def any_rank(self, trainer: L.Trainer, wish: bool) -> bool:
+        """Whether any rank wishes it: the same answer on every rank. What decides which collective comes next passes
+        through here, or is a function of the step, the config and what was reduced."""
+        if trainer.world_size == 1:
             return wish
-        return bool(objective.all_reduced(torch.tensor(float(wish), device=objective.device)) > 0)
+        with self.interruption.waiting():
+            wishes = torch.tensor(float(wish), device=trainer.strategy.root_device)
+            return bool(trainer.strategy.reduce(wishes, reduce_op="sum") > 0)
 
     def poll(self, trainer: L.Trainer) -> Callable[[], bool]:
-        """What evaluation polls: with several ranks none may leave it alone."""
-        return self.interruption if trainer.world_size == 1 else lambda: False
+        """What evaluation polls: with several ranks none may leave it alone, but each shows that it is not stuck."""
+        return self.interruption if trainer.world_size == 1 else lambda: self.interruption() and False
 
     # --- what is shown
 

@@ -3,6 +3,8 @@ signal exits at once."""
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,11 +18,26 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.polls = 0  # how often it was asked: while training goes on, this grows
+        self.waits = False  # for other ranks
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
         self.polls += 1
         return self.signal is not None
+
+    def beats(self) -> int:
+        """A number that stands still if this rank is stuck; not while it waits for others, which are watched, too."""
+        self.polls += self.waits
+        return self.polls
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this rank waits for others."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
 
     @property
     def exit_code(self) -> int:
