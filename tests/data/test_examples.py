@@ -305,12 +305,13 @@ def test_a_part_that_is_empty_is_an_error(prepared, jsonl):
         prepared("instructions", path=jsonl(talk("a", "b"), name="mine.txt"))
 
 
-def test_what_is_asked_is_on_one_side_only(prepared, jsonl):
-    rows = [talk(f"{i % 30}?", f"{i}!") for i in range(120)]
+def test_what_is_asked_is_on_one_side_only(prepared, jsonl, said):
+    rows = [talk(f"{i % 30}?", f"{i % 90}!") for i in range(120)]
     opened = prepared("instructions", path=jsonl(*rows), validation=0.1)
     asked = [{record["messages"][0]["content"] for record in part.records} for part in (opened.train, opened.val)]
     assert len(asked[0]) == 27 and len(asked[1]) == 3 and not asked[0] & asked[1]
     assert len(opened.val.examples) == 12
+    assert said[-1] == "data: 30 of 120 conversations are copies of others; what is asked is held out with every answer"
     backwards = [record["split"] for record in apart([talk(f"{i % 30}?", "x") for i in reversed(range(120))], 0.1)]
     assert backwards[::-1] == [record["split"] for record in apart(rows, 0.1)]  # the order of the records changes nothing
 

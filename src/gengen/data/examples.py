@@ -228,6 +228,9 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
         source, licence = describe_source(config)
         meta: dict[str, Any] = {"fingerprint": fingerprint, "source": source, "licence": licence, "split": "as the source is divided"}
         if not any(record["split"] for record in found):
+            if copies := len(found) - len(set(map(content, found))):
+                held = "what is asked is held out with every answer"
+                say(f"data: {copies:,} of {len(found):,} {kind} are copies of others; {held}")
             found, meta["split"] = apart(found, config.validation), f"{config.validation:.0%} of what is asked"
         for part in ("train", "val"):
             lines = [json.dumps(record, default=str) + "\n" for record in found if record["split"] == part]
@@ -240,6 +243,11 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
     prepared = made_once(home, open_, build, say)
     prepared.say_what_is_cut(say)
     return prepared
+
+
+def content(record: Record) -> str:
+    """A record, wherever it was read."""
+    return json.dumps({key: value for key, value in record.items() if key != "origin"}, sort_keys=True, default=str)
 
 
 def apart(found: list[Record], share: float) -> list[Record]:
