@@ -138,6 +138,28 @@ def test_a_given_tokenizer_is_used(archive, book_config, prose, said):
     assert data.tokenizer.hash == mine.hash and data.model_facts == {"vocab_size": 280}
 
 
+def test_bpe_learns_from_the_whole_corpus(tmp_path, file_config, said, monkeypatch):
+    """A corpus five times what BPE is trained on, in three languages one after the other: it learns words of each."""
+    languages = [["hare", "river"], ["größe", "läufer"], ["川の水", "山の木"]]
+    rows = [json.dumps({"text": " ".join(words * 20)}) for words in languages for _ in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr(prepare_module, "BPE_CHARACTERS", sum(len(json.loads(row)["text"]) for row in rows) // 5)
+    data = prepare(file_config(tmp_path / "a.jsonl"), 400, said.append)
+    assert all(len(data.tokenizer.encode(f" {word}")) == 1 for words in languages for word in words)
+
+
+def test_a_sample_is_even_and_of_its_size(monkeypatch):
+    texts = [f"{i:03}" * (1 + i % 7) for i in range(1000)]  # 3 to 21 characters, 11,985 in all
+    assert list(prepare_module._sample(texts, 1.0)) == texts
+    monkeypatch.setattr(prepare_module, "BPE_CHARACTERS", 1200)
+    taken = list(prepare_module._sample(texts, 1200 / 11_985))
+    assert 1180 < sum(map(len, taken)) < 1221
+    for quarter in range(4):
+        assert sum(len(text) for text in taken if int(text[:3]) // 250 == quarter) == pytest.approx(300, abs=21)
+    start = "".join(prepare_module._sample(texts, 1.0))  # what the first format took
+    assert "".join(texts).startswith(start) and 1200 <= len(start) < 1221
+
+
 def test_skips_are_said_and_recorded(tmp_path, file_config, prose, said):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": prose(100, i)}) + "\n" for i in range(40)) + "{\n")
     data = prepare(file_config(tmp_path / "a.jsonl", max_bad=0.05), 300, said.append)

@@ -26,7 +26,7 @@ from gengen.data.tokenizer import TextTokenizer, pieces
 from gengen.data.wheels import pin
 
 FORMAT = 2  # raise it when the same source would be prepared differently
-BPE_CHARACTERS = 64_000_000  # of the training text, from its start, that BPE is trained on
+BPE_CHARACTERS = 64_000_000  # of the training text, from all over it, that BPE is trained on
 BATCH = 2**22  # characters tokenized at a time
 MAX_HASHED = 64 * 2**20  # bytes; a larger file is told by its size and time of change
 MAX_ORIGINS = 100
@@ -151,7 +151,9 @@ def _build(
             elif val[number] == (part == "val"):
                 yield text
 
-    tokenizer = tokenizer or TextTokenizer.train(_head(texts("train")), vocab_size)
+    if tokenizer is None:
+        share = min(1.0, BPE_CHARACTERS / max(1, sum(map(len, texts("train"))))) if made["format"] > 1 else 1.0
+        tokenizer = TextTokenizer.train(_sample(texts("train"), share), vocab_size)
     parts: dict[str, dict[str, int]] = {}
     for part in ("train", "val"):
         facts = {"bytes": 0}
@@ -199,15 +201,17 @@ def _read_spool(path: Path) -> Iterator[str]:
             yield file.read(int.from_bytes(size, "little")).decode()
 
 
-def _head(texts: Iterable[str]) -> Iterator[str]:
-    """The first BPE_CHARACTERS or so, in pieces."""
-    left = BPE_CHARACTERS
+def _sample(texts: Iterable[str], share: float) -> Iterator[str]:
+    """A share of the texts in pieces, evenly from beginning to end, and BPE_CHARACTERS or so at most."""
+    passed, taken = 0, 0
     for text in texts:
         for piece in pieces(text):
-            yield piece
-            left -= len(piece)
-            if left <= 0:
+            if taken >= BPE_CHARACTERS:
                 return
+            if taken <= share * passed:
+                yield piece
+                taken += len(piece)
+            passed += len(piece)
 
 
 def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, int]) -> Iterator[list[int]]:
