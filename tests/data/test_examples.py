@@ -12,10 +12,11 @@ from batches import assert_equal, take
 from gengen.cli import main
 from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
 from gengen.config.errors import UserError
-from gengen.data import conversations, wheels
+from gengen.data import conversations, examples, wheels
 from gengen.data.chat import conversation_tokens, prompt_tokens
 from gengen.data.conversations import preference
 from gengen.data.examples import apart, best_fit, prepare_for
+from gengen.data.once import TRAINED_ON
 from gengen.data.steps import datamodule_for
 from gengen.data.tokenizer import TextTokenizer
 
@@ -184,6 +185,7 @@ def test_padding_is_to_the_right_and_hides_nothing(prepared):
 
 
 ASKED = [{"role": "user", "content": "Q"}]
+PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,7 @@ ASKED = [{"role": "user", "content": "Q"}]
             "rejected": [*ASKED, {"role": "assistant", "content": "b"}],
             "margin": None,
         },
+        PAIR | {"chosen_ended": None, "rejected_ended": True, "margin": 0},
     ],
 )
 def test_the_forms_of_a_preference(row):
@@ -215,12 +218,53 @@ def test_the_forms_of_a_preference(row):
         ({"chosen": "a", "rejected": "b"}, "'prompt' holds nothing"),
         ({"prompt": "Q", "chosen": 1, "rejected": "b"}, "'chosen' holds int"),
         ({"prompt": "Q", "chosen": ASKED, "rejected": "b"}, "'chosen' is not one message of the assistant"),
-        ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": "wide"}, "could not convert string to float: 'wide'"),
+        (PAIR | {"margin": "wide"}, r"'margin' holds str \(wide\), not a number"),
+        (PAIR | {"margin": True}, r"'margin' holds bool \(True\), not a number"),
+        (PAIR | {"margin": [0.5]}, r"'margin' holds list \(\[0.5\]\), not a number"),
+        (PAIR | {"margin": float("inf")}, "'margin' is inf"),
+        (PAIR | {"chosen_ended": "false"}, r"'chosen_ended' holds str \(false\), not true or false"),
+        (PAIR | {"rejected_ended": 0}, r"'rejected_ended' holds int \(0\), not true or false"),
+        (PAIR | {"chosen": None}, r"no key 'chosen'; keys: prompt, chosen \(null\), rejected"),
+        (PAIR | {"prompt": False}, "'prompt' holds nothing, not messages"),
+        (PAIR | {"prompt": [{"role": "user", "content": None}]}, r"prompt\[0\] is .*None.*, not {role, content}"),
     ],
 )
 def test_what_is_no_preference_is_said(row, why):
     with pytest.raises(ValueError, match=why):
         preference(row)
+
+
+def test_null_is_absent_and_another_type_is_a_bad_line(prepared, jsonl):
+    """What a hub fills in where a row lacks a column."""
+    rows = [talk(f"{i}?", "yes") | {"prompt": None} for i in range(5)]
+    opened = prepared("prompts", path=jsonl(*rows), validation=0.2)
+    assert opened.meta["train"] + opened.meta["val"] == 5
+    with pytest.raises(UserError, match=r"(?s)1 of 3 lines .*line 3: 'chosen_ended' holds str \(false\)"):
+        prepared("preferences", path=jsonl(PAIR, PAIR | {"chosen_ended": None}, PAIR | {"chosen_ended": "false"}))
+
+
+def test_preferences_that_say_nothing(prepared, jsonl, said):
+    same = [{"prompt": f"{i}?", "chosen": "yes " * 30, "rejected": "yes " * 30} for i in range(9)]
+    with pytest.raises(UserError, match=r"in all of 8 preferences \(train\) the chosen response is the rejected one"):
+        prepared("preferences", path=jsonl(*same), validation=0.1)
+    differ = [row | {"rejected": row["chosen"] + "no"} for row in same]  # behind what the context holds
+    with pytest.raises(UserError, match=r"in all of 8 preferences \(train\) the chosen response is the rejected one"):
+        prepared("preferences", context=64, path=jsonl(*differ), validation=0.1)
+    said.clear()
+    prepared("preferences", path=jsonl(*same[:4], *differ[4:]), validation=0.1)
+    assert "of 8 preferences (train) the chosen response is the rejected one, which says nothing" in "".join(said)
+
+
+def test_examples_stay_as_they_were_prepared_for_their_run(prepared, jsonl, monkeypatch, said):
+    path = jsonl(*(PAIR | {"prompt": f"{i}?"} for i in range(9)))
+    monkeypatch.setattr(examples, "FORMAT", 1)
+    before = prepared("preferences", path=path)
+    monkeypatch.undo()
+    assert prepared("preferences", path=path).fingerprint != before.fingerprint
+    token = TRAINED_ON.set(before.fingerprint)
+    said.clear()
+    assert prepared("preferences", path=path).fingerprint == before.fingerprint and not said
+    TRAINED_ON.reset(token)
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -278,9 +322,8 @@ def test_a_file_of_preferences(prepared, jsonl, said):
     row = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
     rows = [row | {"prompt": f"{i}?"} for i in range(20)]
     path = jsonl(*rows, row | {"rejected": None}, row | {"chosen": "word " * 100}, row | {"prompt": "p" * 70})
-    with pytest.raises(
-        UserError, match=r"(?s)1 of 23 lines cannot be read.*first: .*mine.jsonl line 21: 'rejected' holds nothing, not messages"
-    ):
+    why = r"mine.jsonl line 21: no key 'rejected'; keys: prompt, chosen, rejected \(null\)"
+    with pytest.raises(UserError, match=rf"(?s)1 of 23 lines cannot be read.*first: .*{why}"):
         prepared("preferences", path=path)
     opened = prepared("preferences", context=64, path=path, max_bad=0.1, validation=0.01)
     assert "data: 1 of 21 preferences (train) are longer than the context of 64 tokens, and cut at their end" in said
@@ -305,12 +348,13 @@ def test_a_part_that_is_empty_is_an_error(prepared, jsonl):
         prepared("instructions", path=jsonl(talk("a", "b"), name="mine.txt"))
 
 
-def test_what_is_asked_is_on_one_side_only(prepared, jsonl):
-    rows = [talk(f"{i % 30}?", f"{i}!") for i in range(120)]
+def test_what_is_asked_is_on_one_side_only(prepared, jsonl, said):
+    rows = [talk(f"{i % 30}?", f"{i % 90}!") for i in range(120)]
     opened = prepared("instructions", path=jsonl(*rows), validation=0.1)
     asked = [{record["messages"][0]["content"] for record in part.records} for part in (opened.train, opened.val)]
     assert len(asked[0]) == 27 and len(asked[1]) == 3 and not asked[0] & asked[1]
     assert len(opened.val.examples) == 12
+    assert said[-1] == "data: 30 of 120 conversations are copies of others; what is asked is held out with every answer"
     backwards = [record["split"] for record in apart([talk(f"{i % 30}?", "x") for i in reversed(range(120))], 0.1)]
     assert backwards[::-1] == [record["split"] for record in apart(rows, 0.1)]  # the order of the records changes nothing
 

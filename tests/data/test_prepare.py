@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from gengen.config.errors import UserError
+from gengen.data import prepare as prepare_module
+from gengen.data import wheels
+from gengen.data.once import TRAINED_ON
 from gengen.data.prepare import prepare
 from gengen.data.tokenizer import TextTokenizer
 
@@ -28,11 +31,59 @@ def test_tails_hold_out_the_end_of_every_document(archive, book_config, prose, s
 
 def test_documents_holds_out_every_nth(tmp_path, file_config, said):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"tale {i}"}) + "\n" for i in range(20)))
-    data = prepare(file_config(tmp_path / "a.jsonl", tokenizer="byte"), 999, said.append)
+    data = prepare(file_config(tmp_path / "a.jsonl", tokenizer="byte", split="documents"), 999, said.append)
     assert data.tokenizer.vocab_size == 257
     assert data.tokenizer.decode(data.val.read(0, len(data.val))) == "tale 9tale 19"
     assert data.meta["documents"] == 20 and data.meta["val"] == {"bytes": 13, "tokens": 15} and data.meta["train"]["tokens"] == 18 * 7 + 9
     assert data.meta["bytes_per_token"] == pytest.approx(130 / 150)
+
+
+def texts_of(data, split):
+    """The texts of one split."""
+    stream = getattr(data, split)
+    return "".join("|" if i == data.tokenizer.eot else chr(i - 1) for i in stream.read(0, len(stream))).split("|")[1:]
+
+
+def test_copies_of_a_document_lie_on_one_side(tmp_path, file_config, said):
+    """201 documents given twice, the second time with other white space around: none held out is trained on."""
+    rows = [json.dumps({"text": f"tale {i}{end}"}) for end in ("", "\n") for i in range(201)]
+
+    def opened(rows, **changes):
+        (tmp_path / "a.jsonl").write_text("\n".join(rows))
+        return prepare(file_config(tmp_path / "a.jsonl", tokenizer="byte", **changes), 999, said.append)
+
+    data = opened(rows)
+    train, val = ([text.strip() for text in texts_of(data, split)] for split in ("train", "val"))
+    assert len(train) == 2 * 181 and len(val) == 2 * 20 and not set(train) & set(val)
+    line = "data: 201 of 402 documents are copies of others; they are held out together"
+    assert line in said and data.meta["copies"] == 201 and "402, 201 of them copies of others" in data.describe()[2]
+    assert {text.strip() for text in texts_of(opened(rows[::-1]), "val")} == set(val)  # no order changes the split
+    assert {text.strip() for text in texts_of(opened([*rows, '{"text": "one more"}']), "val")} == set(val)
+    opened(rows, split="documents")
+    assert "201 of 402 documents are copies of others; some may be held out and others trained on" in said[-1]
+
+
+def test_few_documents_many_times_fall_back_to_tails(tmp_path, file_config, said):
+    (tmp_path / "a.jsonl").write_text('{"text": "the same story again"}\n{"text": "and another one"}\n' * 20)
+    data = prepare(file_config(tmp_path / "a.jsonl", tokenizer="byte"), 999, said.append)
+    assert data.meta["split"] == "tails" and set(texts_of(data, "val")) == {"in", "ne"}
+    assert "data: 2 different documents are too few to hold out every 10th; the last 10% of each is held out" in said
+    assert "data: 38 of 40 documents are copies of others; the same ends of them are held out" in said
+
+
+def test_data_stay_as_they_were_prepared_for_the_run_that_goes_on(archive, book_config, said, monkeypatch):
+    """Another format is another folder, but for a run whose checkpoint names the older one."""
+    monkeypatch.setattr(prepare_module, "FORMAT", 1)
+    before = prepare(book_config(), 300, said.append)
+    monkeypatch.undo()
+    monkeypatch.setattr(wheels, "PINS", archive.parents[2] / "wheels.txt")
+    assert prepare(book_config(), 300, said.append).fingerprint != before.fingerprint
+    token = TRAINED_ON.set(before.fingerprint)
+    said.clear()
+    again = prepare(book_config(), 300, said.append)
+    assert again.fingerprint == before.fingerprint and again.meta["format"] == 1 and not said
+    assert prepare(book_config(validation=0.2), 300, said.append).meta["format"] == 2  # other data are today's
+    TRAINED_ON.reset(token)
 
 
 def test_too_few_documents_fall_back_to_tails(archive, book_config, said):
@@ -85,6 +136,28 @@ def test_a_given_tokenizer_is_used(archive, book_config, prose, said):
     mine = TextTokenizer.train([prose(3000, 9)], 280)
     data = prepare(book_config(), 300, said.append, mine)
     assert data.tokenizer.hash == mine.hash and data.model_facts == {"vocab_size": 280}
+
+
+def test_bpe_learns_from_the_whole_corpus(tmp_path, file_config, said, monkeypatch):
+    """A corpus five times what BPE is trained on, in three languages one after the other: it learns words of each."""
+    languages = [["hare", "river"], ["größe", "läufer"], ["川の水", "山の木"]]
+    rows = [json.dumps({"text": " ".join(words * 20)}) for words in languages for _ in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr(prepare_module, "BPE_CHARACTERS", sum(len(json.loads(row)["text"]) for row in rows) // 5)
+    data = prepare(file_config(tmp_path / "a.jsonl"), 400, said.append)
+    assert all(len(data.tokenizer.encode(f" {word}")) == 1 for words in languages for word in words)
+
+
+def test_a_sample_is_even_and_of_its_size(monkeypatch):
+    texts = [f"{i:03}" * (1 + i % 7) for i in range(1000)]  # 3 to 21 characters, 11,985 in all
+    assert list(prepare_module._sample(texts, 1.0)) == texts
+    monkeypatch.setattr(prepare_module, "BPE_CHARACTERS", 1200)
+    taken = list(prepare_module._sample(texts, 1200 / 11_985))
+    assert 1180 < sum(map(len, taken)) < 1221
+    for quarter in range(4):
+        assert sum(len(text) for text in taken if int(text[:3]) // 250 == quarter) == pytest.approx(300, abs=21)
+    start = "".join(prepare_module._sample(texts, 1.0))  # what the first format took
+    assert "".join(texts).startswith(start) and 1200 <= len(start) < 1221
 
 
 def test_skips_are_said_and_recorded(tmp_path, file_config, prose, said):

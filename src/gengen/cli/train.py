@@ -171,11 +171,17 @@ def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None,
     """The run's data, prepared, and encoded where its family is trained on what another model makes of it; `run` is the run that
     holds that model already. Raises UserError where a checkpoint was trained on other data."""
     from gengen.checkpoints.format import verify
+    from gengen.data.once import TRAINED_ON
 
-    prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    was = verify(checkpoint)["data"] if checkpoint else ""
+    token = TRAINED_ON.set(was)
+    try:
+        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
+    finally:
+        TRAINED_ON.reset(token)
     if "encode" in (entry := MODELS[config.model.name]).builds:
         prepared = entry.load("encode")(prepared, config.model, Path(config.runs_dir), run, console.say)
-    if checkpoint is not None and (was := verify(checkpoint)["data"]) != prepared.fingerprint:
+    if checkpoint and was != prepared.fingerprint:
         raise UserError(
             f"the data is not what {checkpoint} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
         )
@@ -280,9 +286,9 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
     config: TrainConfig = build(TrainConfig, task.config)
     if console is None:
         console = Console(quiet=True)
-    if prepared is None:
-        prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), None, Path(task.run))
     checkpoint, init_from = (Path(path) if path else None for path in (task.checkpoint, task.init_from))
+    if prepared is None:
+        prepared = prepare_data(config, console, brought_tokenizer(Path(task.run)), checkpoint, Path(task.run))
     if run is None:
         try:
             with Interruption() as interruption:

@@ -59,7 +59,11 @@ class TextConfig(DataConfig):
     )
     field: str = option("text", "the key or column that holds the text in jsonl, parquet and hub rows")
     licence: str = option("unknown", "terms the data comes under, shown and recorded")
-    split: str = choice("documents", ["documents", "tails"], "validation is every n-th document, or the end of every document")
+    split: str = choice(
+        "content",
+        ["content", "documents", "tails"],
+        "validation is a share of the different documents, by a hash; every n-th document; or the end of each",
+    )
     validation: float = option(0.1, "share held out for validation", above=0, below=1)
     max_documents: int | None = positive(None, "documents to read at most; null = all")
     tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")

@@ -5,13 +5,14 @@
     prompts        {"prompt"} or {"messages"}, and whatever else
 
 A prompt is a string or messages; a response a string, or the assistant's message, alone or behind those of the prompt.
+Null means absent; a value of another type makes its line unreadable.
 """
 
 import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -29,6 +30,7 @@ ANSWERS = ("computers", "emotion")  # topics whose entries are not turns, but a 
 COMMON = 5  # times a noun was met in the texts that WordNet's senses were counted in
 
 Record = dict[str, Any]
+Optional = TypeVar("Optional", bool, float)
 
 
 def records(config: ExamplesConfig, kind: str, skips: Skips, say: Say) -> Iterator[Record]:
@@ -121,12 +123,26 @@ def describe_source(config: ExamplesConfig) -> tuple[str, str]:
 
 
 def value(row: Any, *keys: str) -> Any:
-    """What a row has under the first of these keys that is there; a ValueError if it has none."""
+    """What a row has under the first of these keys that is there and not null; a ValueError if it has none."""
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, not an object with the key {keys[0]!r}")
-    if not (found := [key for key in keys if key in row]):
-        raise ValueError(f"no key {' or '.join(map(repr, keys))}; keys: {', '.join(map(str, row))}")
+    if not (found := [key for key in keys if row.get(key) is not None]):
+        has = [key if held is not None else f"{key} (null)" for key, held in row.items()]
+        raise ValueError(f"no key {' or '.join(map(repr, keys))}; keys: {', '.join(has)}")
     return row[found[0]]
+
+
+def optional(row: dict[str, Any], key: str, default: Optional) -> Optional:
+    """What a row has under a key, the default where that is null; a ValueError where it is of another type."""
+    found = row.get(key)
+    if found is None:
+        return default
+    if type(found) is int and type(default) is float:
+        found = float(found)
+    if type(found) is not type(default):
+        wanted = "a number" if type(default) is float else "true or false"
+        raise ValueError(f"{key!r} holds {type(found).__name__} ({str(found)[:60]}), not {wanted}")
+    return found
 
 
 def conversation(row: Any) -> Record:
@@ -143,8 +159,11 @@ def prompt(row: Any) -> Record:
 def preference(row: Any) -> Record:
     """The prompt as messages, the responses as strings. Without a prompt, it is what stands before the last message of `chosen`."""
     chosen = value(row, "chosen")
-    asked = read_messages(row.get("prompt") or (chosen[:-1] if isinstance(chosen, list) else None), "prompt")
-    record: Record = {"prompt": asked, "margin": float(row.get("margin") or 0)}
+    asked = row.get("prompt")
+    if asked in (None, "", []):
+        asked = chosen[:-1] if isinstance(chosen, list) else None
+    asked = read_messages(asked, "prompt")
+    record: Record = {"prompt": asked, "margin": optional(row, "margin", 0.0)}
     if not math.isfinite(record["margin"]):
         raise ValueError(f"'margin' is {record['margin']}")
     for side in ("chosen", "rejected"):
@@ -152,5 +171,5 @@ def preference(row: Any) -> Record:
         said = said[len(asked) :] if said[: len(asked)] == asked else said
         if [message["role"] for message in said] != ["assistant"]:
             raise ValueError(f"{side!r} is not one message of the assistant, alone or behind those of the prompt")
-        record |= {side: said[0]["content"], f"{side}_ended": bool(row.get(f"{side}_ended", True))}
+        record |= {side: said[0]["content"], f"{side}_ended": optional(row, f"{side}_ended", True)}
     return record

@@ -24,12 +24,12 @@ from gengen.config.redact import redact
 from gengen.data import order
 from gengen.data.chat import Messages, coloured, conversation_tokens, prompt_tokens
 from gengen.data.conversations import Record, describe_source, records, source_facts
-from gengen.data.once import Prepared, made_once, write_text
+from gengen.data.once import Prepared, fingerprint, made_once, write_text
 from gengen.data.sources import Say, Skips, in_words
 from gengen.data.text import NO_LABEL
 from gengen.data.tokenizer import TextTokenizer
 
-FORMAT = 1  # raise it when the same source would be prepared differently
+FORMAT = 2  # raise it when the same source would be prepared differently
 LENGTHS = 16  # what the length of a batch of preferences is a multiple of, so that there are few of them
 
 
@@ -195,6 +195,10 @@ class PreparedExamples(Prepared):
                 say(f"data: {len(out):,} {of} have {part.lacks} in {context}, and are left out; first: {out[0]['origin']}")
             if not part.examples:
                 raise UserError(f"data: the {split} part of {self.meta['source']} is empty")
+            if equal := sum(np.array_equal(one, other) for one, *others in part.examples for other in others):
+                if equal == len(part.examples) and split == "train":
+                    raise UserError(f"data: in all {of} the chosen response is the rejected one: nothing can be learnt")
+                say(f"data: in {equal:,} {of} the chosen response is the rejected one, which says nothing")
 
 
 def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer: str | None) -> PreparedExamples:
@@ -206,16 +210,15 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
     chat = (TextTokenizer.from_json(tokenizer) if tokenizer else TextTokenizer.byte()).with_chat()
     kind = config.kind
     facts = {key: getattr(config, key) for key in ("source", "validation", "max_bad", "max_examples")}
-    facts |= {"kind": kind, "format": FORMAT} | source_facts(config)
-    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    home = Path(config.dir) / "prepared" / f"{config.name}-{fingerprint[:16]}"
+    digest, _ = fingerprint(facts | {"kind": kind} | source_facts(config), FORMAT)
+    home = Path(config.dir) / "prepared" / f"{config.name}-{digest[:16]}"
 
     def open_() -> PreparedExamples:
         try:
             meta, parts = json.loads((home / "meta.json").read_bytes()), {}
             for part in ("train", "val"):
                 found = [json.loads(line) for line in (home / f"{part}.jsonl").read_bytes().splitlines()]
-                if (meta["fingerprint"], meta[part]) != (fingerprint, len(found)):
+                if (meta["fingerprint"], meta[part]) != (digest, len(found)):
                     raise ValueError(f"{len(found)} records in {part}.jsonl, expected {meta[part]}")
                 parts[part] = KINDS[kind](found, chat, getattr(model, "context"), getattr(config, "train_on", ""))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -226,8 +229,11 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
         skips = Skips(config.max_bad)
         found = list(records(config, kind, skips, say))
         source, licence = describe_source(config)
-        meta: dict[str, Any] = {"fingerprint": fingerprint, "source": source, "licence": licence, "split": "as the source is divided"}
+        meta: dict[str, Any] = {"fingerprint": digest, "source": source, "licence": licence, "split": "as the source is divided"}
         if not any(record["split"] for record in found):
+            if copies := len(found) - len(set(map(content, found))):
+                held = "what is asked is held out with every answer"
+                say(f"data: {copies:,} of {len(found):,} {kind} are copies of others; {held}")
             found, meta["split"] = apart(found, config.validation), f"{config.validation:.0%} of what is asked"
         for part in ("train", "val"):
             lines = [json.dumps(record, default=str) + "\n" for record in found if record["split"] == part]
@@ -240,6 +246,11 @@ def prepare_for(config: ExamplesConfig, model: ModelConfig, say: Say, tokenizer:
     prepared = made_once(home, open_, build, say)
     prepared.say_what_is_cut(say)
     return prepared
+
+
+def content(record: Record) -> str:
+    """A record, wherever it was read."""
+    return json.dumps({key: value for key, value in record.items() if key != "origin"}, sort_keys=True, default=str)
 
 
 def apart(found: list[Record], share: float) -> list[Record]:

@@ -6,6 +6,7 @@ the same one, one makes it and the other waits.
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from gengen.data.sources import in_words
 Opened = TypeVar("Opened")
 LOOK_ONLY = ContextVar("LOOK_ONLY", default=False)
 """Whether what is missing or damaged is an error, instead of being made."""
+
+TRAINED_ON = ContextVar("TRAINED_ON", default="")
+"""The fingerprint of the data of the run that goes on or is evaluated: they stay as they were prepared for it."""
 
 
 class NotPrepared(UserError):
@@ -49,6 +53,15 @@ class Prepared:
         facts = {key: self.meta[key] for key in ("source", "licence")} | facts
         facts |= {"fingerprint": self.fingerprint[:16], "skipped": in_words(self.meta["skips"])}
         return [f"{key:<{max(12, *map(len, facts))}} {value}" for key, value in facts.items()]
+
+
+def fingerprint(facts: dict[str, Any], today: int) -> tuple[str, int]:
+    """(sha256 over all that shapes prepared data, the format they are made in): today's, or that of the run's data."""
+    digests = {}
+    for version in range(today, 0, -1):
+        digests[version] = hashlib.sha256(json.dumps(facts | {"format": version}, sort_keys=True).encode()).hexdigest()
+    version = next((version for version, digest in digests.items() if digest == TRAINED_ON.get()), today)
+    return digests[version], version
 
 
 def made_once(home: Path, open_: Callable[[], Opened], build: Callable[[Path, Path], None], say: Callable[[str], None]) -> Opened:

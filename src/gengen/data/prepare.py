@@ -7,26 +7,34 @@ How it is made once, whole or not at all, is in once.py.
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.config.redact import redact
 from gengen.data import storygen
-from gengen.data.once import Prepared, file_facts, made_once, write_text
+from gengen.data.once import Prepared, file_facts, fingerprint, made_once, write_text
 from gengen.data.shards import TokenStream, write_shards
 from gengen.data.sources import Document, Say, Skips, describe_source, documents, find_files, in_words, resolve_source
 from gengen.data.tokenizer import TextTokenizer, pieces
 from gengen.data.wheels import pin
 
-FORMAT = 1  # raise it when the same source would be prepared differently
-BPE_CHARACTERS = 64_000_000  # of the training text, from its start, that BPE is trained on
+FORMAT = 2  # raise it when the same source would be prepared differently
+BPE_CHARACTERS = 64_000_000  # of the training text, from all over it, that BPE is trained on
 BATCH = 2**22  # characters tokenized at a time
 MAX_HASHED = 64 * 2**20  # bytes; a larger file is told by its size and time of change
 MAX_ORIGINS = 100
+COPIES = {
+    "content": "they are held out together",
+    "tails": "the same ends of them are held out",
+    "documents": "some may be held out and others trained on; data.split=content keeps them together",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,9 @@ class PreparedText(Prepared):
         """What it is, in aligned lines."""
         tokens = f"{len(self.train):,} for training, {len(self.val):,} for validation ({self.meta['split']})"
         ratio = f"{self.meta['bytes_per_token']:.3f} with {self.tokenizer.vocab_size:,} tokens in the vocabulary"
-        return self.described({"documents": f"{self.meta['documents']:,}", "tokens": tokens, "bytes/token": ratio})
+        copies = self.meta.get("copies")
+        documents = f"{self.meta['documents']:,}" + (f", {copies:,} of them copies of others" if copies else "")
+        return self.described({"documents": documents, "tokens": tokens, "bytes/token": ratio})
 
 
 def prepare(config: TextConfig, vocab_size: int, say: Say, tokenizer: TextTokenizer | None = None) -> PreparedText:
@@ -64,20 +74,20 @@ def prepare(config: TextConfig, vocab_size: int, say: Say, tokenizer: TextTokeni
     config = resolve_source(config, say)
     if config.tokenizer == "byte" and tokenizer is None:
         tokenizer = TextTokenizer.byte()
-    fingerprint = fingerprint_of(config, tokenizer.hash if tokenizer else f"bpe {vocab_size}")
-    home = Path(config.dir) / "prepared" / f"{config.name}-{fingerprint[:16]}"
+    digest, version = fingerprint(facts_of(config, tokenizer.hash if tokenizer else f"bpe {vocab_size}"), FORMAT)
+    home = Path(config.dir) / "prepared" / f"{config.name}-{digest[:16]}"
 
     def build(folder: Path, spool: Path) -> None:
-        _build(folder, spool, config, vocab_size, tokenizer, fingerprint, say)
+        _build(folder, spool, config, vocab_size, tokenizer, {"format": version, "fingerprint": digest}, say)
 
-    return made_once(home, lambda: _open(home, config, fingerprint), build, say)
+    return made_once(home, lambda: _open(home, config, digest), build, say)
 
 
-def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
-    """sha256 over all that shapes the prepared data: source, tokenizer, split. Not the folder it goes to, nor the hub's
-    revision, which must not be needed to open what is there; meta.json records it."""
+def facts_of(config: TextConfig, tokenizer: str) -> dict[str, Any]:
+    """All that shapes the prepared data: source, tokenizer, split. Not the folder it goes to, nor the hub's revision,
+    which must not be needed to open what is there; meta.json records it."""
     facts: dict[str, Any] = {key: getattr(config, key) for key in ("source", "split", "validation", "max_documents", "max_bad", "field")}
-    facts |= {"format": FORMAT, "tokenizer": tokenizer}
+    facts["tokenizer"] = tokenizer
     if config.source == "hub":
         facts["hub"] = config.hub
     elif config.source == "wheel":
@@ -86,7 +96,7 @@ def fingerprint_of(config: TextConfig, tokenizer: str) -> str:
         facts["storygen"] = storygen.FORMAT
     else:
         facts["files"] = files_facts(config.path, find_files(config.path))
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return facts
 
 
 def files_facts(path: str | None, files: list[Path]) -> list[list[Any]]:
@@ -110,26 +120,40 @@ def _open(home: Path, config: TextConfig, fingerprint: str) -> PreparedText:
 
 
 def _build(
-    built: Path, spool: Path, config: TextConfig, vocab_size: int, tokenizer: TextTokenizer | None, fingerprint: str, say: Say
+    built: Path,
+    spool: Path,
+    config: TextConfig,
+    vocab_size: int,
+    tokenizer: TextTokenizer | None,
+    made: dict[str, Any],
+    say: Say,
 ) -> None:
     """Read the source once into a spool on disk, then learn the tokenizer and write each split from there."""
     skips = Skips(config.max_bad)
-    count, origins = _write_spool(spool, documents(config, skips, say))
+    hashes, origins = _write_spool(spool, documents(config, skips, say))
+    count, copies = len(hashes), len(hashes) - len(np.unique(hashes))
     every = round(1 / config.validation)
     split = config.split
-    if split == "documents" and 0 < count < 2 * every:
-        say(f"data: {count} documents are too few to hold out every {every}th; the last {config.validation:.0%} of each is held out")
+    if split != "tails" and 0 < count - (copies if split == "content" else 0) < 2 * every:
+        different = f"{count - copies} different" if copies else count
+        last = f"the last {config.validation:.0%} of each is held out"
+        say(f"data: {different} documents are too few to hold out every {every}th; {last}")
         split = "tails"
+    if copies:
+        say(f"data: {copies:,} of {count:,} documents are copies of others; {COPIES[split]}")
+    val = held_out(hashes, config.validation) if split == "content" else np.arange(count) % every == every - 1
 
     def texts(part: str) -> Iterator[str]:
         for number, text in enumerate(_read_spool(spool)):
             if split == "tails":
                 cut = int(len(text) * (1 - config.validation))
                 yield text[:cut] if part == "train" else text[cut:]
-            elif (number % every == every - 1) == (part == "val"):
+            elif val[number] == (part == "val"):
                 yield text
 
-    tokenizer = tokenizer or TextTokenizer.train(_head(texts("train")), vocab_size)
+    if tokenizer is None:
+        share = min(1.0, BPE_CHARACTERS / max(1, sum(map(len, texts("train"))))) if made["format"] > 1 else 1.0
+        tokenizer = TextTokenizer.train(_sample(texts("train"), share), vocab_size)
     parts: dict[str, dict[str, int]] = {}
     for part in ("train", "val"):
         facts = {"bytes": 0}
@@ -141,8 +165,8 @@ def _build(
     source, licence = describe_source(config)
     ratio = sum(p["bytes"] for p in parts.values()) / sum(p["tokens"] for p in parts.values())
     meta = {
-        "format": FORMAT, "fingerprint": fingerprint, "name": config.name, "source": source, "licence": licence, "split": split,
-        "documents": count, **parts, "bytes_per_token": ratio, "tokenizer": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
+        **made, "name": config.name, "source": source, "licence": licence, "split": split, "documents": count, "copies": copies,
+        **parts, "bytes_per_token": ratio, "tokenizer": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
         "origins": origins, "skips": skips.summary(),
     }  # fmt: skip
     if skips.bad:
@@ -151,17 +175,24 @@ def _build(
     write_text(built / "meta.json", redact(json.dumps(meta, indent=2)))
 
 
-def _write_spool(path: Path, found: Iterable[Document]) -> tuple[int, list[str]]:
-    """Write the texts, each behind its length; return how many, and the origins, the first hundred of them."""
-    count, origins = 0, dict[str, None]()
+def held_out(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Which documents are for validation, (N,) bool: a share of the different ones with all their copies, in any order."""
+    different = np.unique(hashes)
+    return np.isin(hashes, different[: max(1, round(share * len(different)))])
+
+
+def _write_spool(path: Path, found: Iterable[Document]) -> tuple[np.ndarray, list[str]]:
+    """Write the texts, each behind its length; return their hashes (N,), white space around a text left aside, and the
+    origins, the first hundred of them."""
+    hashes, origins = array("Q"), dict[str, None]()
     with open(path, "wb") as file:
         for document in found:
             raw = document.text.encode()
             file.write(len(raw).to_bytes(8, "little") + raw)
-            count += 1
+            hashes.append(int.from_bytes(hashlib.sha256(raw.strip()).digest()[:8], "little"))
             if len(origins) < MAX_ORIGINS:
                 origins[document.origin] = None
-    return count, list(origins)
+    return np.array(hashes, np.uint64), list(origins)
 
 
 def _read_spool(path: Path) -> Iterator[str]:
@@ -170,15 +201,17 @@ def _read_spool(path: Path) -> Iterator[str]:
             yield file.read(int.from_bytes(size, "little")).decode()
 
 
-def _head(texts: Iterable[str]) -> Iterator[str]:
-    """The first BPE_CHARACTERS or so, in pieces."""
-    left = BPE_CHARACTERS
+def _sample(texts: Iterable[str], share: float) -> Iterator[str]:
+    """A share of the texts in pieces, evenly from beginning to end, and BPE_CHARACTERS or so at most."""
+    passed, taken = 0, 0
     for text in texts:
         for piece in pieces(text):
-            yield piece
-            left -= len(piece)
-            if left <= 0:
+            if taken >= BPE_CHARACTERS:
                 return
+            if taken <= share * passed:
+                yield piece
+                taken += len(piece)
+            passed += len(piece)
 
 
 def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, int]) -> Iterator[list[int]]:
