@@ -1,5 +1,6 @@
 """Errors a user can act on: one message, no traceback, an exit code of their own."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -41,3 +42,18 @@ def did_you_mean(word: str, known: Iterable[str], all_if_none: bool = True) -> s
     if close:
         return f"\n  did you mean {' or '.join(close)}?"
     return f"\n  known: {', '.join(sorted(known)) or 'none'}" if all_if_none else ""
+
+
+def place(error: BaseException, packages: Iterable[str]) -> str:
+    """The innermost line of these top-level packages on the way to an error; empty if there is none."""
+    packages, at = set(packages), ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).split(".")[0] in packages:
+            at = f"{frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}"
+    return at
+
+
+def raised(error: BaseException, packages: Iterable[str]) -> str:
+    """What was raised, and where in these packages."""
+    at = place(error, packages)
+    return f"{type(error).__name__}: {error}" + (f"\n  at {at}" if at else "")
