@@ -1,9 +1,18 @@
 """What answers are worth: by a reward model, by a function, by a sum of them; and the best of several."""
 
+import json
 import math
-from collections.abc import Sequence
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +27,9 @@ from gengen.generation.rewards import Answer, Scorer, best_of, load_reward
 from gengen.generation.text import TextGenerator
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
-from gengen.registry import register_reward
+from gengen.registry import REWARDS, register_reward
+from gengen.training import guards, signals
+from gengen.training.signals import Interruption
 
 CHAT = TextTokenizer.byte().with_chat()
 START, USER, ASSISTANT, END = 0, 258, 259, 260
@@ -107,6 +118,184 @@ def test_a_reward_model_draws_nothing(scorer: Scorer) -> None:
         scorer.command(TextSampling(run="runs/RM"), print)
 
 
+# --- a user's own
+
+
+def raises(prompt: str, response: str, ended: bool) -> float:
+    raise ValueError("no idea")
+
+
+def deep(prompt: str, response: str, ended: bool) -> float:
+    return json.loads(response)["score"]  # type: ignore[no-any-return]
+
+
+def exits(prompt: str, response: str, ended: bool) -> float:
+    sys.exit(3)
+
+
+def asserts(prompt: str, response: str, ended: bool) -> float:
+    assert ended, "cut off"
+    return raises(prompt, response, ended)
+
+
+def recurs(prompt: str, response: str, ended: bool) -> float:
+    return recurs(prompt, response, ended)
+
+
+def refuses(prompt: str, response: str, ended: bool) -> float:
+    raise UserError("asks for no animal")
+
+
+async def waits(prompt: str, response: str, ended: bool) -> float:
+    return 1.0
+
+
+def yields(prompt: str, response: str, ended: bool) -> Any:
+    yield 1.0
+
+
+class Verdict:
+    def __init__(self, prompt: str, response: str, ended: bool):
+        pass
+
+
+def two(prompt: str, response: str) -> float:
+    return 1.0
+
+
+def four(prompt: str, response: str, ended: bool, reference: str) -> float:
+    return 1.0
+
+
+def by_name(*, prompt: str, response: str, ended: bool) -> float:
+    return 1.0
+
+
+def says(value: Any) -> Any:
+    def reward(prompt: str, response: str, ended: bool) -> Any:
+        return value
+
+    return reward
+
+
+CALLED = "it is called as mine(prompt, response, ended)"
+GONE_WRONG: dict[str, tuple[Any, str]] = {  # a reward, and what the message says of it
+    "raises": (raises, "reward mine raised ValueError: no idea\n  at .*test_rewards.py, line [0-9]+, in raises"),
+    "raises in what it calls": (deep, "raised JSONDecodeError: .*\n  at .*test_rewards.py, line .*, in deep"),
+    "exits": (exits, "raised SystemExit: 3"),
+    "asserts": (asserts, "raised ValueError: no idea\n  at .*, in raises"),
+    "never returns": (recurs, "raised RecursionError"),
+    "refuses the prompt": (refuses, "raised UserError: asks for no animal"),
+    "a coroutine": (waits, "reward mine returned coroutine"),
+    "a generator": (yields, "reward mine returned generator"),
+    "an object": (Verdict, "reward mine returned Verdict"),
+    "a text": (says("0.5"), "reward mine returned str '0.5'; a number is due, or None where it cannot say"),
+    "bytes": (says(b"1"), "returned bytes b'1'"),
+    "a list of one": (says([0.5]), r"returned list \[0.5\]"),
+    "a score for each of three": (says([1.0, 2.0, 3.0]), r"returned list \[1.0, 2.0, 3.0\]"),
+    "nothing in a tuple": (says(()), r"returned tuple \(\)"),
+    "a dictionary": (says({"score": 1}), "returned dict {'score': 1}"),
+    "a tensor of two": (says(torch.ones(2)), r"returned Tensor tensor\(\[1., 1.\]\)"),
+    "a complex number": (says(1j), "returned complex 1j"),
+    "a number beyond all": (says(10**400), "returned int 1000"),
+    "infinity": (says(math.inf), "reward mine is inf, times 2, where only finite numbers can be compared"),
+    "minus infinity": (says(-math.inf), "reward mine is -inf, times 2"),
+    "more than fp32 holds": (says(1e39), "reward mine is inf, times 2"),
+    "more than fp32 holds when weighed": (says(3e38), r"reward mine is 3e\+38, times 2"),
+    "takes two": (two, rf"mine is test_rewards.mine\(prompt: str, response: str\) -> float; {re.escape(CALLED)}"),
+    "takes four": (four, rf"reference: str\) -> float; {re.escape(CALLED)}"),
+    "takes names alone": (by_name, rf"is test_rewards.mine\(\*, prompt.*; {re.escape(CALLED)}"),
+    "no function": (3, f"reward mine is test_rewards.mine, which is no function; {re.escape(CALLED)}"),
+}
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], rewards.Reward]:
+    """Twice a reward of this module called mine."""
+
+    def load(function: Any) -> rewards.Reward:
+        monkeypatch.setattr(sys.modules[__name__], "mine", function, raising=False)
+        monkeypatch.setitem(REWARDS, "mine", f"{__name__}:mine")
+        return load_reward(["2*mine"], Path(), CHAT)
+
+    return load
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@pytest.mark.parametrize("kind", GONE_WRONG)
+def test_a_reward_gone_wrong_is_one_message(own: Callable[[Any], rewards.Reward], kind: str) -> None:
+    """That names it, what it did, and for what: at once where it cannot be called."""
+    function, words = GONE_WRONG[kind]
+    with pytest.raises(UserError, match=words) as error:
+        own(function)(answers())
+    asked = "\n  prompt: 'why'\n  answer: 'because' (ended)"
+    assert str(error.value).endswith(asked) != (CALLED in str(error.value))
+
+
+def test_what_a_message_shows_is_short(own: Callable[[Any], rewards.Reward]) -> None:
+    found = [Answer([0], [5], False, "why\n", "no " * 500)]
+    with pytest.raises(UserError) as error:
+        own(says("no " * 500))(found)
+    asked, said = str(error.value).splitlines()[1:]
+    assert asked == r"  prompt: 'why\n'" and said.startswith("  answer: 'no no") and said.endswith("… (cut off)")
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("value,worth", [
+    (True, 1), (3, 3), (0.5, 0.5), (np.float32(0.25), 0.25), (np.int64(-2), -2), (torch.tensor(0.5), 0.5),
+    (torch.ones(1, requires_grad=True), 1), (Fraction(1, 4), 0.25), (Decimal("0.5"), 0.5),
+])  # fmt: skip
+def test_any_kind_of_number_is_a_reward(own: Callable[[Any], rewards.Reward], value: Any, worth: float) -> None:
+    assert own(says(value))(answers()).tolist() == [2 * worth] * 3
+
+
+def test_none_cannot_say(own: Callable[[Any], rewards.Reward]) -> None:
+    """It is left out, like NaN, whatever other rewards say."""
+    assert own(says(None))(answers()).isnan().all() and own(says(math.nan))(answers()).isnan().all()
+    own(lambda prompt, response, ended: None if "b" in response else 1)
+    assert load_reward(["mine", "letters"], Path(), CHAT)(answers()).isnan().tolist() == [True, False, False]
+
+
+def test_a_reward_is_polled_for_signals_before_each_answer(own: Callable[[Any], rewards.Reward]) -> None:
+    """So one that is slow is not taken for one that hangs, and a signal need not wait for all answers."""
+    asked = list[str]()
+    slow = own(lambda prompt, response, ended: asked.append(response) or 1.0)
+    polls = iter([False, False, True])
+    assert slow(answers(), lambda: next(polls)).isnan().tolist() == [False, False, True]
+    assert asked == ["because", "so"]
+
+
+def test_a_reward_that_hangs_is_found_by_the_watchdog(
+    own: Callable[[Any], rewards.Reward], monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    """One message; the stacks name the function."""
+    ended, codes = threading.Event(), list[int]()
+    monkeypatch.setattr(guards.os, "_exit", lambda code: codes.append(code) or ended.set())
+
+    def hangs(prompt: str, response: str, is_whole: bool) -> float:
+        assert ended.wait(30)
+        return 1.0
+
+    interruption = Interruption()
+    with guards.Watchdog(0.1, lambda: interruption.polls, tmp_path / "stacks.txt"):
+        own(hangs)(answers()[:1], interruption)
+    said = capsys.readouterr().err
+    assert codes and "error: nothing has moved for 0 s (trainer.watchdog); the stacks of all threads are in" in said
+    assert re.search(r'test_rewards.py", line \d+ in hangs', (tmp_path / "stacks.txt").read_text())
+
+
+def test_a_second_signal_ends_at_once_and_says_so(monkeypatch: Any, capfd: Any) -> None:
+    """Out of a reward that hangs, say."""
+    codes = list[int]()
+    monkeypatch.setattr(signals.os, "_exit", codes.append)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption() and capfd.readouterr().err == ""
+        signal.raise_signal(signal.SIGINT)
+    assert codes == [130]
+    assert capfd.readouterr().err == "error: a second signal came; ended at once, and nothing more is saved\n"
+
+
 # --- the best of several
 
 
@@ -141,6 +330,12 @@ def test_what_cannot_be_scored_is_not_the_best(generator: TextGenerator) -> None
     assert best.index == 3 and best.text == drawn[3].text
     (one,) = best_of(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
     assert one in drawn
+
+
+def test_the_first_is_the_best_where_none_can_be_scored(generator: TextGenerator) -> None:
+    drawn = generator.generate("once", n=4, max_tokens=5)
+    (first,) = best_of(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
+    assert (first.index, first.text) == (0, drawn[0].text)
 
 
 def test_a_chat_models_prompt_is_a_users_message() -> None:

@@ -22,6 +22,7 @@ from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import load_reward
 from gengen.generation.text import TextGenerator
+from gengen.registry import register_reward
 from gengen.training.metrics import read_metrics
 from gengen.training.online_rl import OnlineRL
 
@@ -119,6 +120,26 @@ def test_a_reward_model_without_a_scale_is_refused(after_base: Made, tmp_path: P
     with pytest.raises(UserError, match="was stopped before its scores were given mean 0 and variance 1"):
         load_reward([str(tmp_path / "rm")], tmp_path, tokenizer, "cpu")
     load_reward([str(unscaled)], tmp_path, tokenizer, "cpu", frozen=True)  # a run that began with it goes on
+
+
+@register_reward("of_even_prompts")
+def of_even_prompts(prompt: str, response: str, ended: bool) -> float | None:
+    return 1.0 if int(prompt.split()[-1]) % 2 == 0 else None
+
+
+def test_pairs_without_a_reward_are_left_out(after_base: Made, tmp_path: Path, capsys: Any) -> None:
+    """Such a pair was labelled all the same: the second answer was the chosen one."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"what is {i}"}) + "\n" for i in range(6)))
+    ask = ["pairs", str(after_base("sft")[1]), f"prompts={prompts}", f"out={out}", "reward=of_even_prompts", "max_tokens=4"]
+    assert main(ask) == 0
+    assert "left out 3 pairs, as there is no reward for one of their answers" in capsys.readouterr().out
+    asked = [json.loads(line)["prompt"][0]["content"] for line in out.read_text().splitlines()]
+    assert asked == ["what is 0", "what is 2", "what is 4"]
+    out.unlink()
+    prompts.write_text(json.dumps({"prompt": "what is 1"}) + "\n")
+    assert main(ask) == 2 and not out.exists()
+    assert "none of the 1 pairs has a reward for both of its answers" in capsys.readouterr().err
 
 
 def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -548,6 +548,24 @@ def test_evaluation_by_hand(letters: GPT, tmp_path: Path) -> None:
     assert metrics["val/loss"] == pytest.approx(-metrics["val/score"], abs=1e-5)
 
 
+def test_an_evaluation_without_a_score_is_none(letters: GPT, tmp_path: Path) -> None:
+    """A score of 0 would be the best that many a run has seen."""
+    objective = online(tmp_path, letters, *PPO, "stage.missing_end=null", reward="never_says")
+    metrics = objective.evaluate([{"index": torch.arange(4)}])
+    assert metrics is not None and math.isnan(metrics["val/score"]) and math.isnan(metrics["val/loss"])
+    assert metrics["val/kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_signal_while_answers_are_scored_changes_nothing(letters: GPT, tmp_path: Path) -> None:
+    """Those that are not scored yet are not asked for."""
+    objective, polls = online(tmp_path, letters, *GRPO, "stage.beta=0.1"), list[int]()
+    answers = objective.draw(lambda: False)
+    assert answers is not None
+    assert not objective.judge(answers, lambda: polls.append(1) or len(polls) > 5)  # type: ignore[func-returns-value]
+    assert not objective.buffer and not objective.rolled and objective.cursor == objective.iteration == 0
+    assert objective.judge(answers) and objective.buffer
+
+
 # --- does it learn
 
 LEARNING = ["optim.lr=3e-3", "stage.missing_end=null", "data.batch_size=32", "stage.minibatches=2", "stage.epochs=2"]

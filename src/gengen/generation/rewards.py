@@ -1,26 +1,29 @@
 """Rewards of answers under one protocol: a reward run, a registered function, or a weighted sum of them; and the best of n answers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from gengen.checkpoints.format import read_tokenizer
-from gengen.config.errors import UserError
+from gengen.config.errors import UserError, raised
 from gengen.config.stage import weighted_reward
 from gengen.data.chat import prompt_tokens
 from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.load import load_generator
-from gengen.generation.text import Sample, TextGenerator
+from gengen.generation.text import Sample, TextGenerator, never
 from gengen.models.answers import right_padded
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, reward_function
 
 BATCH = 256  # answers scored at once
+SHOWN = 200  # characters of a text in an error
 
 
 @dataclass
@@ -38,8 +41,10 @@ class Answer:
         return self.prompt, [*self.tokens, *([end] if self.ended else [])]
 
 
-Reward = Callable[[Sequence[Answer]], Tensor]
-"""Answers -> what each is worth, (B,) fp32 on the CPU; NaN: it cannot say, and the answer is left out."""
+class Reward(Protocol):
+    def __call__(self, answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
+        """What each answer is worth, (B,) fp32 on the CPU and finite, or NaN: it cannot say, and the answer is left
+        out. Those that come after an interruption are NaN."""
 
 
 def answer_of(prompt: list[int], sample: Sample) -> Answer:
@@ -58,7 +63,7 @@ class Scorer:
     def from_checkpoint(cls, model: RewardModel, directory: Path) -> Self:
         return cls(model, TextTokenizer.from_json(read_tokenizer(directory) or ""))
 
-    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+    def __call__(self, answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
         """Scores of mean 0 and variance 1 over answers like those of the run it started from, (B,)."""
         return self.model.normalized(self.outputs(answers).to(self.model.gain.device)).cpu()
 
@@ -98,15 +103,62 @@ def load_reward(
     """The sum of the named rewards. frozen: they are a run's own copies, which go on as that run began with them.
     Raises UserError for a run that is no reward model, for one of another tokenizer, and for one without a scale."""
     weighted = [weighted_reward(name) for name in names]
-    parts = [(weight, reward_of(name, runs_dir, tokenizer, device, frozen)) for weight, name in weighted]
+    parts = [(weight, name, reward_of(name, runs_dir, tokenizer, device, frozen)) for weight, name in weighted]
 
-    def total(answers: Sequence[Answer]) -> Tensor:
-        return torch.stack([weight * reward(answers) for weight, reward in parts]).sum(0)
+    def total(answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
+        found = []
+        for weight, name, reward in parts:
+            scores = reward(answers, interrupted)
+            found.append(weight * scores)
+            for infinite in (scores.isinf() | found[-1].isinf()).nonzero()[:1, 0].tolist():
+                of = f"reward {name} is {scores[infinite]:g}, times {weight:g}"
+                raise UserError(f"{of}, where only finite numbers can be compared{shown(answers[infinite])}")
+        return torch.stack(found).sum(0)
 
     return total
 
 
-def check_scale(name: str, weights: Mapping[str, Tensor]) -> None:
+def shown(answer: Answer) -> str:
+    """An answer and its prompt, as further lines of an error."""
+    texts = repr(answer.question), repr(answer.text)
+    prompt, text = (said if len(said) <= SHOWN else said[:SHOWN] + "…" for said in texts)
+    return f"\n  prompt: {prompt}\n  answer: {text} ({'ended' if answer.ended else 'cut off'})"
+
+
+def registered(name: str) -> Reward:
+    """A function of the user's as a reward. Raises UserError where it cannot be called as one; and, when it is called,
+    where it raises or returns what is no number. None is NaN."""
+    function, (module, _, attribute) = reward_function(name), REWARDS[name].partition(":")
+    try:
+        inspect.signature(function).bind("", "", True)
+    except TypeError:
+        takes = inspect.signature(function) if callable(function) else ", which is no function"
+        wanted = f"it is called as {name}(prompt, response, ended)"
+        raise UserError(f"reward {name} is {module}.{attribute}{takes}; {wanted}") from None
+    except ValueError:  # written in C, it does not say
+        pass
+
+    def worth(answer: Answer) -> float:
+        try:
+            value = function(answer.question, answer.text, answer.ended)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"reward {name} raised {raised(error, [module.split('.')[0]])}{shown(answer)}") from error
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError("a text is no number")
+            return math.nan if value is None else float(value.detach() if isinstance(value, Tensor) else value)
+        except Exception:
+            found = f"{type(value).__name__} {repr(value)[:SHOWN]}"
+            due = "a number is due, or None where it cannot say"
+            raise UserError(f"reward {name} returned {found}; {due}{shown(answer)}") from None
+
+    def score(answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
+        return torch.tensor([math.nan if interrupted() else worth(answer) for answer in answers])
+
+    return score
+
+
+def check_scale(name: str, weights: dict[str, Tensor]) -> None:
     """Raise UserError for a reward model whose scores were never given mean 0 and variance 1: once, only the last step
     did that."""
     if weights["gain"] == 1 and weights["bias"] == 0:
@@ -118,8 +170,7 @@ def check_scale(name: str, weights: Mapping[str, Tensor]) -> None:
 
 def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str, frozen: bool) -> Reward:
     if name in REWARDS:
-        function = reward_function(name)
-        return lambda answers: torch.tensor([float(function(a.question, a.text, a.ended)) for a in answers])
+        return registered(name)
     scorer = load_generator(name, runs_dir, device=device)
     if not isinstance(scorer, Scorer):
         raise UserError(f"{name} is no reward model: stage=reward trains one")
@@ -138,7 +189,8 @@ def best_of(
     reward: Reward,
     **settings: Any,
 ) -> Iterator[Sample]:
-    """n samples of each prompt, each the one with the highest reward of `of` drawn for it; drawn when asked for."""
+    """n samples of each prompt, each the one with the highest reward of `of` drawn for it (the first of them
+    where none can be scored); drawn when asked for."""
     drawn = generator.samples(prompts, n=n * of, **settings)
     tokens = [generator.prompt_tokens(prompt) for prompt in prompts]
     while some := list(islice(drawn, of * max(1, BATCH // of))):

@@ -23,7 +23,7 @@ from gengen.data.order import permutation
 from gengen.faults import fault
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
-from gengen.generation.text import TextGenerator
+from gengen.generation.text import TextGenerator, never
 from gengen.models.answers import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
@@ -112,8 +112,7 @@ class OnlineRL(LanguageObjective):
         if drawn is None:
             return False
         self.model.train()
-        self.judge(drawn)
-        return True
+        return self.judge(drawn, interrupted)
 
     def draw(self, interrupted: Callable[[], bool]) -> list[Answer] | None:
         """The answers of this iteration, those to one prompt side by side; None if interrupted."""
@@ -130,11 +129,14 @@ class OnlineRL(LanguageObjective):
             return None
         return [answer_of(prompt, sample) for prompt, sample in zip((p for p in prompts for _ in range(n)), samples, strict=True)]
 
-    def judge(self, answers: list[Answer]) -> None:
-        """Fill the buffer: what the answers are worth, and how likely they are to the policy, its reference and the critic."""
+    def judge(self, answers: list[Answer], interrupted: Callable[[], bool] = never) -> bool:
+        """Fill the buffer: what the answers are worth, and how likely they are to policy, reference and critic.
+        False if interrupted while they were scored: then nothing has changed."""
         c, rows = self.c, len(answers)
         tokens, mask = right_padded([answer.row(self.tokenizer.eot) for answer in answers], self.device)
-        scores = self.scores(answers).to(self.device)
+        scores = self.scores(answers, interrupted).to(self.device)
+        if interrupted():
+            return False
         valid = ~scores.isnan()
         if not valid.any():
             raise UserError(f"stage={c.name}: none of the {rows} answers of iteration {self.iteration} could be scored")
@@ -173,10 +175,11 @@ class OnlineRL(LanguageObjective):
             with suppress(OSError):  # a full disk: training goes on without
                 self.write_table(answers, scores.tolist(), kl.tolist())
         self.controller.update(self.rolled["kl"], rows)
+        return True
 
-    def scores(self, answers: list[Answer]) -> Tensor:
+    def scores(self, answers: list[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
         """What the answers are worth, (B,): the reward, or what an answer without an end gets in its place."""
-        scores, missing = self.reward(answers), self.c.missing_end
+        scores, missing = self.reward(answers, interrupted), self.c.missing_end
         ended = torch.tensor([answer.ended for answer in answers])
         return scores if missing is None else torch.where(ended, scores, missing)
 
@@ -313,7 +316,7 @@ class OnlineRL(LanguageObjective):
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         total, scored, *others, answers = sums.tolist()
-        score, (kl, ended) = total / max(scored, 1), (x / answers for x in others)
+        score, (kl, ended) = total / scored if scored else math.nan, (x / answers for x in others)
         return {"val/loss": self.controller.beta * kl - score, "val/score": score, "val/kl": kl, "val/ended": ended}
 
 

@@ -56,6 +56,7 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            os.write(2, b"error: a second signal came; ended at once, and nothing more is saved\n")
             os._exit(128 + number)
         self.signal = number
 
