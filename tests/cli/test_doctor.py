@@ -208,7 +208,7 @@ def test_a_disk_without_room(run: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_a_newer_format_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / NEWEST / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"format": 2}
+    manifest = json.loads(path.read_text()) | {"format": FORMAT + 1}
     del manifest["sha256"]
     path.write_text(to_json(manifest | {"sha256": digest(manifest)}))
     assert "a newer gengen wrote it" in examined(run, capsys)[1][NEWEST][1]
