@@ -460,6 +460,17 @@ def test_a_critic_without_a_reward_model_says_0_at_first(letters: GPT, tmp_path:
         assert (p != before[name]).any(), name
 
 
+@pytest.mark.parametrize("length", [1, 10])
+def test_an_iteration_may_be_one_answer(letters: GPT, tmp_path: Path, length: int) -> None:
+    """Of one token, too, the advantage of which is 0 and the explained variance 1: a single value does not vary."""
+    alone = ["stage.minibatches=1", "stage.epochs=1", "data.batch_size=1", "data.micro_batch_size=1"]
+    run = fit(online(tmp_path, letters, "stage=ppo", *alone, f"stage.max_tokens={length}"), 3)
+    for logged, buffer in zip(run.logged, run.buffers, strict=True):
+        assert all(math.isfinite(value) for value in logged.values()), logged
+        if length == 1:
+            assert not buffer["advantages"].any() and buffer["mask"].sum() == 1 and logged["explained_variance"] == 1
+
+
 def test_the_critic_has_a_learning_rate_of_its_own(letters: GPT, tmp_path: Path) -> None:
     """On the policy's schedule: of four steps down to 0 the last has a quarter."""
     falling = ["optim.schedule=wsd", "optim.decay=1", "optim.lr=1e-4", "stage.critic_lr=3e-4"]

@@ -153,7 +153,7 @@ class OnlineRL(LanguageObjective):
             rewards = token_rewards(scores, old - ref, mask, self.controller.beta if c.kl_in == "reward" else 0.0)
             advantages, returns = gae(rewards, values, mask, c.gamma, c.lam)
             self.buffer |= {"advantages": whiten(advantages, mask), "values": values * mask, "returns": returns}
-            left = (returns - values)[mask > 0].var(), returns[mask > 0].var()
+            left = [x[mask > 0].var(correction=0) for x in (returns - values, returns)]  # of one token, too
             self.rolled = {"explained_variance": float(1 - left[0] / left[1].clamp(min=1e-8))}
         else:
             assert isinstance(c, GRPOConfig)
