@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from gengen.checkpoints import store
 from gengen.checkpoints.files import sha256, to_json
 from gengen.checkpoints.format import digest
+from gengen.checkpoints.migrate import FORMAT
 from gengen.checkpoints.run import Run
 from gengen.cli import main
 
