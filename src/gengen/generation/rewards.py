@@ -87,14 +87,21 @@ class Scorer:
         raise UserError(f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}")
 
 
-def load_reward(names: Sequence[str], runs_dir: Path, tokenizer: TextTokenizer, device: str = "auto") -> Reward:
+class RewardSum:
+    """A weighted sum of rewards. networks: the reward models among them, which compute where they are moved."""
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]):
+        self.parts = parts
+        self.networks = tuple(reward.model for _, reward in parts if isinstance(reward, Scorer))
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        return torch.stack([weight * reward(answers) for weight, reward in self.parts]).sum(0)
+
+
+def load_reward(names: Sequence[str], runs_dir: Path, tokenizer: TextTokenizer, device: str = "auto") -> RewardSum:
     """The sum of the named rewards. Raises UserError for a run that is no reward model, or one of another tokenizer."""
-    parts = [(weight, reward_of(name, runs_dir, tokenizer, device)) for weight, name in map(weighted_reward, names)]
-
-    def total(answers: Sequence[Answer]) -> Tensor:
-        return torch.stack([weight * reward(answers) for weight, reward in parts]).sum(0)
-
-    return total
+    weighted = map(weighted_reward, names)
+    return RewardSum([(weight, reward_of(name, runs_dir, tokenizer, device)) for weight, name in weighted])
 
 
 def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str) -> Reward:

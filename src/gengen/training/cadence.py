@@ -254,7 +254,7 @@ class Cadence(L.Callback):
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
         fault("sample")
-        with objective.averaged(), torch.random.fork_rng():  # an ldm loads its codec here, which draws its first weights
+        with objective.averaged(), torch.random.fork_rng(devices=[]):  # an ldm loads its codec here, which draws
             line = objective.write_samples(stem, self.interruption)
         if line:
             self.console.say(f"sample {line}")
