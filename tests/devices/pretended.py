@@ -154,8 +154,8 @@ class Functions(TorchFunctionMode):
 
 
 @contextmanager
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Functions]:
-    """Inside, the machine has the devices, and Lightning trains on OWN."""
+def pretended(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Iterator[Functions]:
+    """Inside, the machine has the devices, and Lightning trains on OWN. more: further stand-ins for parts of torch.cuda."""
     functions = Functions(kernels := Kernels())
     by_device = torch._C._group_tensors_by_device_and_dtype
 
@@ -185,7 +185,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Functions]:
         "set_rng_state_all": lambda states: None,
     }
     with monkeypatch.context() as patched, kernels, functions:
-        for name, stand_in in machine.items():
+        for name, stand_in in (machine | more).items():
             patched.setattr(torch.cuda, name, stand_in)
         for check in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):  # asks a driver
             patched.setattr(torch.optim.Optimizer, check, lambda self: None, raising=False)

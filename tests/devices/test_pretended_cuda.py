@@ -3,11 +3,13 @@ loaded, resumed and sampled, and nothing of it stands on a device that is not th
 a machine without."""
 
 import json
+import weakref
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from pretended import CPU, OWN, pretended
 
 from gengen.checkpoints import store
 from gengen.cli import main, train
+from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
 from gengen.evaluation import images, report, text
 from gengen.generation.image import ImageGenerator
@@ -23,8 +26,10 @@ from gengen.generation.text import TextGenerator
 from gengen.hardware import pick_device
 from gengen.models.gpt import GPT
 from gengen.registry import MODELS, STAGES, register_reward
-from gengen.training import preference
+from gengen.training import build, preference
+from gengen.training.console import Console
 from gengen.training.muon import Muon
+from gengen.training.objective import Objective
 from gengen.training.online_rl import OnlineRL
 
 
@@ -217,11 +222,11 @@ def test_a_reference_built_on_the_device_of_the_config_is_noticed(
     life: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By every rank it would be built on the first device, and by `evaluate` on one that this machine lacks."""
-    build, run = preference.reference, life("gpt", "dpo")
+    reference, run = preference.reference, life("gpt", "dpo")
     run.begin()
 
     def there(config: TrainConfig) -> GPT:
-        return build(config).to(pick_device(config.trainer.device))
+        return reference(config).to(pick_device(config.trainer.device))
 
     monkeypatch.setattr(preference, "reference", there)
     with pytest.raises(AssertionError, match="index=0"):
@@ -229,3 +234,49 @@ def test_a_reference_built_on_the_device_of_the_config_is_noticed(
     with pytest.raises(AssertionError):
         run.evaluate("cpu")
     assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+# --- what CUDA does later than it is told, and with memory of its own
+
+
+class Clock:
+    """Of a device that takes a second for each step it was told to do, which passes when it is waited for."""
+
+    def __init__(self) -> None:
+        self.now, self.told = 0.0, 0
+
+    def wait(self, device: Any = None) -> None:
+        self.now, self.told = self.now + self.told, 0
+
+
+def test_a_budget_is_of_the_devices_time_and_the_trial_gives_its_memory_back(
+    text_data: list[str], shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting, the steps of the trial take no time at all."""
+    argv = ["model=gpt", *shape("gpt"), "optim=muon", *text_data, f"data.dir={shared_data}", *STEPS]
+    config = compose_train(read_command_line([*argv, "trainer.device=cuda", "trainer.budget=50s"]))
+    config.trainer.max_steps = None
+    prepared = train.prepare_data(config, Console(quiet=True), None, None, None)
+    config = replace(config, data=prepared.config, model=replace(config.model.resolved(), **prepared.model_facts))
+    clock, alive, step, build_one = Clock(), list[bool](), Objective.training_step, build.build_objective
+    built: list[weakref.ref[Objective]] = []
+
+    def told(self: Objective, *batch: Any) -> None:
+        step(self, *batch)
+        clock.told += 1
+
+    def remembered(*args: Any) -> Objective:
+        objective = build_one(*args)
+        built.append(weakref.ref(objective))
+        return objective
+
+    def give_back() -> None:
+        alive.append(built[0]() is not None)
+
+    monkeypatch.setattr(Objective, "training_step", told)
+    monkeypatch.setattr(build, "build_objective", remembered)
+    monkeypatch.setattr(build, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    with pretended(monkeypatch, synchronize=clock.wait, empty_cache=give_back):
+        fitted = build.fitted_to_budget(config, prepared, lambda line: None)
+    assert fitted.trainer.max_steps == 50
+    assert not alive[-1]  # the objective was gone when memory was last given back

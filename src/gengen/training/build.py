@@ -1,5 +1,6 @@
 """The trainer and everything around it, from a config."""
 
+import gc
 import json
 import logging
 import time
@@ -22,7 +23,7 @@ from gengen.config.redact import redact
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
 from gengen.generation.load import start_from
-from gengen.hardware import pick_compile
+from gengen.hardware import pick_compile, wait_for
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence, RollBack, TrainingFailed
 from gengen.training.checkpointing import SafeCheckpointIO
@@ -118,15 +119,17 @@ def build_loggers(config: TrainConfig, run: Run, console: Console) -> list[Logge
 
 
 class StepTimes(L.Callback):
-    """When training began, and when each step ended."""
+    """When training began, and when the device had done each step."""
 
     def __init__(self) -> None:
         self.begun, self.ends = 0.0, list[float]()
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        wait_for(objective.device)
         self.begun = time.perf_counter()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, *_: Any) -> None:
+        wait_for(objective.device)
         self.ends.append(time.perf_counter())
 
 
@@ -152,13 +155,19 @@ def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callab
 def fitted_to_budget(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> TrainConfig:
     """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that is thrown away;
     and with `compile` settled, so that it repeats the run."""
-    times = StepTimes()
-    objective = build_objective(config, prepared)
-    compiled = compile_where_it_pays(objective, config, say)
-    build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
-    spent = objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])])
+    spent, compiled = trial(config, prepared, say)
+    gc.collect()  # trainer and objective hold each other, and the run needs their memory
+    torch.cuda.empty_cache()
     steps = max(TRIAL_STEPS, int(seconds("trainer.budget", config.trainer.budget) / spent))
     return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
+
+
+def trial(config: TrainConfig, prepared: Any, say: Callable[[str], None]) -> tuple[float, bool]:
+    """Train a copy for TRIAL_STEPS: the seconds that a step of the run will take, and whether it is compiled."""
+    times, objective = StepTimes(), build_objective(config, prepared)
+    compiled = compile_where_it_pays(objective, config, say)
+    build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=build_datamodule(config, prepared))
+    return objective.seconds_a_step([b - a for a, b in pairwise([times.begun, *times.ends])]), compiled
 
 
 def with_rollbacks(train: Callable[[Path | None, int | None], Cadence], run: Run, console: Console, checkpoint: Path | None) -> Cadence:
