@@ -168,7 +168,7 @@ class TextGenerator:
         if config.reward:
             from gengen.generation.rewards import best_of, load_reward
 
-            reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, self.engine.device.type)
+            reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, str(self.engine.device))
             samples = best_of(self, prompts, config.n, config.best_of, reward, **settings)
         else:
             samples = self.samples(prompts, n=config.n, **settings)

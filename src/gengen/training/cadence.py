@@ -17,6 +17,7 @@ from gengen.config.errors import UserError
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
 from gengen.faults import fault
+from gengen.hardware import wait_for
 from gengen.training.console import Console
 from gengen.training.metrics import Logger, Metrics
 from gengen.training.objective import Objective
@@ -235,6 +236,7 @@ class Cadence(L.Callback):
             self.console.say(f"warning: {what}; such a step changes no weight ({streak} in a row, {bad} in all)")
 
     def evaluate(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
+        wait_for(objective.device)  # for the steps, whose time counts
         start = time.monotonic()
         fault("evaluate")
         metrics = objective.evaluate(self.val_batches(), self.poll(trainer))
@@ -254,10 +256,11 @@ class Cadence(L.Callback):
         stem = self.run.samples / f"step-{step:09d}"
         if next(self.run.samples.glob(stem.name + ".*"), None) is not None or self.interruption():
             return
+        wait_for(objective.device)
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
         fault("sample")
-        with objective.averaged(), torch.random.fork_rng():  # an ldm loads its codec here, which draws its first weights
+        with objective.averaged(), torch.random.fork_rng(devices=[]):  # an ldm loads its codec here, which draws
             line = objective.write_samples(stem, self.interruption)
         if line:
             self.console.say(f"sample {line}")
@@ -265,6 +268,7 @@ class Cadence(L.Callback):
 
     def save(self, trainer: L.Trainer, improved: bool, stop: bool) -> None:
         """A checkpoint of this step. One that cannot be written is tried again with the next row, unless this is where training stops."""
+        wait_for(trainer.strategy.root_device)
         start, step = time.monotonic(), trainer.global_step
         trainer.lightning_module.before_save()  # type: ignore[operator]
         with nullcontext() if trainer.is_global_zero else self.interruption.waiting():

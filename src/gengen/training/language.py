@@ -99,7 +99,8 @@ class FineTuning(Pretraining):
 
 
 def reference(config: TrainConfig) -> GPT:
-    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients."""
-    model = GPT(config.model).to(torch.device(config.trainer.device)).eval()  # type: ignore[arg-type]
+    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients, and on
+    the CPU until an objective takes it along."""
+    model = GPT(config.model).eval()  # type: ignore[arg-type]
     start_from(model, Path(config.runs_dir) / str(config.run) / "reference")
     return model.requires_grad_(False)

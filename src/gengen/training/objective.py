@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
@@ -43,6 +43,7 @@ class Objective(L.LightningModule):
     averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `count` counts, for the throughput
+    companions: tuple[nn.Module, ...] = ()  # networks that go where the model goes, such as a reference, but are no part of it
 
     def __init__(self, config: TrainConfig, model: nn.Module):
         super().__init__()
@@ -60,6 +61,12 @@ class Objective(L.LightningModule):
     def network(self) -> nn.Module:
         """The model as it is called: compiled, where that is on."""
         return self._network[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What every way to another device comes down to."""
+        for network in self.companions:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def use_compiled(self) -> None:
         self._network = (torch.compile(self.model),)

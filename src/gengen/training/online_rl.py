@@ -22,7 +22,7 @@ from gengen.config.train import TrainConfig
 from gengen.data.order import permutation
 from gengen.faults import fault
 from gengen.generation.load import load_generator
-from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
+from gengen.generation.rewards import Answer, answer_of, load_reward
 from gengen.generation.text import TextGenerator, never
 from gengen.models.answers import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
@@ -69,18 +69,18 @@ class OnlineRL(LanguageObjective):
                 f"stage.max_tokens={c.max_tokens} after a prompt of {longest} tokens is more than the model's context of {context}: "
                 f"at most stage.max_tokens={context - longest}"
             )
-        self._reference = (reference(config),)  # tuples, so that they are no submodules
+        self._reference = (reference(config),)  # a tuple, so that it is no submodule
         kept = [(weighted_reward(name)[0], frozen_reward(config, i), name) for i, name in enumerate(c.reward)]
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
-        device = config.trainer.device
-        self.reward: Reward = load_reward(names, Path(config.runs_dir), self.tokenizer, device, frozen=True)
+        self.reward = load_reward(names, Path(config.runs_dir), self.tokenizer, "cpu", frozen=True)
+        self.companions = (*self._reference, *self.reward.networks)
         self.critic = Beside(self.build_critic(config)) if isinstance(c, PPOConfig) else None
 
     def build_critic(self, config: TrainConfig) -> RewardModel:
         """The reward model, where a run is one of the rewards; else the policy's trunk under a head that says 0."""
         for i in range(len(self.c.reward)):
             if (path := frozen_reward(config, i)).exists():
-                rated: RewardModel = load_generator(str(path), device=config.trainer.device).model
+                rated: RewardModel = load_generator(str(path), device="cpu").model
                 return rated
         critic = RewardModel(self.model.config)
         critic.load_state_dict(critic.adopted(self.model.state_dict(), self.model.vocab_size), strict=False)
@@ -88,7 +88,6 @@ class OnlineRL(LanguageObjective):
         return critic
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        self._reference[0].to(self.device)
         if self.critic:
             self.critic.start(self.config.optim, self.device, self.config.model.hidden_maps)
         return super().configure_optimizers()
@@ -312,7 +311,8 @@ class OnlineRL(LanguageObjective):
         ended = sum(answer.ended for answer in answers)
         scores = self.scores(answers)
         scored = int((~scores.isnan()).sum())
-        return torch.tensor([float(scores.nansum()), scored, float((pair[0] - pair[1]).sum()), ended, len(answers)]).double()
+        kl = float((pair[0] - pair[1]).sum())
+        return torch.tensor([float(scores.nansum()), scored, kl, ended, len(answers)], device=self.device).double()
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         total, scored, *others, answers = sums.tolist()
