@@ -2,17 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gengen.checkpoints.files import to_json
 from gengen.cli import align, main
 from gengen.config.compose import compose_train, read_command_line
+from gengen.config.errors import UserError
+from gengen.config.resume import stored
 from gengen.evaluation.alignment import GATES
 
 
 @pytest.mark.parametrize("argv,words", [
     (["align", "profile=huge"], "profile is str one of toy, smoke"),
     (["align", "seed=1"], "did you mean seeds"),
+    (["align", "split=val"], "split is str one of development, test"),
+    (["align", "settings=optim.lr=1"], "settings=optim.lr=1: write STAGE:KEY=VALUE, of a stage of base, sft, reward"),
+    (["align", "settings=ppo:fast"], "settings=ppo:fast: write STAGE:KEY=VALUE"),
     (["pairs", "out=pairs.jsonl"], "which run?"),
     (["pairs", "runs/none", "out=pairs.jsonl"], "no run 'runs/none'"),
 ])  # fmt: skip
@@ -28,6 +35,25 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["align", "--help"]) == main(["pairs", "--help"]) == 0
     out = capsys.readouterr().out
     assert "scripts/align.py [key=value" in out and "seeds" in out and "scripts/pairs.py RUN" in out and "max_prompts" in out
+
+
+def test_settings_of_a_stage_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the profile's; and what was trained with others is not judged as if it had been trained with these."""
+    typed: list[list[str]] = []
+    monkeypatch.setattr(align, "gengen", lambda argv: typed.append(argv) or 0)
+    settings = ["ppo:optim.lr=1e-3", "ppo:stage.beta=0.3", "base:trainer.max_steps=7"]
+    assert align.train("toy", tmp_path, 0, settings) == 0
+    configs = {argv[1]: compose_train(read_command_line(argv[1:])) for argv in typed if argv[0] == "train"}
+    found: Any = configs["run=ppo"]
+    assert (found.optim.lr, found.stage.beta, configs["run=base"].trainer.max_steps) == (1e-3, 0.3, 7)
+    assert configs["run=dpo"].optim.lr == 3e-4
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "ppo" / "config.json").write_text(to_json(stored(found)))
+    assert align.train("toy", tmp_path, 0, settings) == 0
+    with pytest.raises(UserError, match=r"ppo was trained with optim.lr: 0.001 -> 0.002: take another runs_dir"):
+        align.train("toy", tmp_path, 0, ["ppo:optim.lr=2e-3"])
+    with pytest.raises(UserError, match=r"stage.beta: 0.3 -> 0.2"):
+        align.train("toy", tmp_path, 0, ["ppo:stage.beta=0.2"])
 
 
 @pytest.mark.parametrize("profile", ["toy", "smoke"])
@@ -65,6 +91,7 @@ def test_the_whole_pipeline(finished: Path) -> None:
     assert len(report["gates"]) == len(GATES) and all(len(gate["met"]) == 1 for gate in report["gates"])
     assert abs(report["seeds"][0]["figures"]["ppo"]["kl"]) < 5 and report["seeds"][0]["figures"]["reward"]["pairs"] == 8 * 8
     assert "<img" in (folder / "alignment_report.html").read_text()
+    assert (report["split"], report["seeds"][0]["prompts"], report["seeds"][0]["word_pairs"]) == ("test", 8, 8)
 
 
 @pytest.mark.slow
@@ -78,6 +105,11 @@ def test_what_is_finished_is_not_done_again(finished: Path, monkeypatch: pytest.
     assert capsys.readouterr().out.count("is finished: step") == 6
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) > 6
     assert json.loads((folder / "alignment_report.json").read_text()) == report  # a judgement is a function of the runs
+    assert main(["align", "profile=smoke", "split=development"]) == 0
+    assert json.loads((folder / "alignment_report.json").read_text()) == report
+    other = json.loads((folder / "alignment_report_development.json").read_text())
+    asked = [{sample["prompt"] for sample in of["seeds"][0]["samples"]} for of in (report, other)]
+    assert other["split"] == "development" and not asked[0] & asked[1]
 
 
 @pytest.mark.slow

@@ -10,7 +10,21 @@ import pytest
 from gengen.config.data import TextConfig
 from gengen.config.errors import UserError
 from gengen.data import storygen
-from gengen.data.storygen import ANIMALS, COUNTS, LABEL_SCALE, OBJECTS, PAIRS, PROMPTS, documents, examples, flawed, gold, label, requested
+from gengen.data.storygen import (
+    ANIMALS,
+    COUNTS,
+    JUDGED,
+    LABEL_SCALE,
+    OBJECTS,
+    PAIRS,
+    PROMPTS,
+    documents,
+    examples,
+    flawed,
+    gold,
+    label,
+    requested,
+)
 from gengen.data.text import prepare
 from gengen.data.tokenizer import TextTokenizer
 from gengen.registry import REWARDS
@@ -61,14 +75,19 @@ def test_what_a_prompt_requests():
 def test_the_parts_are_disjoint_by_pair():
     assert {name: len(pairs) for name, pairs in PAIRS.items()} == {"sft": 512, "preference": 358, "held out": 154}
     assert sorted(chain(*PAIRS.values())) == sorted(product(ANIMALS, OBJECTS))
-    asked = {(kind, part): [told(record)[0] for record in examples(kind, part)] for kind in COUNTS for part in ("train", "val")}
+    parts = [(kind, part) for kind, of in COUNTS.items() for part in of]
+    asked = {(kind, part): [told(record)[0] for record in examples(kind, part)] for kind, part in parts}
     assert {key: len(prompts) for key, prompts in asked.items()} == {(k, p): n for k, of in COUNTS.items() for p, n in of.items()}
     pairs = {key: {requested(prompt) for prompt in prompts} for key, prompts in asked.items()}
     assert pairs["conversations", "train"] == set(PAIRS["sft"])
     assert pairs["preferences", "train"] == pairs["prompts", "train"] == set(PAIRS["preference"])
     assert all(pairs[kind, "val"] == set(PAIRS["held out"]) for kind in COUNTS)
+    assert {part: len(pairs["conversations", part]) for part in JUDGED} == {"development": 51, "test": 103}
+    assert not pairs["conversations", "development"] & pairs["conversations", "test"]
+    assert pairs["conversations", "development"] | pairs["conversations", "test"] == set(PAIRS["held out"])
     distinct = {key: len(set(prompts)) for key, prompts in asked.items()}
     assert distinct["conversations", "train"] == 3000 and distinct["prompts", "train"] == 2000
+    assert distinct["conversations", "development"] == 256 and distinct["conversations", "test"] == 512
     assert distinct["preferences", "train"] == 358 * 6 and set(asked["prompts", "train"]) < set(asked["preferences", "train"])
     assert set(asked["prompts", "val"]) == set(asked["preferences", "val"]) and distinct["prompts", "val"] == 512
 

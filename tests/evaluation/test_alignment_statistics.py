@@ -29,6 +29,7 @@ from gengen.evaluation.alignment import (
     sigmoid,
     spearman,
     win_rate,
+    word_pairs,
 )
 from gengen.evaluation.alignment_page import write_report
 from gengen.evaluation.text import calibration
@@ -51,6 +52,36 @@ def test_the_interval_is_that_of_normal_theory(draws: np.random.Generator) -> No
 def test_the_interval_covers_the_truth_as_often_as_it_says(draws: np.random.Generator) -> None:
     covered = sum(low <= 0 <= high for low, high in (interval(draws.standard_normal(60), resamples=1000) for _ in range(400)))
     assert 0.91 <= covered / 400 <= 0.97
+
+
+def test_prompts_of_one_pair_of_words_are_one_draw(draws: np.random.Generator) -> None:
+    """Of 100 clusters of ten that say the same the interval is that of 100 draws, sqrt(10) times that of 1,000."""
+    x = draws.standard_normal(100)
+    x = 0.3 + 2 * (x - x.mean()) / x.std()
+    half = 1.96 * 2 / 100**0.5
+    assert interval(x.repeat(10), np.arange(100).repeat(10)) == pytest.approx((0.3 - half, 0.3 + half), abs=0.03)
+    low, high = interval(x.repeat(10))
+    assert high - low == pytest.approx(2 * half / 10**0.5, rel=0.05)
+    assert interval(x.repeat(10), np.arange(100).repeat(10)) == pytest.approx(interval(x, np.arange(100)))
+    assert interval(x) == interval(x, np.arange(100) * 7)
+
+
+def test_the_interval_of_clusters_covers_the_truth_as_often_as_it_says(draws: np.random.Generator) -> None:
+    """103 pairs of words in five prompts each, which share a part. Taken as independent, they cover it in .75."""
+    clusters = np.arange(103).repeat(5)
+
+    def covers(of: np.ndarray | None) -> bool:
+        x = draws.standard_normal(103)[clusters] + draws.standard_normal(515)
+        low, high = interval(x, of, resamples=500)
+        return low <= 0 <= high
+
+    assert 0.91 <= np.mean([covers(clusters) for _ in range(400)]) <= 0.97
+    assert np.mean([covers(None) for _ in range(100)]) < 0.85
+
+
+def test_which_prompts_are_one_cluster() -> None:
+    asked = ["write a story about a cat with a hat", "tell the story of a dog who had a hat", "a cat with a kite"]
+    assert word_pairs([*asked, "please tell a story of a cat and a hat"]).tolist() == [0, 2, 1, 0]
 
 
 def test_a_gain_is_paired(draws: np.random.Generator) -> None:
@@ -282,6 +313,25 @@ def test_made_up_policies_are_judged_by_what_they_do(judgements: list[dict[str, 
     assert f["ppo"]["kl"] == pytest.approx(3 - (f["ppo"]["tokens"] + 1) * normalizer, abs=1e-3)  # it ends e^3 times as readily
 
 
+def test_every_interval_is_of_resampled_pairs_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is counted: prompts, of which several ask for the same two words, or pairs of answers to them."""
+    seen: list[tuple[int, int]] = []
+
+    def interval_of(gains: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+        seen.append((len(clusters), len(set(clusters.tolist()))))
+        assert len(gains) == len(clusters)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(alignment, "interval", interval_of)
+    told = [record["messages"] for record in examples("conversations", "test")]
+    told = told[:20] + told[103:123]  # 103 further on a pair of words comes again
+    policies: Any = {name: Storyteller(teller(0.5, 0.7)) for name in ("base", "sft", "ppo", "dpo", "grpo")}
+    judges: Any = Judge()
+    found = judge(policies, judges, [(m[0]["content"], m[1]["content"]) for m in told], 0, 56)
+    assert (found["prompts"], found["word_pairs"]) == (40, 20)
+    assert set(seen) == {(40, 20), (40 * 8, 20)} and len(seen) == 4 * 4 + 3 + 1 + 5
+
+
 def test_gates_are_met_or_not_by_each_seed(judgements: list[dict[str, Any]]) -> None:
     found = {(g["stage"], g["figure"], g["sign"]): g["met"] for g in gates([j["figures"] for j in judgements])}
     assert len(found) == len(GATES)
@@ -300,7 +350,7 @@ def test_a_gate_stands_where_the_table_says() -> None:
 
 
 def test_the_report_holds_all(judgements: list[dict[str, Any]], tmp_path: Path) -> None:
-    report = write_report("toy", judgements, tmp_path)
+    report = write_report("toy", "test", judgements, tmp_path)
     assert json.loads((tmp_path / "alignment_report.json").read_text()) == json.loads(json.dumps(report))
     rows = {(row["stage"], row["seed"]): row for row in report["stages"]}
     assert len(rows) == 18

@@ -1,12 +1,15 @@
 """`align`: the whole of post-training on stories whose worth is known: each stage is trained, and judged by the gold reward."""
 
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gengen.cli import main as gengen
+from gengen.cli.train import asked_run
 from gengen.config.compose import compose_flat, read_command_line
+from gengen.config.errors import UserError
 from gengen.config.help import flat_help
 from gengen.config.sample import AlignConfig
 from gengen.config.stage import OnlineConfig
@@ -29,7 +32,7 @@ PROFILES: dict[str, dict[str, list[str]]] = {
     },
 }  # fmt: skip
 """What a profile sets of each stage beside the stage's own defaults, as on the command line."""
-HELD_OUT = {"toy": 512, "smoke": 8}  # prompts that policies are judged on
+HELD_OUT = {"toy": 512, "smoke": 8}  # prompts at most that policies are judged on
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +43,12 @@ def main(argv: list[str]) -> int:
     config: AlignConfig = compose_flat(AlignConfig, line)
     folder, start = Path(config.runs_dir) / f"align-{config.profile}", time.monotonic()
     for seed in range(config.seeds):
-        if code := train(config.profile, folder / f"seed-{seed}", seed):
+        if code := train(config.profile, folder / f"seed-{seed}", seed, config.settings):
             return code
-    from gengen.evaluation.alignment_page import write_report
+    from gengen.evaluation.alignment_page import report_name, write_report
 
-    report = write_report(config.profile, [judged(config.profile, folder / f"seed-{seed}", seed) for seed in range(config.seeds)], folder)
+    seeds = [judged(config.profile, config.split, folder / f"seed-{seed}", seed) for seed in range(config.seeds)]
+    report = write_report(config.profile, config.split, seeds, folder)
     for row in report["stages"]:
         low, high = row["interval"]
         figures = f"{row['before']:.3f} -> {row['after']:.3f}  {row['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -54,12 +58,13 @@ def main(argv: list[str]) -> int:
         )
     missed = [f"{g['stage']} {g['figure']} {g['sign']} {g['threshold']}: {g['values']}" for g in report["gates"] if not all(g["met"])]
     print(f"gates  {len(report['gates']) - len(missed)} of {len(report['gates'])} met by every seed", *missed, sep="\n       ")
-    print(f"report {folder}/alignment_report.html, .json  in {time.monotonic() - start:.0f} s")
+    print(f"report {folder}/{report_name(config.split)}.html, .json  in {time.monotonic() - start:.0f} s")
     return 0
 
 
-def train(profile: str, folder: Path, seed: int) -> int:
-    """Every stage of a seed, each a run in the folder. What is finished is not done again. The exit code of the first that fails, or 0."""
+def train(profile: str, folder: Path, seed: int, settings: Sequence[str] = ()) -> int:
+    """Every stage of a seed, each a run in the folder. What is finished is not done again. The exit code of the first
+    that fails, or 0. settings: STAGE:KEY=VALUE, over the profile's. Raises UserError for a run begun with others."""
     sft, pairs = f"init_from={folder}/sft", f"{folder}/pairs.jsonl"
     preferences = ["data=preferences", f"data.path={pairs}"]
     stages = {
@@ -71,19 +76,23 @@ def train(profile: str, folder: Path, seed: int) -> int:
         "dpo": ["stage=dpo", sft, *preferences],
         "grpo": ["stage=grpo", sft, "stage.reward=requested_words", "data=prompts"],
     }
-    for name, settings in stages.items():
-        own = PROFILES[profile].get(name, [])
+    for name, common in stages.items():
+        stated = [setting.removeprefix(f"{name}:") for setting in settings if setting.startswith(f"{name}:")]
+        own = [*PROFILES[profile].get(name, []), *stated]
         if name == "pairs":
             command = ["pairs", f"{folder}/sft", f"out={pairs}", f"seed={seed}", *own]
         else:
-            new = [] if (folder / name / "config.json").exists() else [*settings, f"seed={seed}", *SETTINGS, *own]
-            command = ["train", f"run={name}", f"runs_dir={folder}", *new]
+            command = ["train", f"run={name}", f"runs_dir={folder}"]
+            if not (folder / name / "config.json").exists():
+                command += [*common, f"seed={seed}", *SETTINGS, *own]
+            elif stated and (changes := asked_run(read_command_line([*command[1:], *stated]))[2]):
+                raise UserError(f"{folder / name} was trained with {changes[0]}: take another runs_dir for it")
         if (name != "pairs" or not Path(pairs).exists()) and (code := gengen(command)):
             return code
     return 0
 
 
-def judged(profile: str, folder: Path, seed: int) -> dict[str, Any]:
+def judged(profile: str, split: str, folder: Path, seed: int) -> dict[str, Any]:
     """What is known of a seed's runs."""
     from gengen.data.storygen import examples
     from gengen.evaluation.alignment import judge
@@ -94,7 +103,7 @@ def judged(profile: str, folder: Path, seed: int) -> dict[str, Any]:
     policies = {name: load_generator(str(folder / name)) for name in names}
     for policy in policies.values():
         policy.batch_size = 256
-    told = (record["messages"] for record in islice(examples("conversations", "val"), HELD_OUT[profile]))
+    told = (record["messages"] for record in islice(examples("conversations", split), HELD_OUT[profile]))
     stories = [(messages[0]["content"], messages[1]["content"]) for messages in told]
     found = judge(policies, load_generator(str(folder / "reward")), stories, seed, OnlineConfig.max_tokens)
     seconds = {name: read_metrics(folder / name / "metrics.csv")[-1]["seconds"] for name in [*names, "reward"]}

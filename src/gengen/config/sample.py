@@ -219,13 +219,25 @@ class PairsConfig(RunConfig):
             raise UserError("prompts of your own need reward=runs/RM or the name of a registered reward: gold is for storygen alone")
 
 
+ALIGNED = ["base", "sft", "reward", "ppo", "dpo", "grpo"]  # the runs that `align` trains
+
+
 @dataclass
 class AlignConfig:
-    """Post-training from the beginning to the report."""
+    """Post-training from the beginning to the report. Settings are chosen on split=development, whose prompts ask for
+    other pairs of words than those of split=test."""
 
     seeds: int = positive(1, "how often, with seeds 0, 1, ...")
     runs_dir: str = option("runs", "folder that holds the runs; they are in align-PROFILE/seed-SEED of it")
     profile: str = choice("toy", ["toy", "smoke"], "toy: about eight minutes a seed on two CPU cores; smoke: to see that it runs")
+    split: str = choice("test", ["development", "test"], "held-out prompts that policies are judged on")
+    settings: list[str] = option([], "STAGE:KEY=VALUE, of a stage's training; repeat for more; in a runs_dir of its own")
+
+    def check(self) -> None:
+        for setting in self.settings:
+            stage, colon, rest = setting.partition(":")
+            if stage not in ALIGNED or not colon or "=" not in rest:
+                raise UserError(f"settings={setting}: write STAGE:KEY=VALUE, of a stage of {', '.join(ALIGNED)}")
 
 
 @dataclass

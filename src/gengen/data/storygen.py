@@ -21,7 +21,11 @@ SFT_MISSES, PAIR_MISSES = 0.35, 0.25  # how often a requested word is another: w
 REPEATS, BREAKS_OFF = 0.2, 0.15  # in pairs: how often a sentence comes twice, and the end is missing
 LABEL_SCALE = 1.175
 """k of P(the first is called the better) = sigmoid(k * gap of gold): it makes the standard deviation of k * gap about 2 in these pairs."""
-COUNTS = {"conversations": {"train": 3000, "val": 512}, "preferences": {"train": 4000, "val": 512}, "prompts": {"train": 2000, "val": 512}}
+COUNTS = {
+    "conversations": {"train": 3000, "val": 512, "development": 256, "test": 512},
+    "preferences": {"train": 4000, "val": 512},
+    "prompts": {"train": 2000, "val": 512},
+}
 STORIES = 20_000  # for pretraining, unless said otherwise
 
 _TABLE = """
@@ -85,6 +89,8 @@ PROMPTS = (
 _ALL = sorted(product(ANIMALS, OBJECTS), key=lambda pair: hashlib.sha256(" ".join(pair).encode()).digest())
 PAIRS = {"sft": _ALL[:512], "preference": _ALL[512:870], "held out": _ALL[870:]}
 """(animal, object) of each part: 50, 35 and 15 % of all 1,024."""
+JUDGED = {"development": PAIRS["held out"][:51], "test": PAIRS["held out"][51:]}
+"""A third of the held-out pairs, on which settings are chosen, and the others, on which what was chosen is judged."""
 
 
 def pick(draw: random.Random, items: Any) -> Any:
@@ -169,8 +175,9 @@ def preference(draw: random.Random, prompt: str) -> dict[str, Any]:
 
 
 def examples(kind: str, part: str) -> Iterator[dict[str, Any]]:
-    """Records of conversations, preferences or prompts; part: train or val. Every val part is of the held-out pairs."""
-    pairs = PAIRS["held out" if part == "val" else "sft" if kind == "conversations" else "preference"]
+    """Records of conversations, preferences or prompts; part: train; val, of all held-out pairs; or one of JUDGED."""
+    known = {"train": PAIRS["sft" if kind == "conversations" else "preference"], "val": PAIRS["held out"]} | JUDGED
+    pairs = known[part]
     for i in range(COUNTS[kind][part]):
         turn, at = divmod(i, len(pairs))
         draw, (animal, thing) = random.Random(f"{kind} {part} {i}"), pairs[at]

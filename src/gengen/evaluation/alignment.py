@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gengen.alignment.kl import best_of_n_kl
-from gengen.data.storygen import LABEL_SCALE, coverage, gold
+from gengen.data.storygen import LABEL_SCALE, coverage, gold, requested
 from gengen.evaluation.text import calibration, distinct
 from gengen.generation.rewards import Answer, Scorer, answer_of
 from gengen.generation.text import TextGenerator
@@ -58,18 +58,31 @@ def gates(seeds: Sequence[dict[str, Figures]]) -> list[Figures]:
     return rows
 
 
-def interval(gains: np.ndarray, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of paired differences (N,), by bootstrap (Efron 1979)."""
-    draws, size = np.random.default_rng(seed), (100, len(gains))  # a hundred at a time: memory
-    means = [gains[draws.integers(len(gains), size=size)].mean(1) for _ in range(resamples // 100)]
+def interval(
+    gains: np.ndarray,
+    clusters: np.ndarray | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of paired differences (N,), by bootstrap of clusters (Efron 1979).
+
+    clusters: (N,), a number for each, the same for those that are not independent of each other; None: all are.
+    """
+    _, cluster = np.unique(np.arange(len(gains)) if clusters is None else clusters, return_inverse=True)
+    totals, counts = np.bincount(cluster, gains), np.bincount(cluster)
+    draws, means = np.random.default_rng(seed), []
+    for _ in range(resamples // 100):  # a hundred at a time: memory
+        drawn = draws.integers(len(totals), size=(100, len(totals)))
+        means.append(totals[drawn].sum(1) / counts[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
-def gain(name: str, before: np.ndarray, after: np.ndarray) -> Figures:
-    """The means of (P, m) and (P, n), what each prompt's answers got, and of their difference, with its interval."""
+def gain(name: str, before: np.ndarray, after: np.ndarray, clusters: np.ndarray | None = None) -> Figures:
+    """The means of (P, m) and (P, n), what each prompt's answers got, and of their difference, with its interval.
+    clusters: (P,), see `interval`."""
     gains = after.mean(1) - before.mean(1)
-    low, high = interval(gains)
+    low, high = interval(gains, clusters)
     means = {f"{name}_before": float(before.mean()), name: float(after.mean()), f"{name}_gain": float(gains.mean())}
     return means | {f"{name}_gain_low": low, f"{name}_gain_high": high}
 
@@ -169,32 +182,46 @@ def nll(policy: TextGenerator, stories: Stories) -> float:
     return -float(sequence_log_probs(policy.model, rows).sum()) / sum(len(story) for _, story in rows)
 
 
-def compared(before: Drawn, after: Drawn) -> Figures:
-    """A policy's answers beside those of the one it was trained from."""
+def word_pairs(prompts: Sequence[str]) -> np.ndarray:
+    """Which pair of words each prompt asks for, as a number, (P,). Prompts that ask for the same are one cluster."""
+    pairs = [requested(prompt) for prompt in prompts]
+    number = {pair: i for i, pair in enumerate(sorted(set(pairs)))}
+    return np.array([number[pair] for pair in pairs])
+
+
+def compared(before: Drawn, after: Drawn, clusters: np.ndarray) -> Figures:
+    """A policy's answers beside those of the one it was trained from. clusters: (P,), of the prompts."""
     result = {"ended": float(after.ended.mean()), "tokens": float(np.mean([len(a.tokens) for a in after.answers]))}
-    result |= gain("gold", before.gold, after.gold) | {"win_rate": win_rate(before.gold, after.gold)}
-    result |= gain("coverage", before.coverage, after.coverage) | gain("passed", before.passed, after.passed)
-    result |= gain("pass_at_8", *(pass_at(8, drawn.passed)[:, None] for drawn in (before, after)))
+    result |= gain("gold", before.gold, after.gold, clusters) | {"win_rate": win_rate(before.gold, after.gold)}
+    result |= gain("coverage", before.coverage, after.coverage, clusters)
+    result |= gain("passed", before.passed, after.passed, clusters)
+    was_passed, is_passed = (pass_at(8, drawn.passed)[:, None] for drawn in (before, after))
+    result |= gain("pass_at_8", was_passed, is_passed, clusters)
     was, now = (distinct([a.tokens for a in drawn.answers[:: drawn.ended.shape[1]]], 2) or 0.0 for drawn in (before, after))
     return result | {"distinct_2_before": was, "distinct_2": now, "distinct_2_kept": now / (was or 1)}
 
 
 def judge(policies: dict[str, TextGenerator], scorer: Scorer, stories: Stories, seed: int, max_tokens: int) -> Figures:
-    """`figures`: stage -> all that is known of one seed's runs; `samples`: what each of them answered to the first prompts.
+    """`figures`: stage -> all that is known of one seed's runs; `samples`: what each of them answered to the first
+    prompts; `prompts`, `word_pairs`: how many there are. Intervals are of resampled word pairs with all their prompts.
 
     policies: base, sft, ppo, dpo and grpo; scorer: the reward model; stories: held out. Of the SFT policy's answers are the pairs, which
     are labelled as those that the reward model learnt from, the reference of every KL, and best-of-n.
     """
     prompts = [prompt for prompt, _ in stories]
+    clusters = word_pairs(prompts)
     drawn = {name: draw(p, prompts, max(BEST_OF) if name == "sft" else DRAWN, seed, max_tokens) for name, p in policies.items()}
     base, sft, reference = drawn["base"], drawn["sft"], policies["sft"].model
     was, now, unasked = nll(policies["base"], stories), nll(policies["sft"], stories), nll(policies["base"], [("", s) for _, s in stories])
-    result = {"sft": compared(base, sft) | {"nll_before": was, "nll_before_unasked": unasked, "nll": now, "nll_saved": 1 - now / was}}
+    result = {"sft": compared(base, sft, clusters)}
+    result["sft"] |= {"nll_before": was, "nll_before_unasked": unasked, "nll": now, "nll_saved": 1 - now / was}
 
     raw, gaps = sft.scores(scorer.outputs), LABEL_SCALE * pair_gaps(sft.gold)
     wins, logits, ceiling = preferred(gaps, seed), pair_gaps(raw), float(sigmoid(abs(gaps)).mean())
     right = agreement(logits, wins)
-    result["reward"] = gain("accuracy", np.full((len(right), 1), 0.5), right[:, None]) | {"ceiling": ceiling, "pairs": len(right)}
+    of_pairs = clusters.repeat(len(right) // len(prompts))
+    result["reward"] = gain("accuracy", np.full((len(right), 1), 0.5), right[:, None], of_pairs)
+    result["reward"] |= {"ceiling": ceiling, "pairs": len(right)}
     result["reward"] |= {"below_ceiling": ceiling - float(right.mean()), "spearman": spearman(raw.ravel(), sft.gold.ravel())}
     # Equal gold is never equal in score: the most that Spearman can be is what an order that breaks gold's ties at will has.
     result["reward"] |= {"spearman_ceiling": spearman(sft.gold.ravel(), sft.gold.ravel().argsort(kind="stable").argsort())}
@@ -203,14 +230,14 @@ def judge(policies: dict[str, TextGenerator], scorer: Scorer, stories: Stories, 
     scores = sft.scores(scorer)
     for name in ("ppo", "dpo", "grpo"):
         kl = drawn[name].log_probs(policies[name].model) - drawn[name].log_probs(reference)  # of an answer, whole: k1 summed
-        result[name] = compared(sft, drawn[name]) | gain("score", scores, drawn[name].scores(scorer)) | {"kl": float(kl.mean())}
+        result[name] = compared(sft, drawn[name], clusters) | {"kl": float(kl.mean())}
+        result[name] |= gain("score", scores, drawn[name].scores(scorer), clusters)
     implicit = sft.log_probs(policies["dpo"].model) - sft.log_probs(reference)
     result["dpo"]["accuracy"] = float(agreement(pair_gaps(implicit), wins).mean())
     result["dpo"]["below_reward"] = result["reward"]["accuracy"] - result["dpo"]["accuracy"]
     for n in BEST_OF:
-        result[f"best_of_{n}"] = gain("gold", sft.gold, best_of(n, np.where(sft.ended, scores, -np.inf), sft.gold)) | {
-            "kl": best_of_n_kl(n)
-        }
+        best = best_of(n, np.where(sft.ended, scores, -np.inf), sft.gold)
+        result[f"best_of_{n}"] = gain("gold", sft.gold, best, clusters) | {"kl": best_of_n_kl(n)}
     texts = {name: [a.text for a in d.answers[:: d.ended.shape[1]]] for name, d in drawn.items()}
     samples = [{"prompt": prompt} | {name: texts[name][i] for name in texts} for i, prompt in enumerate(prompts[:SHOWN])]
-    return {"figures": result, "samples": samples}
+    return {"prompts": len(prompts), "word_pairs": len(set(clusters.tolist())), "figures": result, "samples": samples}

@@ -25,15 +25,22 @@ def stage_rows(seed: Figures) -> list[Figures]:
     return rows
 
 
-def write_report(profile: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
-    """Write alignment_report.json and alignment_report.html in the folder; return what the former holds.
+def report_name(split: str) -> str:
+    """What the files of a report are called, without their endings."""
+    return "alignment_report" if split == "test" else f"alignment_report_{split}"
 
-    seeds: of each `seed`, `seconds` (stage -> training time), and the `figures` and `samples` of `alignment.judge`.
+
+def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
+    """Write alignment_report.json and alignment_report.html in the folder; return what the former holds. Those of the
+    development split have its name behind.
+
+    seeds: of each `seed`, `seconds` (stage -> training time), and what `alignment.judge` returns.
     """
     stages = [row for seed in seeds for row in stage_rows(seed)]
-    found = {"profile": profile, "stages": stages, "gates": gates([seed["figures"] for seed in seeds]), "seeds": list(seeds)}
-    replace_text(folder / "alignment_report.json", redact(to_json(found)))
-    replace_text(folder / "alignment_report.html", redact(page(found)))
+    found = {"profile": profile, "split": split, "stages": stages, "gates": gates([seed["figures"] for seed in seeds])}
+    found |= {"seeds": list(seeds)}
+    replace_text(folder / f"{report_name(split)}.json", redact(to_json(found)))
+    replace_text(folder / f"{report_name(split)}.html", redact(page(found)))
     return found
 
 
@@ -79,10 +86,13 @@ def page(found: dict[str, Any]) -> str:
     """One file that needs no network."""
     seeds, samples = found["seeds"], found["seeds"][0]["samples"]
     held = [gate | {"met": f"{sum(gate['met'])} of {len(seeds)}"} for gate in found["gates"]]
+    first = seeds[0]
+    asked = f"{found['split']} split: {first['prompts']} prompts, which ask for {first['word_pairs']} pairs of words"
+    stages = f"<h2>Stages</h2><p>{asked}</p>{table(found['stages'])}"
     told = [{name: text for name, text in sample.items() if name != "prompt"} for sample in samples]
     return report.page(
         "Alignment",
-        f"<h2>Stages</h2>{table(found['stages'])}<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
+        f"{stages}<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
         f"<h2>Gates</h2>{table(held)}<h2>Samples</h2>",
         *(f"<p>{escape(sample['prompt'])}</p>{table([answers])}" for sample, answers in zip(samples, told, strict=True)),
     )
