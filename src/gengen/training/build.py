@@ -219,7 +219,7 @@ def train(
         with Watchdog(seconds("trainer.watchdog", c.watchdog), lambda: interruption.polls, run.path / "stacks.txt"):
             trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or cadence.begun:
+        if checkpoint is None or cadence.begun or isinstance(error, torch.OutOfMemoryError):
             raise
         raise Damaged(checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})") from error
     finally:
