@@ -228,6 +228,29 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
 # --- what is drawn
 
 
+def test_where_memory_runs_out_fewer_are_drawn_and_judged(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 20 answers at once are too many to draw, than 4 to judge: the same answers, worth the same, and smaller micro-batches."""
+    whole, cut = (online(tmp_path, letters, *PPO) for _ in range(2))
+    assert whole.ready(lambda: False)
+    generate, judge = TextGenerator.generate, online_rl.answer_log_probs
+
+    def drawn(self: TextGenerator, *args: Any, **settings: Any) -> Any:
+        if self.batch_size > 20:
+            raise torch.OutOfMemoryError
+        return generate(self, *args, **settings)
+
+    def judged(model: GPT, tokens: Tensor, *args: Any) -> Tensor:
+        if len(tokens) > 4:
+            raise torch.OutOfMemoryError
+        return judge(model, tokens, *args)
+
+    monkeypatch.setattr(TextGenerator, "generate", drawn)
+    monkeypatch.setattr(online_rl, "answer_log_probs", judged)
+    assert cut.ready(lambda: False)
+    assert (cut.drawn_at_once, cut.micro_batch_size) == (16, 4)
+    torch.testing.assert_close(cut.buffer, whole.buffer, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_answers_are_a_function_of_seed_and_iteration(letters: GPT, tmp_path: Path, argv: list[str]) -> None:
     def drawn(iteration: int, seed: int = 0, threads: int = 1) -> list[Answer]:

@@ -220,9 +220,7 @@ def fitted_to_budget(
     return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
 
 
-def trial(
-    config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]
-) -> tuple[int, bool]:
+def trial(config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]) -> tuple[int, bool]:
     """Train a copy for TRIAL_STEPS: how many steps the budget has room for, and whether they are compiled. The trial is
     part of the budget, and so is what the first steps take longer than others, which comes again."""
     begun = time.perf_counter()
@@ -291,7 +289,7 @@ def train(
         with Watchdog(seconds("trainer.watchdog", c.watchdog), interruption.beats, run.path / "stacks.txt"):
             trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or cadence.begun:
+        if checkpoint is None or cadence.begun or isinstance(error, torch.OutOfMemoryError):
             raise
         raise Damaged(checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})") from error
     finally:

@@ -91,6 +91,7 @@ class Cadence(L.Callback):
         self._mark = (0, 0.0)  # (step, time) since which throughput is measured
         self.begun = False  # what a checkpoint holds is in its place
         self.bad_steps, self.micro_batch_size = 0, config.data.micro_batch_size  # as last seen
+        self.evaluated_at_once: int | None = None  # likewise
         self.metrics: Metrics | None = None
 
     # --- Lightning's hooks
@@ -243,6 +244,9 @@ class Cadence(L.Callback):
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)  # evaluation is not training
         if metrics is None:
             return {}
+        if (rows := objective.evaluated_at_once) != self.evaluated_at_once:
+            self.evaluated_at_once = rows
+            self.console.say(f"warning: memory ran out; from now on {rows} rows are evaluated at once")
         self.evaluated, self.latest = trainer.global_step, metrics
         if warning := objective.warning(metrics):
             self.console.say(f"warning: step {trainer.global_step}: {warning}")
@@ -291,10 +295,10 @@ class Cadence(L.Callback):
 
     @contextmanager
     def spared(self, what: str) -> Iterator[None]:
-        """What a full disk keeps from being written here is a warning: training goes on without."""
+        """What a full disk or memory keeps from being written here is a warning: training goes on without."""
         try:
             yield
-        except OSError as error:
+        except (OSError, torch.OutOfMemoryError) as error:
             self.console.say(f"warning: {what}: {error}")
 
     def check_space(self, objective: Objective) -> None:

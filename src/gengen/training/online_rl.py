@@ -23,11 +23,12 @@ from gengen.data.order import permutation
 from gengen.faults import fault
 from gengen.generation.load import load_generator
 from gengen.generation.rewards import Answer, answer_of, load_reward
-from gengen.generation.text import TextGenerator, never
+from gengen.generation.text import Sample, TextGenerator, never
 from gengen.models.answers import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.training.beside import Beside
+from gengen.training.guards import in_halves
 from gengen.training.language import LanguageObjective, reference
 from gengen.training.objective import Batch, Optimizer
 
@@ -59,6 +60,7 @@ class OnlineRL(LanguageObjective):
         self.unit = "tokens" if c.aggregate == "token" else "answers"  # what `count` counts
         self.controller = KLController(c.beta, c.kl_target, c.kl_horizon)
         self.iteration, self.cursor, self.rolled = 0, 0, dict[str, float]()
+        self.drawn_at_once = 256  # answers; halved where memory runs out, which changes none but by rounding
         self.buffer: Batch = {}  # the answers of the iteration under way: tokens, mask, log-probabilities, advantages, ...
         if prepared is None:
             return
@@ -120,10 +122,13 @@ class OnlineRL(LanguageObjective):
         return self.answers([self.prepared.train[i] for i in chosen], self.c.group, self.iteration, interrupted)
 
     def answers(self, prompts: list[list[int]], n: int, number: int, interrupted: Callable[[], bool]) -> list[Answer] | None:
-        samples = TextGenerator(self.model, self.tokenizer, batch_size=256).generate(
-            prompts, n=n, seed=self.config.seed * 1_000_003 + number, max_tokens=self.c.max_tokens, temperature=self.c.temperature,
-            interrupted=interrupted,
-        )  # fmt: skip
+        def drawn(rows: int) -> list[Sample]:
+            return TextGenerator(self.model, self.tokenizer, batch_size=rows).generate(
+                prompts, n=n, seed=self.config.seed * 1_000_003 + number, max_tokens=self.c.max_tokens,
+                temperature=self.c.temperature, interrupted=interrupted,
+            )  # fmt: skip
+
+        samples, self.drawn_at_once = in_halves(drawn, self.drawn_at_once, "while answers are drawn")
         if interrupted():
             return None
         return [answer_of(prompt, sample) for prompt, sample in zip((p for p in prompts for _ in range(n)), samples, strict=True)]
@@ -186,11 +191,18 @@ class OnlineRL(LanguageObjective):
         """What a function makes of each row of the buffer, (N, T - 1), computed just as the steps of the first epoch will:
         of the same micro-batches in the same order, and in the mode that gradients are taken in, whose kernels may differ."""
         found = torch.zeros_like(self.buffer["mask"])
-        for cursor in range(self.c.minibatches):
-            rows = self.rows(cursor)
-            for part in self.micro_batches(self.minibatch(rows) | {"rows": rows}):
-                with torch.enable_grad(), self.autocast():
-                    found[part["rows"]] = of(part).detach()
+
+        def fill(size: int) -> None:
+            for cursor in range(self.c.minibatches):
+                rows = self.rows(cursor)
+                for part in self.micro_batches(self.minibatch(rows) | {"rows": rows}, size):
+                    with torch.enable_grad(), self.autocast():
+                        found[part["rows"]] = of(part).detach()
+
+        whole = self.micro_batch_size or self.config.data.batch_size
+        _, size = in_halves(fill, whole, "while answers are judged")
+        if size < whole:
+            self.micro_batch_size = size
         return found
 
     def rows(self, cursor: int) -> Tensor:
