@@ -21,7 +21,7 @@ from gengen.generation.text import TextGenerator
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.build import build_objective, fitted_to_budget, steps_within
 from gengen.training.language import Pretraining, bits_per_byte
-from gengen.training.metrics import read_metrics
+from gengen.training.metrics import Metrics, read_metrics
 
 
 def first_moments(run: Path) -> dict[str, Tensor]:
@@ -260,6 +260,16 @@ def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: l
     argv = [*tiny, "model.context=8", "trainer.max_steps=2", "data.prompts=Once upon a time", "data.prompts=Once"]
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     assert (tmp_path / "r" / "samples" / "step-000000002.txt").read_text().startswith("Once")
+
+
+def test_a_column_that_a_run_no_longer_has_is_left_out_when_it_goes_on(tmp_path: Path) -> None:
+    """A curve with a share of the peak in it, by a version that counted too little; the row of the same step is merged."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,seconds,train/loss,val/loss,mfu\n1,1,0.5,,0.25\n2,2,0.375,,0.25\n")
+    metrics = Metrics(path, ["step", "seconds", "train/loss", "val/loss"])
+    metrics.start(2)
+    metrics.write({"step": 2, "seconds": 3.0, "val/loss": 0.125})
+    assert path.read_text() == "step,seconds,train/loss,val/loss\n1,1.0,0.5,\n2,3,0.375,0.125\n"
 
 
 def test_loss_and_bits_per_byte_by_hand() -> None:

@@ -162,7 +162,7 @@ def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callab
         if c.max_steps is None:
             pays = seconds("trainer.budget", c.budget) >= COMPILING_PAYS["seconds"]
         else:
-            pays = c.max_steps * config.data.batch_size * objective.flops_per_row() >= COMPILING_PAYS["flops"]
+            pays = c.max_steps * config.data.batch_size * objective.work_per_row() >= COMPILING_PAYS["flops"]
     if compiled := pick_compile(c, pays, say):
         objective.use_compiled()
     return compiled

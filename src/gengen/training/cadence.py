@@ -92,6 +92,7 @@ class Cadence(L.Callback):
         self.begun = False  # what a checkpoint holds is in its place
         self.bad_steps, self.micro_batch_size = 0, config.data.micro_batch_size  # as last seen
         self.evaluated_at_once: int | None = None  # likewise
+        self.flops_per_row: float | None = None
         self.metrics: Metrics | None = None
 
     # --- Lightning's hooks
@@ -100,7 +101,9 @@ class Cadence(L.Callback):
         assert isinstance(objective, Objective)
         if trainer.is_global_zero:
             quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.signals]
-            columns = ["step", "seconds", *quality, *update, f"{objective.unit}_per_second", "mfu"]
+            self.flops_per_row = objective.flops_per_row()
+            speed = [f"{objective.unit}_per_second", *(["mfu"] if self.flops_per_row else [])]
+            columns = ["step", "seconds", *quality, *update, *speed]
             self.metrics = Metrics(self.run.path / "metrics.csv", columns)
 
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
@@ -217,8 +220,9 @@ class Cadence(L.Callback):
         row = {"train/loss": logged["loss"], "grad_norm": logged["grad_norm"], f"{objective.unit}_per_second": speed}
         row |= {name: logged[name] for name in objective.signals}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        if self.peak_flops:
-            row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
+        if self.peak_flops and self.flops_per_row:
+            rows = steps * self.config.data.batch_size / trainer.world_size
+            row["mfu"] = rows * self.flops_per_row / spent / self.peak_flops
         return row
 
     def look_at_bad_steps(self, trainer: L.Trainer, streak: int, bad: int) -> None:

@@ -119,9 +119,14 @@ class Objective(L.LightningModule):
         """Write samples of the current weights to files named after `stem`; returns a line to show, None if interrupted."""
         raise NotImplementedError
 
-    def flops_per_row(self) -> float:
-        """Floating-point operations that training on one row of a batch takes."""
+    def flops_per_row(self) -> float | None:
+        """Floating-point operations that a step takes for each row of its batch; null where no formula says it, as rows are of
+        many lengths or a step does more than train on them."""
         raise NotImplementedError
+
+    def work_per_row(self) -> float:
+        """By which `compile=auto` decides: however rough, it must not change, or an older run would be resumed otherwise."""
+        return self.flops_per_row() or 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optim, self.config.model.hidden_maps)
