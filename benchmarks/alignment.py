@@ -36,7 +36,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from transformers.utils import logging
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.checkpoints.format import Checkpoint, write
@@ -193,6 +192,8 @@ class Ours(Contestant):
 class Trl(Contestant):
     def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, precision: str, settings: list[str]):
         super().__init__(algorithm)
+        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # the others run without it
+
         shared: dict[str, Any] = {
             "output_dir": str(folder / "trl"), "per_device_train_batch_size": EPISODES[algorithm], "num_generations": GROUP,
             "max_completion_length": ANSWER, "learning_rate": RATES[algorithm], "gradient_checkpointing": False,

@@ -24,9 +24,10 @@ def main(arguments: list[str]) -> None:
     def images(split: str, rows: torch.Tensor) -> torch.Tensor:
         return coarse(data.batch(split, rows, torch.zeros(len(rows), dtype=torch.bool))["images"])
 
-    spread, draw = torch.arange(COMPARED), torch.Generator().manual_seed(0)
-    real = images("val", spread * len(data.val) // COMPARED)
-    possible = prdc(real, images("train", spread * len(data.train) // COMPARED), NEIGHBOURS)["coverage"]
+    count = min(COMPARED, len(data.val))
+    spread, draw = torch.arange(count), torch.Generator().manual_seed(0)
+    real = images("val", spread * len(data.val) // count)
+    possible = prdc(real, images("train", spread * len(data.train) // count), NEIGHBOURS)["coverage"]
     for different in (1, 2, 4, 8, 16, 32, 64, 128, 250):
         choices = [torch.randint(len(data.train), (different,), generator=draw) for _ in range(4)]
         found = [prdc(real, images("train", rows[spread % different]), NEIGHBOURS)["coverage"] / possible for rows in choices]

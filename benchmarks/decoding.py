@@ -1,6 +1,6 @@
 """Decoding beside transformers' `generate`, with the same weights: tokens a second for one sample and for 32 at once.
 
-    python benchmarks/decoding.py [rounds=3] [tokens=256] [threads=2] [only=...]
+    python benchmarks/decoding.py [rounds=3] [tokens=256] [threads=2] [layers=6] [only=...]
 
 A Llama of 12 M parameters with random weights, 16 tokens of prompt, sampled at temperature 1 from the 50 likeliest; nothing ends a
 text early. Ours is the same network: before anything is timed the logits are compared. only: names of contestants, or parts of them,
@@ -26,7 +26,7 @@ from gengen.generation.text import TextGenerator
 from gengen.models.gpt import GPT
 
 PROMPT, VOCAB, CONTEXT, TOP_K = 16, 4096, 512, 50
-LAYERS, WIDTH, HEADS, FF, EPS, THETA = 6, 384, 6, 1024, 1e-6, 10_000.0
+WIDTH, HEADS, FF, EPS, THETA = 384, 6, 1024, 1e-6, 10_000.0
 END = VOCAB - 1  # our end of text: the one token that our generator, whose tokenizer stops short of it, cannot draw
 
 Draw = Callable[[int, int], int]
@@ -36,7 +36,7 @@ Draw = Callable[[int, int], int]
 class Numbers:
     """Stands in for a tokenizer: a prompt is a list of ids in writing, a token is spelled as one letter."""
 
-    eot, start, vocab_size, hash = END, END, END, "numbers"
+    eot, start, vocab_size, hash, chat = END, END, END, "numbers", dict[str, int]()
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
@@ -45,10 +45,10 @@ class Numbers:
         return b"x" * len(list(ids))
 
 
-def llama() -> LlamaForCausalLM:
+def llama(layers: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=FF, num_hidden_layers=layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, max_position_embeddings=CONTEXT, rms_norm_eps=EPS, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": THETA}, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
@@ -58,13 +58,13 @@ def llama() -> LlamaForCausalLM:
 def ours(net: LlamaForCausalLM) -> GPT:
     """The same network in our own modules."""
     config = GPTConfig(
-        layers=LAYERS, width=WIDTH, heads=HEADS, kv_heads=HEADS, ff=FF, vocab_size=VOCAB, context=CONTEXT, tied=True, qk_norm=False,
-        norm_eps=EPS, rope_theta=THETA,
+        layers=net.config.num_hidden_layers, width=WIDTH, heads=HEADS, kv_heads=HEADS, ff=FF, vocab_size=VOCAB,
+        context=CONTEXT, tied=True, qk_norm=False, norm_eps=EPS, rope_theta=THETA,
     )  # fmt: skip
     theirs: dict[str, Tensor] = net.state_dict()
     renamed = {"embedding.weight": theirs["model.embed_tokens.weight"], "norm.weight": theirs["model.norm.weight"]}
     renamed["head.weight"] = renamed["embedding.weight"]
-    for layer in range(LAYERS):
+    for layer in range(net.config.num_hidden_layers):
         old, new = f"model.layers.{layer}.", f"blocks.{layer}."
         renamed |= {
             new + "attention_norm.weight": theirs[old + "input_layernorm.weight"],
@@ -118,11 +118,11 @@ def speed(draw: Draw, samples: int, tokens: int) -> float:
     return drawn / spent
 
 
-def main(rounds: int, tokens: int, threads: int, only: str) -> None:
+def main(rounds: int, tokens: int, threads: int, layers: int, only: str) -> None:
     torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = 64  # several compiled models share one class, and with it one count  # type: ignore[attr-defined]
     logging.set_verbosity_error()
-    net = llama()
+    net = llama(layers)
     model = ours(net)
     check_same(net, model)
     makers: dict[str, Callable[[], Draw]] = {
@@ -153,7 +153,7 @@ def main(rounds: int, tokens: int, threads: int, only: str) -> None:
 
 
 if __name__ == "__main__":
-    asked, unknown = arguments(sys.argv[1:], rounds=3, tokens=256, threads=2, only="")
+    asked, unknown = arguments(sys.argv[1:], rounds=3, tokens=256, threads=2, layers=6, only="")
     if unknown:
         raise SystemExit(f"unknown: {' '.join(unknown)}")
     main(**asked)

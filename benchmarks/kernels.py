@@ -1,9 +1,10 @@
 """Why models/gpt.py and models/linear.py have ways of their own on a CPU, beside torch's: milliseconds and ratios.
 
-    python benchmarks/kernels.py [rounds=9] [threads=2]
+    python benchmarks/kernels.py [rounds=9] [threads=2] [layers=6]
 
-Training attention: 16 texts of 256 tokens, 6 heads of 64, bf16, forward and backward. Decoding attention: one query a row over 256 slots,
-six layers. Decoding maps: the 25 matrices of a 12 M model for one row, each read from memory once a round.
+Training attention: 16 texts of 256 tokens, 6 heads of 64, bf16, forward and backward. Decoding attention: one query
+a row over 256 slots of each layer. Decoding maps: the matrices of a model for one row (12 M: 25 of them), each read
+from memory once a round.
 """
 
 import sys
@@ -19,7 +20,7 @@ from turns import arguments
 from gengen.models.gpt import attend_one, attend_short
 from gengen.models.linear import product_sums
 
-SHAPES = [(1152, 384), (384, 384), (2048, 384), (384, 1024)] * 6 + [(4096, 384)]
+BLOCK, HEAD = [(1152, 384), (384, 384), (2048, 384), (384, 1024)], (4096, 384)
 
 
 def compare(title: str, ways: dict[str, Callable[[], object]], rounds: int) -> None:
@@ -50,8 +51,8 @@ def training(rounds: int) -> None:
 
 
 @torch.no_grad()
-def attention(rounds: int, rows: int, dtype: torch.dtype) -> None:
-    layers = [torch.randn(2, rows, 6, 256, 64).to(dtype) for _ in range(6)]
+def attention(rounds: int, count: int, rows: int, dtype: torch.dtype) -> None:
+    layers = [torch.randn(2, rows, 6, 256, 64).to(dtype) for _ in range(count)]
     q, visible = torch.randn(rows, 6, 1, 64).to(dtype), torch.ones(rows, 1, 1, 256, dtype=torch.bool)
     compiled = torch.compile(attend_one, dynamic=False)
     ways: dict[str, Callable[[], object]] = {
@@ -59,20 +60,23 @@ def attention(rounds: int, rows: int, dtype: torch.dtype) -> None:
         "attend_one": lambda: [attend_one(q, k, v, visible) for k, v in layers],
         "attend_one, compiled": lambda: [compiled(q, k, v, visible) for k, v in layers],
     }
-    compare(f"attention in decoding, {rows} rows, {dtype}, six layers", ways, rounds)
+    compare(f"attention in decoding, {rows} rows, {dtype}, {count} layers", ways, rounds)
 
 
 @torch.no_grad()
-def maps(rounds: int) -> None:
+def maps(rounds: int, layers: int) -> None:
+    shapes = BLOCK * layers + [HEAD]
     sums = torch.compile(lambda xs, weights: [product_sums(x, weight) for x, weight in zip(xs, weights, strict=True)], dynamic=False)
     for dtype in (torch.float32, torch.bfloat16):
-        weights, xs = [torch.randn(shape).to(dtype) for shape in SHAPES], [torch.randn(1, shape[1]).to(dtype) for shape in SHAPES]
+        weights = [torch.randn(shape).to(dtype) for shape in shapes]
+        xs = [torch.randn(1, shape[1]).to(dtype) for shape in shapes]
         ways: dict[str, Callable[[], object]] = {
             "matrix products": lambda xs=xs, weights=weights: [F.linear(x, w) for x, w in zip(xs, weights, strict=True)],  # type: ignore[misc]
             "product_sums, compiled": lambda xs=xs, weights=weights: sums(xs, weights),  # type: ignore[misc]
         }
         compare(f"maps in decoding, one row, {dtype}", ways, rounds)
-    small, scales = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in SHAPES], [torch.rand(s[0]).bfloat16() for s in SHAPES]
+    small = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
+    scales = [torch.rand(shape[0]).bfloat16() for shape in shapes]
     ways = {
         "packed kernel": lambda: [torch._weight_int8pack_mm(x, w, s) for x, w, s in zip(xs, small, scales, strict=True)],
         "product_sums, compiled": lambda: sums(xs, small),
@@ -80,15 +84,15 @@ def maps(rounds: int) -> None:
     compare("maps in decoding, one row, int8", ways, rounds)
 
 
-def main(rounds: int, threads: int) -> None:
+def main(rounds: int, threads: int, layers: int) -> None:
     torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
     training(rounds)
     for rows in (1, 32):
         for dtype in (torch.float32, torch.bfloat16):
-            attention(rounds, rows, dtype)
-    maps(rounds)
+            attention(rounds, layers, rows, dtype)
+    maps(rounds, layers)
 
 
 if __name__ == "__main__":
-    main(**arguments(sys.argv[1:], rounds=9, threads=2)[0])
+    main(**arguments(sys.argv[1:], rounds=9, threads=2, layers=6)[0])

@@ -1,15 +1,18 @@
 """What keeps a reward model of `align` from its gates: pairs, or the noise of their labels?
 
     python benchmarks/preferences.py SFT_RUN [answers=8] [epochs=2] [prompts=8] [lr=3e-3] [noise=1] [threads=2]
+        [questions=2000] [held_out=512]
 
-Draws `answers` answers to each of the 2,000 training prompts from the run, and trains a reward model from its trunk on all pairs of the
-answers to a prompt, each answer read once (Ouyang et al. 2022, section 3.5), `prompts` prompts a step, for some epochs. The label of a
-pair is drawn from Bradley-Terry on gold; with noise=0 it is that probability itself. Judged on 512 held-out prompts with 16 answers
-each: accuracy that is to be expected (over all labels that could be drawn) beside its ceiling, Spearman with gold, and what an ending and
-a requested word are worth in a least-squares fit of the outputs (in gold: 1 and 1). A line every 100 steps.
+Draws `answers` answers to each of `questions` training prompts from the run, and trains a reward model from its
+trunk on all pairs of the answers to a prompt, each answer read once (Ouyang et al. 2022, section 3.5), `prompts`
+prompts a step, for some epochs. The label of a pair is drawn from Bradley-Terry on gold; with noise=0 it is that
+probability itself. Judged on held-out prompts with 16 answers each: accuracy that is to be expected (over all
+labels that could be drawn) beside its ceiling, Spearman with gold, and what an ending and a requested word are
+worth in a least-squares fit of the outputs (in gold: 1 and 1). A line every 100 steps.
 """
 
 import sys
+from itertools import islice
 
 import numpy as np
 import torch
@@ -42,14 +45,24 @@ def judged(model: RewardModel, held_out: Drawn) -> str:
     )
 
 
-def main(run: str, answers: int, epochs: int, prompts: int, lr: float, noise: int, threads: int) -> None:
+def main(
+    run: str,
+    answers: int,
+    epochs: int,
+    prompts: int,
+    lr: float,
+    noise: int,
+    threads: int,
+    questions: int,
+    held_out: int,
+) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     policy, random = load_generator(run), np.random.default_rng(0)
     policy.batch_size = 256
-    drawn, held_out = (
-        draw(policy, [row["prompt"] for row in examples("prompts", part)], n, seed, 64)
-        for part, n, seed in (("train", answers, 1), ("val", 16, 2))
+    drawn, judges = (
+        draw(policy, [row["prompt"] for row in islice(examples("prompts", part), count)], n, seed, 64)
+        for part, count, n, seed in (("train", questions, answers, 1), ("val", held_out, 16, 2))
     )
     model = RewardModel(policy.model.config)
     model.load_state_dict(model.adopted(policy.model.state_dict(), policy.model.vocab_size), strict=False)
@@ -72,9 +85,10 @@ def main(run: str, answers: int, epochs: int, prompts: int, lr: float, noise: in
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            print(f"step {step + 1}/{steps}  {judged(model, held_out)}", flush=True)
+            print(f"step {step + 1}/{steps}  {judged(model, judges)}", flush=True)
 
 
 if __name__ == "__main__":
-    asked, _ = arguments(sys.argv[2:], answers=8, epochs=2, prompts=8, lr=3e-3, noise=1, threads=2)
+    sizes = {"answers": 8, "epochs": 2, "prompts": 8, "questions": 2000, "held_out": 512}
+    asked, _ = arguments(sys.argv[2:], lr=3e-3, noise=1, threads=2, **sizes)
     main(sys.argv[1], **asked)

@@ -1,8 +1,8 @@
 """What parts of a training step cost: the head with its loss, in memory and time, and fetching a batch.
 
-    python benchmarks/step.py [rounds=3] [threads=2] [train.py's own settings, such as data.dir=...]
+    python benchmarks/step.py [rounds=3] [threads=2] [tokens=4096] [vocab=32768] [train.py's own settings ...]
 
-Head and loss of 16 x 256 tokens, 384 features, vocabulary 32,768, forward and backward in bf16 autocast, each in a process of its own:
+Head and loss of so many tokens, 384 features, forward and backward in bf16 autocast, each in a process of its own:
 all logits at once with torch's cross-entropy, and ours. Peak memory is what the process holds at most beyond what it held before.
 Fetching: a batch of the default run from prepared data, against a step of it.
 """
@@ -23,14 +23,14 @@ from gengen.data.text import prepare_for
 from gengen.models.cross_entropy import linear_cross_entropy
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
 
-ROWS, WIDTH, VOCAB = 16 * 256, 384, 32_768
+WIDTH = 384
 
 
-def head(which: str, threads: int) -> None:
+def head(which: str, threads: int, tokens: int, vocab: int) -> None:
     """Print megabytes and milliseconds of one way, as JSON."""
     torch.set_num_threads(threads)
-    x, weight = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(VOCAB, WIDTH, requires_grad=True)
-    labels = torch.randint(0, VOCAB, (ROWS,))
+    x, weight = torch.randn(tokens, WIDTH, requires_grad=True), torch.randn(vocab, WIDTH, requires_grad=True)
+    labels = torch.randint(0, vocab, (tokens,))
     before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(4):
         start = time.perf_counter()
@@ -63,13 +63,14 @@ def fetching(threads: int, settings: list[str]) -> tuple[float, float]:
     return 1000 * median(fetched), 1000 * median(b - a for a, b in zip(times.ends[2:], times.ends[3:], strict=False))
 
 
-def main(rounds: int, threads: int, settings: list[str]) -> None:
+def main(rounds: int, threads: int, tokens: int, vocab: int, settings: list[str]) -> None:
     found: dict[str, list[dict[str, float]]] = {"all logits at once": [], "ours": []}
     for _ in range(rounds):
         for name, results in found.items():
-            out = subprocess.run([sys.executable, __file__, "head", name, str(threads)], capture_output=True, text=True, check=True)
+            command = [sys.executable, __file__, "head", name, *map(str, (threads, tokens, vocab))]
+            out = subprocess.run(command, capture_output=True, text=True, check=True)
             results.append(json.loads(out.stdout.splitlines()[-1]))
-    print(f"head and loss, {ROWS:,} tokens, vocabulary {VOCAB:,}, bf16 (medians of {rounds} processes)")
+    print(f"head and loss, {tokens:,} tokens, vocabulary {vocab:,}, bf16 (medians of {rounds} processes)")
     for name, results in found.items():
         print(f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  {median(r['ms'] for r in results):7.0f} ms")
     fetch, step = fetching(threads, settings)
@@ -78,7 +79,7 @@ def main(rounds: int, threads: int, settings: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["head"]:
-        head("ours" if sys.argv[2] == "ours" else "naive", int(sys.argv[3]))
+        head(sys.argv[2], *map(int, sys.argv[3:]))
     else:
-        asked, rest = arguments(sys.argv[1:], rounds=3, threads=2)
+        asked, rest = arguments(sys.argv[1:], rounds=3, threads=2, tokens=4096, vocab=32_768)
         main(**asked, settings=rest)

@@ -1,12 +1,13 @@
 """Bits-per-byte after the same wall-clock on storybook: two plain loops (peers.py) and our recipe.
 
-    python benchmarks/storybook.py [seconds=300] [seeds=0,1,2] [only=...] [train.py's own settings ...]
+    python benchmarks/storybook.py [seconds=300] [seeds=0,1,2] [tiny=0] [only=...] [train.py's own settings ...]
 
-The loop tuned by hand: a nanoGPT-style model of 12.3 M parameters, vocabulary 4096, bf16 and compiled. The modern loop: 3.5 M,
-vocabulary 2048, Muon, bf16 and compiled; neither's compiling counts. Ours: `train.py model=gpt data=storybook trainer.budget=...` in a
-process of its own; its clock has the final evaluation and all of its compiling in it, if it compiles. Each finds by a trial how many steps
-fit, and then trains that many. All are scored here by one function, in fp32. `only`: names of contestants, or parts of them, parted by
-commas; settings after it go to our recipe, data.dir to all.
+The loop tuned by hand: a nanoGPT-style model of 12.3 M parameters, vocabulary 4096, bf16 and compiled. The modern
+loop: 3.5 M, vocabulary 2048, Muon, bf16 and compiled; neither's compiling counts. Ours: `train.py model=gpt
+data=storybook trainer.budget=...` in a process of its own; its clock has the final evaluation and all of its
+compiling in it, if it compiles. Each finds by a trial how many steps fit, and then trains that many. All are scored
+here by one function, in fp32. `only`: names of contestants, or parts of them, parted by commas; settings after it
+go to our recipe, those of data to all. tiny=1, to see that it runs: loops of one small layer, plain.
 """
 
 import math
@@ -61,11 +62,22 @@ def score(model: Callable[[Tensor], Tensor], prepared: PreparedText, context: in
     return nats / math.log(2) / prepared.val_bytes
 
 
-def loop(make: Callable[..., Loop], vocab: int, seconds: float, seed: int, settings: list[str]) -> Trained:
-    line = ["model=gpt", "data=storybook", f"model.vocab_size={vocab}", *(s for s in settings if s.startswith("data.dir="))]
+TINY = {"layers": 1, "width": 32, "heads": 2, "bf16": False, "compiled": False}
+
+
+def loop(
+    make: Callable[..., Loop],
+    vocab: int,
+    seconds: float,
+    seed: int,
+    how: dict[str, Any],
+    settings: list[str],
+) -> Trained:
+    own = [setting for setting in settings if setting.startswith("data")]
+    line = ["model=gpt", "data=storybook", f"model.vocab_size={vocab}", *own]
     config = compose_train(read_command_line(line))
     prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
-    made = make(bf16=True, compiled=True, seed=seed, vocab=prepared.tokenizer.vocab_size)
+    made = make(seed=seed, vocab=prepared.tokenizer.vocab_size, **{"bf16": True, "compiled": True} | how)
     steps, spent = made.run_for(seconds, whole(prepared.train), seed)
     parameters = sum(p.numel() for p in made.model.parameters())
     return Trained(score(made.model.eval(), prepared, 256), steps, steps * 16 * 256, spent, parameters)
@@ -91,10 +103,11 @@ def recipe(seconds: float, seed: int, settings: list[str]) -> Trained:
     return Trained(found, last["step"], tokens, last["seconds"], sum(p.numel() for p in model.parameters()))
 
 
-def main(seconds: float, seeds: str, only: str, settings: list[str]) -> None:
+def main(seconds: float, seeds: str, tiny: int, only: str, settings: list[str]) -> None:
+    how = TINY if tiny else {}
     contestants: dict[str, Callable[[int], Trained]] = {
-        "loop tuned by hand": lambda seed: loop(nano_loop, 4096, seconds, seed, settings),
-        "modern loop": lambda seed: loop(modern_loop, 2048, seconds, seed, settings),
+        "loop tuned by hand": lambda seed: loop(nano_loop, 4096, seconds, seed, how, settings),
+        "modern loop": lambda seed: loop(modern_loop, 2048, seconds, seed, how, settings),
         "gengen's recipe": lambda seed: recipe(seconds, seed, settings),
     }
     wanted = {name: train for name, train in contestants.items() if any(part in name for part in only.split(","))}
@@ -115,5 +128,5 @@ def main(seconds: float, seeds: str, only: str, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asked, rest = arguments(sys.argv[1:], seconds=300.0, seeds="0,1,2", only="")
+    asked, rest = arguments(sys.argv[1:], seconds=300.0, seeds="0,1,2", tiny=0, only="")
     main(**asked, settings=rest)

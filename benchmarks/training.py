@@ -1,11 +1,14 @@
-"""Training a 12 M GPT beside the loop as people write it: tokens a second, shares of the matmul peak, seconds of compiling.
+"""Training a 12 M GPT beside the loop as people write it: tokens a second, shares of the matmul peak, seconds of
+compiling.
 
-    python benchmarks/training.py [rounds=5] [steps=6] [threads=2] [profile=0] [only=...] [gengen's own settings ...]
+    python benchmarks/training.py [rounds=5] [steps=6] [threads=2] [layers=6] [profile=0] [only=...]
+        [gengen's own settings ...]
 
-Six layers of 384, context 256, batch 16, vocabulary 4096. The peer is a nanoGPT-style loop (peers.py). Ours runs through the whole
-of our machinery (trainer, data module, clipping, finite check), compiled as `auto` does: with our defaults at that size, which are
-Muon and dropout, and with the peer's own architecture and AdamW. All read the same random tokens from a memory map and take turns.
-only: names of contestants, or parts of them, parted by commas. profile=1: where the time of our step goes, in place of the contest.
+Layers of 384, context 256, batch 16, vocabulary 4096. The peer is a nanoGPT-style loop (peers.py). Ours runs
+through the whole of our machinery (trainer, data module, clipping, finite check), compiled as `auto` does: with our
+defaults at that size, which are Muon and dropout, and with the peer's own architecture and AdamW. All read the same
+random tokens from a memory map and take turns. only: names of contestants, or parts of them, parted by commas.
+profile=1: where the time of our step goes, in place of the contest.
 """
 
 import sys
@@ -32,7 +35,7 @@ from gengen.models.flops import gpt_flops_per_token
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 BATCH, CONTEXT, VOCAB, TOKENS, WARMUP = 16, 256, 4096, 1_000_000, 2
-SIZE = ["model.layers=6", "model.width=384", "model.heads=6", "model.kv_heads=6", f"model.context={CONTEXT}", f"model.vocab_size={VOCAB}"]
+SIZE = ["model.width=384", "model.heads=6", "model.kv_heads=6", f"model.context={CONTEXT}", f"model.vocab_size={VOCAB}"]
 DEFAULTS = [*SIZE, "model.ff=1024"]
 THEIRS = [
     *SIZE, "model.ff=1536", "model.positions=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false", "model.bias=false",
@@ -77,11 +80,12 @@ class Contestant:
 
 
 class Theirs(Contestant):
-    def __init__(self, data: RandomText, bf16: bool, compiled: bool):
-        self.data, self.loop = data, nano_loop(bf16=bf16, compiled=compiled)
+    def __init__(self, data: RandomText, layers: int, bf16: bool, compiled: bool):
+        self.data, self.loop = data, nano_loop(bf16=bf16, compiled=compiled, layers=layers)
         self.precision, self.compiled = "bf16" if bf16 else "fp32", compiled
         self.parameters = sum(p.numel() for p in self.loop.model.parameters())
-        self.flops = gpt_flops_per_token(config_of(THEIRS).model, CONTEXT)  # type: ignore[arg-type]
+        model: Any = config_of([*THEIRS, f"model.layers={layers}"]).model
+        self.flops = gpt_flops_per_token(model, CONTEXT)
 
     def times(self, steps: int) -> list[float]:
         return self.loop.run(self.data.map, steps)
@@ -156,13 +160,14 @@ def show_profile(contestant: Ours, steps: int) -> None:
         print(f"  {name:10} {share / whole:6.1%}   {named}")
 
 
-def main(rounds: int, steps: int, threads: int, profile: int, only: str, settings: list[str]) -> None:
+def main(rounds: int, steps: int, threads: int, layers: int, profile: int, only: str, settings: list[str]) -> None:
     torch.set_num_threads(threads)
+    settings = [f"model.layers={layers}", *settings]
     with tempfile.TemporaryDirectory() as folder:
         data = RandomText(Path(folder))
         makers: dict[str, Any] = {
-            "loop as shipped (fp32)": lambda: Theirs(data, bf16=False, compiled=False),
-            "loop tuned (bf16, compile)": lambda: Theirs(data, bf16=True, compiled=True),
+            "loop as shipped (fp32)": lambda: Theirs(data, layers, bf16=False, compiled=False),
+            "loop tuned (bf16, compile)": lambda: Theirs(data, layers, bf16=True, compiled=True),
             "gengen, our defaults": lambda: Ours(data, [*DEFAULTS, *settings]),
             "gengen, AdamW in place of Muon": lambda: Ours(data, [*DEFAULTS, "optim=adamw", *settings]),
             "gengen, same architecture as the loop": lambda: Ours(data, [*THEIRS, *settings]),
@@ -180,9 +185,9 @@ def main(rounds: int, steps: int, threads: int, profile: int, only: str, setting
 
 
 def contest(contestants: dict[str, Contestant], rounds: int, steps: int) -> None:
-    before = measured_peaks()
+    before = measured_peaks(c.precision for c in contestants.values())
     figures = take_turns({name: partial(c, steps) for name, c in contestants.items()}, rounds)
-    after = measured_peaks()
+    after = measured_peaks(before)
     for precision in before:
         print(f"matmul 2048^3 {precision}: {before[precision] / 1e9:.0f} GFLOP/s at the start, {after[precision] / 1e9:.0f} at the end")
     print(f"\ntraining, tokens/s (median; least and most of {rounds} rounds of {steps} steps)")
@@ -198,5 +203,5 @@ def contest(contestants: dict[str, Contestant], rounds: int, steps: int) -> None
 
 
 if __name__ == "__main__":
-    asked, rest = arguments(sys.argv[1:], rounds=5, steps=6, threads=2, profile=0, only="")
+    asked, rest = arguments(sys.argv[1:], rounds=5, steps=6, threads=2, layers=6, profile=0, only="")
     main(**asked, settings=rest)

@@ -43,6 +43,7 @@ def ratio(figures: Figures, ahead: str, behind: str) -> str:
     return f"  {ahead} / {behind}: {median(ratios):.2f}x   {min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def measured_peaks() -> dict[str, float]:
-    """FLOP/s of a 2048^3 matrix product, by precision."""
-    return {"fp32": matmul_flops(torch.float32, 2048), "bf16": matmul_flops(torch.bfloat16, 2048)}
+def measured_peaks(precisions: Iterable[str]) -> dict[str, float]:
+    """FLOP/s of a 2048^3 matrix product, by precision: fp32 or bf16."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return {precision: matmul_flops(dtypes[precision], 2048) for precision in sorted(set(precisions))}

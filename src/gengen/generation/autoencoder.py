@@ -1,6 +1,6 @@
 """From a trained autoencoder to images: draws from the prior, paths, traversals, reconstructions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gengen.config.errors import UserError
 from gengen.config.sample import AutoencoderSampling, EvaluateConfig
 from gengen.data.image_files import decode
 from gengen.generation.noise import Noise, slerp, stream
-from gengen.generation.pictures import Drawn, PictureGenerator, to_float, to_uint8
+from gengen.generation.pictures import Drawn, PictureGenerator, batches, to_float, to_uint8
 from gengen.models.autoencoder import Autoencoder
 
 SPAN = 3.0  # standard deviations to either side that a traversal goes
@@ -46,9 +46,10 @@ class AutoencoderGenerator(PictureGenerator):
         with torch.no_grad():
             return self.model.quantizer.lookup(torch.from_numpy(drawn).to(self.device))
 
-    def generate(self, n: int = 16, *, seed: int = 0) -> Tensor:
-        """n draws from the prior, decoded: uint8 (n, C, H, W). Image i is a function of (seed, i) alone."""
-        return to_uint8(self.decode(self.prior(range(n), seed)))
+    def generate(self, n: int = 16, *, seed: int = 0, first: int = 0) -> Tensor:
+        """n draws from the prior, number `first` and the next ones, decoded: uint8 (n, C, H, W). Image i is a function
+        of (seed, i) alone."""
+        return to_uint8(self.decode(self.prior(range(first, first + n), seed)))
 
     # --- images and latents
 
@@ -98,22 +99,28 @@ class AutoencoderGenerator(PictureGenerator):
 
     # --- the command
 
-    def drawn(self, c: AutoencoderSampling) -> Drawn:
+    def drawn(self, c: AutoencoderSampling) -> Iterator[Drawn]:
         if c.what == "prior":
-            return Drawn(self.generate(c.n, seed=c.seed).cpu(), [{"index": i, "seed": c.seed} for i in range(c.n)])
-        ways = {"interpolation": self._interpolation, "traversal": self._traversal, "reconstruction": self._reconstruction}
-        return ways[c.what](c)
-
-    def _interpolation(self, c: AutoencoderSampling) -> Drawn:
-        """A row a path: between two images, or between draws 2i and 2i + 1 of the prior."""
-        if c.images:
-            ends = self.encode(self._read(c.images))[0][None]  # (paths, 2, Z, h, w)
-            rows: list[dict[str, Any]] = [{"from": c.images[0], "to": c.images[1]}]
+            for samples in batches(c.n, self.batch_size):
+                images = self.generate(len(samples), seed=c.seed, first=samples.start)
+                yield Drawn(images.cpu(), [{"index": i, "seed": c.seed} for i in samples])
+        elif c.what == "interpolation":
+            yield from self._interpolations(c)
         else:
-            ends = self.prior(range(2 * c.n), c.seed).unflatten(0, (c.n, 2))
-            rows = [{"from": 2 * i, "to": 2 * i + 1, "seed": c.seed} for i in range(c.n)]
-        images = torch.cat([self.interpolate(a, b, c.steps, spherical=not c.images) for a, b in ends])
-        return Drawn(images.cpu(), [row | {"at": i / (c.steps - 1)} for row in rows for i in range(c.steps)], c.steps)
+            yield self._traversal(c) if c.what == "traversal" else self._reconstruction(c)
+
+    def _interpolations(self, c: AutoencoderSampling) -> Iterator[Drawn]:
+        """A row a path: between two images, or between draws 2i and 2i + 1 of the prior."""
+
+        def path(ends: Tensor, names: dict[str, Any]) -> Drawn:
+            images = self.interpolate(ends[0], ends[1], c.steps, spherical=not c.images).cpu()
+            return Drawn(images, [names | {"at": i / (c.steps - 1)} for i in range(c.steps)], c.steps)
+
+        if c.images:
+            yield path(self.encode(self._read(c.images))[0], {"from": c.images[0], "to": c.images[1]})
+            return
+        for i in range(c.n):
+            yield path(self.prior([2 * i, 2 * i + 1], c.seed), {"from": 2 * i, "to": 2 * i + 1, "seed": c.seed})
 
     def _traversal(self, c: AutoencoderSampling) -> Drawn:
         """A row a channel, those first that change the picture most."""

@@ -1,7 +1,7 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,18 @@ from gengen.generation.autoencoder import AutoencoderGenerator
 from gengen.generation.codec import codec_hash
 from gengen.generation.load import load_generator
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import Drawn, PictureGenerator, Wanted, labels_of, named, to_uint8
+from gengen.generation.pictures import (
+    SHOWN,
+    Drawn,
+    PictureGenerator,
+    Wanted,
+    batches,
+    labels_at,
+    labels_of,
+    named,
+    to_uint8,
+    turn_of,
+)
 from gengen.models.unet import NULL, UNet
 
 GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
@@ -53,9 +64,11 @@ class ImageGenerator(PictureGenerator):
 
     def generate(
         self, n: int = 16, labels: Wanted = (), *, seed: int = 0, frames: list[Tensor] | None = None,
-        interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, **settings: Any,
+        interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, first: int = 0,
+        **settings: Any,
     ) -> Tensor:  # fmt: skip
-        """n images, (n, C, H, W) uint8. labels: names, or numbers as ints or a tensor, in turn; none = all in turn.
+        """n images, (n, C, H, W) uint8, samples `first` and the next ones. labels: names, or numbers as ints or a
+        tensor, in turn; none = all in turn.
 
         settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling explains
         them. guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list that
@@ -72,7 +85,8 @@ class ImageGenerator(PictureGenerator):
                     break
                 rows = slice(start, min(n, start + c.batch_size))
                 movie: list[Tensor] | None = None if frames is None else []
-                images.append(self.pixels(self.draw(told[rows], range(rows.start, rows.stop), c, guide, movie)))
+                samples = range(first + rows.start, first + rows.stop)
+                images.append(self.pixels(self.draw(told[rows], samples, c, guide, movie)))
                 movies.append(movie)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
@@ -144,10 +158,14 @@ class ImageGenerator(PictureGenerator):
         guide_, settings = self.settings(config, config)
         return lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings)
 
-    def drawn(self, config: DiffusionSampling) -> Drawn:
+    def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
         guide_, settings = self.settings(config, config)
-        frames: list[Tensor] | None = [] if config.animation else None
-        images = self.generate(config.n, config.labels, seed=config.seed, frames=frames, guide=guide_, **settings)
-        labels = labels_of(config.labels, self.classes, config.n).tolist()
-        facts = [{"index": i, "seed": config.seed} | settings | named(label, self.classes) for i, label in enumerate(labels)]
-        return Drawn(images, facts, frames=frames or ())
+        turn, seed = turn_of(config.labels, self.classes), config.seed
+        for samples in batches(config.n, config.batch_size):
+            frames: list[Tensor] | None = [] if config.animation and samples.start < SHOWN else None
+            labels = labels_at(turn, samples)
+            asked: dict[str, Any] = {"first": samples.start, "frames": frames, "guide": guide_}
+            images = self.generate(len(samples), labels, seed=seed, **asked, **settings)
+            each = zip(samples, labels.tolist(), strict=True)
+            facts = [{"index": i, "seed": seed} | settings | named(label, self.classes) for i, label in each]
+            yield Drawn(images, facts, frames=frames or ())

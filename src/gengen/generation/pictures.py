@@ -1,19 +1,21 @@
 """Images as files, and what generators of images share: a grid, the single files, an animation, a JSON that says how each was drawn."""
 
 import io
+import os
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from operator import index
 from pathlib import Path
+from textwrap import indent
 from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gengen.checkpoints.files import replace_bytes, replace_text, to_json
+from gengen.checkpoints.files import fsync, replace_bytes, to_json
 from gengen.config.errors import UserError, did_you_mean
 from gengen.config.sample import PictureSampling
 from gengen.models.unet import NULL
@@ -79,12 +81,21 @@ Wanted = Tensor | Sequence[str | int]
 
 def labels_of(wanted: Wanted, classes: Sequence[str], n: int) -> Tensor:
     """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL where there are none."""
+    return labels_at(turn_of(wanted, classes), range(n))
+
+
+def labels_at(turn: Sequence[int], samples: range) -> Tensor:
+    """The labels of samples of these numbers."""
+    return torch.tensor([turn[i % len(turn)] for i in samples])
+
+
+def turn_of(wanted: Wanted, classes: Sequence[str]) -> list[int]:
+    """The labels that samples have in turn: the wanted classes, by default all, NULL where there are none."""
     names = Names(classes)
     turn: list[int] = []
     for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
         turn += names.of(label) if isinstance(label, str) else [names.checked(label)]
-    turn = turn or list(range(len(classes))) or [NULL]
-    return torch.tensor([turn[i % len(turn)] for i in range(n)])
+    return turn or list(range(len(classes))) or [NULL]
 
 
 class Names:
@@ -137,13 +148,52 @@ def named(label: int, classes: Sequence[str]) -> dict[str, Any]:
     return {"label": label, "class": classes[label]} if label >= 0 else {}
 
 
+def batches(n: int, size: int) -> Iterator[range]:
+    """The numbers 0 to n - 1, at most so many at once."""
+    return (range(start, min(n, start + size)) for start in range(0, n, size))
+
+
+SHOWN = 400  # images that grid.png and an animation show at most
+
+
 class Drawn(NamedTuple):
-    """What `sample` writes."""
+    """A batch of what `sample` writes."""
 
     images: Tensor  # uint8 (N, C, H, W)
     facts: list[dict[str, Any]]  # what there is to say of each
     columns: int | None = None  # how many make a row
     frames: Iterable[Tensor] = ()  # of an animation, each as `images`
+
+
+def timed(parts: Iterator[Drawn]) -> Iterator[tuple[Drawn, float]]:
+    """Each part with the seconds that it took to come."""
+    start = time.perf_counter()
+    for part in parts:
+        yield part, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+@contextmanager
+def listed(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds an item to a JSON list in a file, which is there, and whole, however this ends."""
+    with ExitStack() as stack:
+        beside, file = path.with_name(f".{path.name}.{os.getpid()}"), None
+
+        def note(item: Any) -> None:
+            nonlocal file
+            between = ",\n"
+            if file is None:
+                file, between = stack.enter_context(beside.open("w", encoding="utf8")), "[\n"
+            file.write(between + indent(to_json(item).rstrip(), " "))
+
+        try:
+            yield note
+        finally:
+            if file is not None:
+                file.write("\n]\n")
+                file.close()
+                fsync(beside)
+                os.replace(beside, path)
 
 
 class PictureGenerator:
@@ -176,23 +226,39 @@ class PictureGenerator:
         finally:
             self.model.train(training)
 
-    def drawn(self, config: Any) -> Drawn:
-        """What a `sample` command asks for."""
+    def drawn(self, config: Any) -> Iterator[Drawn]:
+        """What a `sample` command asks for, each batch drawn when it is asked for."""
         raise NotImplementedError
 
     def command(self, config: PictureSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, and write grid.png, 00000.png ..., samples.json with a dict an image, and an animation to the
-        folder `out`. Returns a line that sums it up."""
-        start, folder = time.perf_counter(), config.folder()
-        drawn = self.drawn(config)
-        spent, count = time.perf_counter() - start, len(drawn.images)
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(drawn.images):
-            write_png(folder / f"{i:05}.png", image)
-        write_png(folder / "grid.png", grid(enlarged(drawn.images), drawn.columns))
-        if frames := [grid(enlarged(frame)) for frame in drawn.frames]:
+        """What `sample` does: draw, and write 00000.png ..., samples.json with a dict an image, grid.png and an
+        animation to the folder `out`, the single files a batch at a time. Returns a line that sums it up."""
+        folder, count, spent = config.folder(), 0, 0.0
+        shown: list[Drawn] = []
+        try:
+            with listed(folder / "samples.json") as note:
+                for part, seconds in timed(self.drawn(config)):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    if count < SHOWN:
+                        shown.append(part)
+                    for image, fact in zip(part.images, part.facts, strict=True):
+                        write_png(folder / f"{count:05}.png", image)
+                        note({"file": f"{count:05}.png"} | fact)
+                        count += 1
+                    spent += seconds
+        finally:  # of what there is, where it was interrupted
+            seen = self.show(folder, shown) if shown else 0
+        say(f"{folder}/grid.png" + (f" of the first {seen}" if count > seen else ""))
+        return f"{count} images in {spent:.2f} s, {count / spent:.3g} images/s"
+
+    def show(self, folder: Path, parts: Sequence[Drawn]) -> int:
+        """Write grid.png and the animation. Returns how many images they show."""
+        columns = parts[0].columns
+        most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
+        images = torch.cat([part.images for part in parts])[:most]
+        write_png(folder / "grid.png", grid(enlarged(images), columns))
+        movies = zip(*(part.frames for part in parts), strict=True)
+        if frames := [grid(enlarged(torch.cat(movie)[:most])) for movie in movies]:
             name, seconds = self.animation
             write_gif(folder / name, frames, seconds)
-        replace_text(folder / "samples.json", to_json([{"file": f"{i:05}.png"} | fact for i, fact in enumerate(drawn.facts)]))
-        say(f"{folder}/grid.png")
-        return f"{count} images in {spent:.2f} s, {count / spent:.3g} images/s"
+        return len(images)

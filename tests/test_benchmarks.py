@@ -1,0 +1,105 @@
+"""Every benchmark runs to its end, at the smallest size: what it says is looked at, how fast it was is not."""
+
+import importlib
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gengen.cli import main
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SHARED = {"peers", "turns"}  # what others import
+
+ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to be filled in; what its last words hold
+    "alignment": (
+        ["rounds=1", "iterations=1", "threads=1", "only=gengen GRPO,gengen PPO,plain", "trainer.compile=false"],
+        r"gengen PPO / plain PPO: \d",
+    ),
+    "calibration": (["{codec}"], r"blurred by \.8 pixels +\d"),
+    "collapse": (["{pictures}"], r"250 different images: coverage \d"),
+    "decoding": (
+        ["rounds=1", "tokens=4", "threads=1", "layers=1", "only=HF,gengen fp32,gengen bf16,gengen int8"],
+        r"32 at once(.|\n)*gengen bf16 / HF bf16: \d",
+    ),
+    "guards": (["blocks=1", "steps=4", "threads=1", "{text}"], r"guards take -?\d"),
+    "kernels": (["rounds=1", "threads=1", "layers=1"], r"one row, int8\n.*packed kernel(.|\n)*compiled"),
+    "precision": (["{run}"], r"int8 +\d\.\d{4} bits per byte"),
+    "preferences": (
+        ["{sft}", "answers=2", "epochs=1", "prompts=2", "threads=1", "questions=4", "held_out=4"],
+        r"step 2/2  accuracy \d\.\d+ of",
+    ),
+    "results": (["{codec}"], r"PSNR \d+\.\d+ dB"),
+    "ring": (["seconds=0.5", "seeds=1"], r"the plain loss.* of 8 modes"),
+    "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
+    "step": (["rounds=1", "threads=1", "tokens=64", "vocab=128", "{text}"], r"fetching a batch of .*: \d"),
+    "storybook": (["seconds=1", "seeds=0", "tiny=1", "{text}"], r"gengen's recipe +\d"),
+    "tokenizing": (["rounds=1", "megabytes=1", "vocab=300", "{books}"], r"gengen / datasets.map num_proc=2: \d"),
+    "training": (
+        ["rounds=1", "steps=1", "threads=1", "layers=1", "only=shipped,uncompiled", "trainer.precision=fp32"],
+        r"gengen, same architecture, uncompiled / loop as shipped",
+    ),
+    "unet": (
+        ["rounds=1", "steps=1", "threads=1", "width=32", "batch=2", "images=1", "precision=fp32"],
+        r"ours, fp32 against theirs, fp32 channels_last: \d(.|\n)*sampling 1 images(.|\n)*channels_last: \d",
+    ),
+}
+
+
+def test_every_benchmark_is_run() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(ASKED) | SHARED
+
+
+@pytest.fixture
+def places(
+    tiny: list[str], texts: Path, shared_data: Path, picture_data: list[str], stand_in_archive: Path, base: Path,
+    tiny_alignment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], list[str]]:  # fmt: skip
+    """What a {place} stands for; runs are made when they are asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)
+    few = ["data.max_examples=40"]
+    small = ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "trainer.max_steps=4"]
+
+    def run(name: str, *settings: str) -> list[str]:
+        assert main(["train", *settings, *small, f"run={name}"]) == 0
+        return [f"runs/{name}"]
+
+    return lambda place: {
+        "text": lambda: tiny,
+        "books": lambda: [f"data.dir={stand_in_archive}"],
+        "pictures": lambda: picture_data,
+        "run": lambda: run("text", *tiny),
+        "sft": lambda: run("sft", "stage=sft", f"init_from={base}", "data=stories", *few, *tiny_alignment),
+        "codec": lambda: run("codec", "model=vae", "model.size=nano", "data.batch_size=8", *picture_data),
+    }[place]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ASKED)
+def test_a_benchmark_runs_to_its_end(
+    name: str,
+    places: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, words = ASKED[name]
+    argv = [arg for text in asked for arg in (places(text[1:-1]) if text.startswith("{") else [text])]
+    monkeypatch.syspath_prepend(FOLDER)
+    capsys.readouterr()
+    if name == "results":  # it writes a page of the docs
+        assert main(["evaluate", *argv, "samples=12"]) == 0
+        (tmp_path / "results.md").write_text("<!-- written by benchmarks/results.py -->\n<!-- end -->\n")
+        results = importlib.import_module("results")
+        monkeypatch.setattr(results, "DOCS", tmp_path)
+        results.main([f"vae={argv[0]}"])
+        said = (tmp_path / "results.md").read_text()
+    else:
+        monkeypatch.setattr(sys, "argv", [name, *argv])
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        said = capsys.readouterr().out
+    assert re.search(words, said), said
