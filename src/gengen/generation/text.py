@@ -53,7 +53,7 @@ class Continuation:
 
     def __init__(self, tokenizer: TextTokenizer, prompt: list[int], settings: DecodingSettings):
         self.tokenizer, self.stop, self.max_tokens = tokenizer, settings.stop, settings.max_tokens
-        self.endings = {tokenizer.eot: "end"} | dict.fromkeys(settings.stop_ids, "stop")
+        self.endings = dict.fromkeys(tokenizer.ends, "end") | dict.fromkeys(settings.stop_ids, "stop")
         self.prompt, self.tokens, self.logprobs = prompt, list[int](), list[float]()
         self.cached = 0  # tokens whose keys and values are in the cache
         self.text, self.held = "", ""
