@@ -24,6 +24,11 @@ OWN = torch.device("cuda", 1)
 CPU = torch.device("cpu")
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 COPIES = {"copy_", "_foreach_copy_"}
+DEVICE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]
+ABOUT_DEVICES = {
+    DEVICE, IS_CUDA, Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.numpy, Tensor.__array__, Tensor.pin_memory,
+    Tensor.new_tensor, Tensor.__deepcopy__, torch.device, torch._C._nn._parse_to, torch.tensor, torch.from_numpy, torch.frombuffer,
+}  # fmt: skip
 
 
 def place(tensor: Tensor) -> torch.device:
@@ -35,37 +40,43 @@ def put(tensor: Tensor, device: torch.device) -> None:
     tensor.untyped_storage().place = device  # type: ignore[attr-defined]
 
 
-def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Those among values and in the lists among them."""
+    found = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from tensors(value)
+            found += tensors(value)
+    return found
 
 
 class Kernels(TorchDispatchMode):
     """What CUDA's kernels check, and where their results stand.
 
-    around: where the operands of the torch function under way stand, which may make tensors of its own.
+    around: what the torch function under way was called with; where that stands it makes tensors of its own.
     """
 
-    around = CPU
+    around: tuple[Any, ...] = ()
 
     def __torch_dispatch__(self, kernel: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        operands = list(tensors((*args, *kwargs.values())))
-        places = {place(tensor) for tensor in operands} or {self.around}
-        out = kernel(*args, **kwargs)
-        if places != {CPU} and (name := kernel._schema.name.removeprefix("aten::")) not in COPIES:
-            device = one_place(kernel, name, args, kwargs, operands) if len(places) > 1 else places.pop()
-            if (generator := kwargs.get("generator")) is not None and generator.device.type != device.type:
-                raise RuntimeError(f"{name}: expected a generator on {device}, found {generator.device}")
-            for tensor in tensors([out]):
-                put(tensor, device)
+        operands = tensors(args) + (tensors(kwargs.values()) if kwargs else [])
+        places = {place(tensor) for tensor in operands or tensors(self.around)}
+        out = kernel(*args, **(kwargs or {}))
+        if places <= {CPU} or (name := kernel._schema.name.removeprefix("aten::")) in COPIES:
+            return out
+        if not operands:  # of several, that which the function computes on
+            places -= {CPU}
+        device = one_place(kernel, name, args, operands) if len(places) > 1 else places.pop()
+        generator = (kwargs or {}).get("generator")
+        if generator is not None and generator.device.type != device.type:
+            raise RuntimeError(f"{name}: expected a generator on {device}, found {generator.device}")
+        for tensor in tensors([out]):
+            put(tensor, device)
         return out
 
 
-def one_place(kernel: Any, name: str, args: Any, kwargs: Any, operands: list[Tensor]) -> torch.device:
+def one_place(kernel: Any, name: str, args: Any, operands: list[Tensor]) -> torch.device:
     """The device of operands that are not all in one place. Raises RuntimeError where CUDA would."""
     device = next(at for tensor in operands if (at := place(tensor)) != CPU)
     numbers = torch.Tag.pointwise in kernel.tags or name in INDEXED
@@ -97,49 +108,51 @@ class Functions(TorchFunctionMode):
             return None
         return torch.device("cuda", self.current) if value.type == "cuda" and value.index is None else value
 
-    def is_cuda(self, value: Any) -> bool:
+    def here(self, value: Any) -> Any:
+        """The value, with the CPU in the place of a device that is pretended."""
         device = self.named(value)
-        return device is not None and device.type == "cuda"
+        return CPU if device is not None and device.type == "cuda" else value
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function not in ABOUT_DEVICES and "device" not in kwargs:
+            return self.called(function, args, kwargs)
         first = args[0] if args and isinstance(args[0], Tensor) else None
-        if function == Tensor.device.__get__ and place(args[0]) != CPU:
-            return place(args[0])
-        if function == Tensor.is_cuda.__get__:
-            return place(args[0]) != CPU
-        if function in (Tensor.numpy, Tensor.__array__) and place(args[0]) != CPU:
-            raise TypeError(f"can't convert {place(args[0])} device type tensor to numpy; use Tensor.cpu() first")
+        at = CPU if first is None else place(first)
+        if function == DEVICE and at != CPU:
+            return at
+        if function == IS_CUDA:
+            return at != CPU
+        if function in (Tensor.numpy, Tensor.__array__) and at != CPU:
+            raise TypeError(f"can't convert {at} device type tensor to numpy; use Tensor.cpu() first")
         if function == Tensor.pin_memory:
-            return args[0]
+            return first
         if function in (torch.device, torch._C._nn._parse_to):
             return function(*args, **kwargs)
-        target = self.target(function, first, args, kwargs)
-        if target is not None:
-            generator = kwargs.get("generator")
-            if target.type == "cuda" and generator is not None and generator.device.type != "cuda":
-                raise RuntimeError(f"{function.__name__}: expected a generator on {target}, found {generator.device}")
-            if function == Tensor.cuda:
-                function, args, kwargs = Tensor.clone, args[:1], {}
-            args = [CPU if self.is_cuda(value) else value for value in args]
-            kwargs = {name: CPU if self.is_cuda(value) else value for name, value in kwargs.items()}
-        around, operands = self.kernels.around, tensors((*args, *kwargs.values()))
-        self.kernels.around = next((at for tensor in operands if (at := place(tensor)) != CPU), around)
-        try:
-            out = function(*args, **kwargs)
-        finally:
-            self.kernels.around = around
+        target, generator = self.target(function, at, args, kwargs), kwargs.get("generator")
+        if target is not None and target.type == "cuda" and generator is not None and generator.device.type != "cuda":
+            raise RuntimeError(f"{function.__name__}: expected a generator on {target}, found {generator.device}")
+        if function == Tensor.cuda:
+            function, args, kwargs = Tensor.clone, args[:1], {}
+        out = self.called(function, [self.here(x) for x in args], {name: self.here(x) for name, x in kwargs.items()})
         return out if target is None or target.type == "meta" else self.moved(out, target, first)
 
-    def target(self, function: Any, first: Tensor | None, args: Any, kwargs: Any) -> torch.device | None:
+    def called(self, function: Any, args: Any, kwargs: Any) -> Any:
+        outer, self.kernels.around = self.kernels.around, (self.kernels.around, args, tuple(kwargs.values()))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.kernels.around = outer
+
+    def target(self, function: Any, at: torch.device, args: Any, kwargs: Any) -> torch.device | None:
         """Where the result is to stand, if the call says so."""
         if kwargs.get("device") is not None:
             return self.named(kwargs["device"])
         if function == Tensor.to:
             other = args[1] if len(args) > 1 else kwargs.get("other")
             return place(other) if isinstance(other, Tensor) else self.named(other)
-        if function in (Tensor.__deepcopy__, Tensor.new_tensor) and first is not None:
-            return place(first)
+        if function in (Tensor.__deepcopy__, Tensor.new_tensor):
+            return at
         if function == Tensor.cuda:
             return self.named("cuda")
         return CPU if function in (Tensor.cpu, torch.tensor, torch.from_numpy, torch.frombuffer) else None
@@ -155,14 +168,14 @@ class Functions(TorchFunctionMode):
 
 @contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Iterator[Functions]:
-    """Inside, the machine has the devices, and Lightning trains on OWN. more: further stand-ins for parts of torch.cuda."""
+    """Inside, the machine has the devices, and Lightning trains on OWN. more: further stand-ins of torch.cuda's."""
     functions = Functions(kernels := Kernels())
     by_device = torch._C._group_tensors_by_device_and_dtype
 
     def by_place(lists: Any, with_indices: bool = False) -> Any:
         """What the optimizers take together."""
         groups = by_device(lists, with_indices)
-        return {(place(next(tensors(found[0]))), dtype): found for (_, dtype), found in groups.items()}
+        return {(place(tensors(found[0])[0]), dtype): found for (_, dtype), found in groups.items()}
 
     def set_device(device: Any) -> None:
         functions.current = torch.device("cuda", device).index if isinstance(device, int) else device.index

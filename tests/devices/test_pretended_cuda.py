@@ -41,6 +41,14 @@ def how_long(prompt: str, response: str, ended: bool) -> float:
 pytestmark = pytest.mark.filterwarnings("error:.*fork_rng without explicitly specifying.*")  # it sets up every device
 PARTS = [(name, *part.split(":")) for name in MODELS for part in MODELS[name].builds]
 TRAINED = [(name, *stage) for name, part, *stage in PARTS if part == "objective"]
+OTHERWISE = [
+    ("gpt", ["positions=learned", "norm=layernorm", "bias=true", "mlp=gelu", "z_loss=0.1", "dropout=0.1"]),
+    ("unet", ["path=edm", "prediction=edm", "times=lognormal", "weighting=edm"]),
+    ("unet", ["path=cosine", "prediction=v", "times=uniform", "weighting=min_snr", "dropout=0.1"]),
+    ("vqvae", ["quantizer=fsq", "levels=[3,4]"]),
+    ("gan", ["loss=hinge", "spectral_norm=true"]),
+]
+"""Settings of a model by which it computes in another way."""
 Settings = dict[str, list[str]]
 """Of the data of each kind."""
 SMALL = {
@@ -119,7 +127,9 @@ def brief() -> Iterator[None]:
 class Life:
     """A run on the pretended device."""
 
-    def __init__(self, name: str, stage: str, folder: Path, others: Path, data: Settings, monkeypatch: pytest.MonkeyPatch):
+    def __init__(
+        self, name: str, stage: str, folder: Path, others: Path, data: Settings, monkeypatch: pytest.MonkeyPatch
+    ):  # fmt: skip
         self.entry, self.stage, self.path, self.others = MODELS[name], stage, folder / "r", others
         self.monkeypatch = monkeypatch
         kind = STAGES[stage].kind
@@ -195,6 +205,15 @@ def test_a_run_lives_on_its_device(life: Any, name: str, stage: str) -> None:
     assert there == pytest.approx(here)
     if stage != "reward":  # it scores, and draws nothing
         run.sample()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings"), OTHERWISE)
+def test_so_does_a_model_that_computes_in_another_way(life: Any, name: str, settings: list[str]) -> None:
+    run = life(name, "pretrain")
+    run.settings += [f"model.{setting}" for setting in settings] + ["trainer.spike=6", "optim.ema=0.9"]
+    run.begin()
+    run.go_on()
 
 
 # --- the faults that this was written for, put back

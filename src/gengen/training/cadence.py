@@ -101,7 +101,7 @@ class Cadence(L.Callback):
         assert isinstance(objective, Objective)
         if trainer.is_global_zero:
             quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.signals]
-            self.flops_per_row = objective.flops_per_row()
+            self.flops_per_row = objective.flops_per_row() if self.peak_flops else None
             speed = [f"{objective.unit}_per_second", *(["mfu"] if self.flops_per_row else [])]
             columns = ["step", "seconds", *quality, *update, *speed]
             self.metrics = Metrics(self.run.path / "metrics.csv", columns)
