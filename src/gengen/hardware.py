@@ -20,6 +20,12 @@ def pick_device(wanted: str, devices: int = 1) -> str:
     return device
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was told. CUDA is told ahead, so that a clock would time the telling."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def has_bf16(device: str) -> bool:
     """Whether matrix products are faster in bf16: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device == "cuda":

@@ -123,6 +123,15 @@ def test_whitening_by_hand() -> None:
     torch.testing.assert_close((kept.mean(), kept.var(unbiased=False)), (GRID.mean(), torch.ones(()).double()))
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_one_value_is_its_own_mean_and_none_is_nothing(unbiased: bool) -> None:
+    x, mask = tensor([9, 3, 9]), tensor([0, 1, 0])
+    assert whiten(x, mask, True, unbiased).tolist() == [[0, 0, 0]]
+    assert whiten(x, mask, False, unbiased).tolist() == [[0, 3, 0]]
+    for shift_mean in (True, False):
+        assert not whiten(x, torch.zeros_like(mask), shift_mean, unbiased).any()
+
+
 @pytest.mark.parametrize("shift_mean", [True, False])
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("kind", [torch.float64, torch.bool])

@@ -488,13 +488,34 @@ def test_mistakes_on_the_command_line(whole: dict[str, bytes], runs: Path, capsy
 
 def test_the_ends_of_a_text() -> None:
     gpt2 = {"bos_token_id": 50256, "eos_token_id": 50256}
-    assert ends({"model_max_length": 1024}, gpt2, {}) == (50256, 50256)
+    assert ends({"model_max_length": 1024}, gpt2, {}) == (50256, [50256])
     instruct = {"bos_token": {"content": "<|begin_of_text|>", "special": True}, "eos_token": "<|eot_id|>"}
-    assert ends(instruct, {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}, {}) == ("<|begin_of_text|>", "<|eot_id|>")
-    assert ends({"bos_token": None, "eos_token": "<|im_end|>"}, {"bos_token_id": 151643}, {}) == (151643, "<|im_end|>")
-    assert ends({}, {}, {"eos_token_id": [2, 3]}) == (2, 2)
+    several = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}
+    assert ends(instruct, several, several) == ("<|begin_of_text|>", ["<|eot_id|>", 128001, 128008, 128009])
+    assert ends({"bos_token": None, "eos_token": "<|im_end|>"}, {"bos_token_id": 151643}, {}) == (151643, ["<|im_end|>"])
+    assert ends({}, {}, {"eos_token_id": [2, 3]}) == (2, [2, 3])
     with pytest.raises(UserError, match="eos_token_id is missing"):
         ends({}, {"eos_token_id": []}, {})
+
+
+def test_every_end_of_an_imported_model_ends_a_text_and_goes_back(hf: Any, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Llama 3 and Qwen have it: one end in the tokenizer, others in generation_config.json; the first is the one trained on."""
+    model = theirs(hf, "llama")
+    model.generation_config.eos_token_id = [7, 0, 9]
+    generator = taken(saved(model, Path("theirs")))
+    assert (generator.tokenizer.eot, generator.tokenizer.ends) == (0, (0, 7, 9))
+    for end, reason in ((0, "end"), (7, "end"), (9, "end"), (8, "length")):
+        (sample,) = generator.generate("a", max_tokens=3, logit_bias={end: 1e4})
+        assert (sample.finish_reason, sample.tokens) == (reason, [8, 8, 8] if end == 8 else [])
+    assert main(["export", "runs/taken", "out=back"]) == 0
+    again = hf.AutoModelForCausalLM.from_pretrained("back")
+    assert again.config.eos_token_id == again.generation_config.eos_token_id == [0, 7, 9]
+    assert hf.AutoTokenizer.from_pretrained("back").eos_token_id == again.generation_config.pad_token_id == 0
+    assert taken(Path("back"), "again").tokenizer.to_json() == generator.tokenizer.to_json()
+    configured(Path("back"), eos_token_id=[0, VOCABULARY])
+    assert main(["import_weights", "back", "run=more"]) == 2
+    wrong = f"end with '<|endoftext|>' or 0 or {VOCABULARY} or 7 or 9, which are not all among its tokens"
+    assert wrong in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_came_with_weights_goes_back_with_them(hf: Any, runs: Path) -> None:

@@ -1,4 +1,5 @@
-"""What an older gengen wrote is read for ever. tests/golden/format-1 was written by one that had the GPT alone: four steps of eight."""
+"""What an older gengen wrote is read for ever. tests/golden has four steps of eight of one small run in each format; format-1 was
+written by one that had the GPT alone."""
 
 import json
 import shutil
@@ -19,16 +20,24 @@ from gengen.generation.load import load_generator
 from gengen.training.metrics import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+FORMATS = ["format-1", "format-2"]
+
+
+def expected(name: str) -> Any:
+    return json.loads((GOLDEN.parent / name / "expected.json").read_text())
+
+
+def copy_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run of that format, with its text where its config says."""
+    monkeypatch.chdir(folder)
+    shutil.copytree(GOLDEN.parent / name, folder / "runs" / "old")
+    shutil.copy(GOLDEN / "story.txt", folder)
+    return folder / "runs" / "old"
 
 
 @pytest.fixture
 def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the old run, with its text where its config says."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(GOLDEN, tmp_path / "runs" / "old")
-    shutil.copy(GOLDEN / "story.txt", tmp_path)
-    return tmp_path / "runs" / "old"
+    return copy_of("format-1", tmp_path, monkeypatch)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -36,28 +45,33 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_an_old_checkpoint_samples_what_it_sampled_then(old_run: Path, weights: str) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_old_checkpoint_samples_what_it_sampled_then(name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_run = copy_of(name, tmp_path, monkeypatch)
     before = content(old_run)
     generator = load_generator(str(old_run), weights=weights, device="cpu")
     prompt = [generator.tokenizer.eot, *generator.tokenizer.encode("Once ")]
     samples = generator.generate([prompt], n=3, seed=5, temperature=0.8, max_tokens=24)
-    assert [list(sample.tokens) for sample in samples] == EXPECTED["tokens"][weights]
+    assert [list(sample.tokens) for sample in samples] == expected(name)["tokens"][weights]
     assert content(old_run) == before
 
 
 @pytest.mark.fault("F28")
-def test_an_old_run_goes_on_as_it_would_have_then(old_run: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_old_run_goes_on_as_it_would_have_then(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its losses are those that the old code came to; what today's config has more is at its default."""
+    old_run, then = copy_of(name, tmp_path, monkeypatch), expected(name)
     kept = dict(leaves(json.loads((old_run / "config.json").read_text())))
     assert main(["train", "run=old"]) == 0
     rows = {str(row["step"]): row["train/loss"] for row in read_metrics(old_run / "metrics.csv")}
-    assert {step: rows[step] for step in EXPECTED["train/loss"]} == pytest.approx(EXPECTED["train/loss"], rel=1e-5)
+    assert {step: rows[step] for step in then["train/loss"]} == pytest.approx(then["train/loss"], rel=1e-5)
     newest = store.newest(old_run / "checkpoints")
     assert newest is not None and newest.name == "step-000000008"
     config = dict(leaves(read(newest).config))
     defaults = dict(leaves(plain(build(TrainConfig, {"model": {"name": "gpt"}, "data": {"name": "text"}}))))
     added = config.keys() - kept.keys()
-    assert added and {key: config[key] for key in added} == {key: defaults[key] for key in added}
+    assert bool(added) == (name != FORMATS[-1])
+    assert {key: config[key] for key in added} == {key: defaults[key] for key in added}
 
 
 def saved(root: Path, **changes: Any) -> Path:

@@ -25,7 +25,7 @@ ERRORS = [
     ("train.py", ["model=gpt", "trainer.max_step=10"], "did you mean trainer.max_steps"),
     ("train.py", ["modle=gpt"], "did you mean model?"),
     ("train.py", ["model=gpt", "trainer.max_steps=many"], "trainer.max_steps='many' does not fit"),
-    ("train.py", ["model=gpt", "optim.lr=-1"], "optim.lr=-1.0 does not fit: optim.lr is float > 0"),
+    ("train.py", ["model=gpt", "optim.lr=-1"], "optim.lr=-1.0 does not fit: optim.lr is float or null > 0"),
     ("train.py", ["+trainer.max_steps=10"], "write trainer.max_steps=10 without '+'"),
     ("train.py", ["trainer.save_every=${trainer.evel_every}"], "did you mean trainer.eval_every"),
     ("train.py", ["run=no-such-run"], "no run 'no-such-run'"),

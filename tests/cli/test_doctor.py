@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from gengen.checkpoints import store
 from gengen.checkpoints.files import sha256, to_json
 from gengen.checkpoints.format import digest
+from gengen.checkpoints.migrate import FORMAT
 from gengen.checkpoints.run import Run
 from gengen.cli import main
 
@@ -208,7 +209,7 @@ def test_a_disk_without_room(run: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_a_newer_format_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / NEWEST / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"format": 2}
+    manifest = json.loads(path.read_text()) | {"format": FORMAT + 1}
     del manifest["sha256"]
     path.write_text(to_json(manifest | {"sha256": digest(manifest)}))
     assert "a newer gengen wrote it" in examined(run, capsys)[1][NEWEST][1]

@@ -1,6 +1,7 @@
 """Stages as a user types them: what is refused and why, and that each goes on from a run of the one before it."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from gengen.checkpoints.files import read_json
 from gengen.checkpoints.format import read_weights
 from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
+from gengen.config.model import GPTConfig
 from gengen.config.stage import OnlineConfig
 from gengen.data.storygen import examples
-from gengen.registry import DATA, STAGES
+from gengen.models.flops import gpt_flops_per_token
+from gengen.registry import DATA, MODELS, STAGES
 from gengen.training.metrics import read_metrics
 
 PPO = ["stage=ppo", "init_from=runs/SFT", "stage.reward=requested_words"]
@@ -94,11 +97,40 @@ DRAWN = ["stage.reward=requested_words", "stage.max_tokens=4", "stage.minibatche
     ("dpo", "preferences", []), ("grpo", "prompts", [*DRAWN, "stage.group_size=2"]), ("ppo", "prompts", DRAWN),
 ])  # fmt: skip
 def test_a_base_without_a_chat_can_be_gone_on_from(base: Path, few: Any, tmp_path: Path, stage: str, kind: str, more: list[str]) -> None:
-    """Policy and reference have the roles' tokens alike: at first there is no KL, and DPO's loss is ln 2."""
+    """Policy and reference have the roles' tokens alike: at first there is no KL, and DPO's loss is ln 2. How much they compute
+    beside a pass of the policy has no formula, so no share of the machine's peak is claimed."""
     argv = [f"stage={stage}", f"init_from={base}", *few(kind), *more, "trainer.max_steps=2", "trainer.log_every=1", "run=r"]
     assert main(["train", *argv]) == 0
     first, _ = read_metrics(tmp_path / "r" / "metrics.csv")
     assert first["kl"] == 0 if kind == "prompts" else first["train/loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert "mfu" not in first
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
+def test_flops_are_counted_where_rows_are_windows(base: Path, few: Any, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of texts, and of conversations that are packed into rows as wide as the context."""
+    if stage == "pretrain":
+        argv = ["model=gpt", "data=storygen"]
+    else:
+        kind = STAGES[stage].kind
+        argv = [f"stage={stage}", f"init_from={base}", *few(kind), *(DRAWN if kind == "prompts" else [])]
+        argv += ["stage.group_size=2"] if stage == "grpo" else []
+    assert main(["train", *argv, "trainer.max_steps=8", "dry_run=true"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    counted = re.fullmatch(r"[0-9.e+]+ FLOPs a step; [0-9.e+]+ in 8 steps", last)
+    assert counted if stage in ("pretrain", "sft") else last == f"FLOPs are not counted for stage={stage}"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_cpu_compiles_by_the_same_estimate_in_every_stage(stage: str) -> None:
+    """Of a window of the context, as ever: a run that goes on decides as when it began."""
+    config = compose_train(read_command_line([f"stage={stage}", "init_from=runs/X"]))
+    config.model = model_config = GPTConfig(size="nano").resolved()
+    with torch.device("meta"):
+        entry = MODELS["gpt"]
+        model = entry.load_for("model", stage)(model_config)
+        work = entry.load(f"objective:{stage}")(config, model, None).work_per_row()
+    assert work == 128 * gpt_flops_per_token(model_config, 128)
 
 
 def test_new_tokens_of_a_run_start_as_the_mean(base: Path, few: Any, tmp_path: Path) -> None:

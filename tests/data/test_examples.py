@@ -105,7 +105,7 @@ def test_rows_hold_whole_conversations_and_an_epoch_holds_each_once(prepared):
     trained = sum(sum(mask) for _, mask in want)
     assert (batches[0]["labels"] >= 0).sum() == trained
     held_out = torch.cat([batch["tokens"] for batch in data(opened).val_batches()])
-    assert len(held_out) == len(opened.val) and len(opened.val.examples) == 512
+    assert len(held_out) == len(opened.val) and len(opened.val.examples) == 408
 
 
 @pytest.mark.parametrize("train_on, trained", [("assistant", "bdEfgE"), ("last", "fgE"), ("all", "UaEAbdEUcEAfgE")])
@@ -145,8 +145,8 @@ def test_validation_passes_over_each_once(prepared, monkeypatch):
     monkeypatch.setattr(PromptsConfig, "judged_at_once", 100)
     opened = prepared("prompts")
     ranks = [[batch["index"] for batch in data(opened, batch_size=6, rank=r, world=2).val_batches()] for r in range(2)]
-    assert [[len(index) for index in rank] for rank in ranks] == [[100, 100, 56]] * 2
-    assert sorted(torch.cat(ranks[0] + ranks[1]).tolist()) == list(range(512))
+    assert [[len(index) for index in rank] for rank in ranks] == [[100, 100, 4]] * 2
+    assert sorted(torch.cat(ranks[0] + ranks[1]).tolist()) == list(range(408))
 
 
 # -------------------------------------------------------------------------------------------------------- preferences
@@ -277,7 +277,7 @@ def test_prompts_are_drawn_by_iteration(prepared):
     for epoch in (drawn[:8], drawn[8:]):
         assert sorted(i for part in epoch for i in part) == list(range(2000))
     assert drawn[0].tolist() != drawn[8].tolist() and drawn[0].tolist() != opened.prompts("train", 0, 250, seed=6).tolist()
-    assert sorted(opened.prompts("val", 3, 512, seed=5)) == list(range(512))
+    assert sorted(opened.prompts("val", 3, 408, seed=5)) == list(range(408))
     assert opened.model_facts == {"vocab_size": 261, "document_token": None} and opened.sample_prompts(2) == [opened.val[0], opened.val[1]]
 
 
@@ -430,7 +430,7 @@ def test_rows_of_the_hub(monkeypatch, prepared, said):
 def test_prepare_shows_what_is_trained_on(tmp_path, capsys):
     assert main(["prepare", "data=stories", "data.max_examples=5", f"data.dir={tmp_path}", "model.context=256"]) == 0
     out = capsys.readouterr().out
-    assert "conversations 5 for training, 512 for validation (as the source is divided)" in out
+    assert "conversations 5 for training, 408 for validation (as the source is divided)" in out
     assert "|<|end|>|<|assistant|>|[" in out and out.count("[<|end|>]") == 1
 
 

@@ -126,7 +126,9 @@ def test_stories_are_a_source_of_text(tmp_path):
     opened = prepare(config, 257, said.append)
     assert opened.meta["documents"] == 40 and opened.meta["source"] == storygen.NAME and "Apache-2.0" in opened.describe()[1]
     read = opened.tokenizer.decode(opened.train.read(0, len(opened.train)))
-    assert read == "".join(text for i, text in enumerate(documents(40)) if i % 10 != 9)
+    held_out = opened.tokenizer.decode(opened.val.read(0, len(opened.val)))
+    apart = [text in held_out for text in documents(40)]
+    assert sum(apart) == 4 and read == "".join(text for text, held in zip(documents(40), apart, strict=True) if not held)
     assert prepare(replace(config, max_documents=41), 257, said.append).fingerprint != opened.fingerprint
 
 

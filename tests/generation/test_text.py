@@ -169,7 +169,7 @@ def test_stop_strings_are_found_across_tokens() -> None:
 class Pieces:
     """A tokenizer whose tokens are given strings, so that token borders lie anywhere."""
 
-    eot = 0
+    ends = (0,)
 
     def __init__(self, pieces: list[str]):
         self.pieces = pieces

@@ -173,9 +173,10 @@ def test_not_a_number_stops_no_save(after_base: Made, tmp_path: Path, monkeypatc
     """What an iteration found belongs to the checkpoint, NaN and infinity, too; so does the table of its answers."""
     judge, write_table = OnlineRL.judge, OnlineRL.write_table
 
-    def judged(self: OnlineRL, answers: list[Any]) -> None:
-        judge(self, answers)
+    def judged(self: OnlineRL, answers: list[Any], interrupted: Callable[[], bool]) -> bool:
+        done = judge(self, answers, interrupted)
         self.rolled |= {"explained_variance": math.nan, "return": -math.inf}
+        return done
 
     def written(self: OnlineRL, answers: list[Any], scores: list[float], kl: list[float]) -> None:
         write_table(self, answers, scores, [math.inf, math.nan, *kl[2:]])

@@ -111,7 +111,7 @@ def test_fifty_steps_are_fifty_updates_of_either_network(model: str, picture_dat
     rows = read_metrics(run / "metrics.csv")
     config = compose_train(read_command_line([f"model={model}", "data=animals"])).optim
     assert [row["step"] for row in rows] == list(range(1, 51))
-    assert rows[-1]["lr"] == pytest.approx(config.lr * rate(49, 50, config), rel=1e-5)  # the schedule's end
+    assert rows[-1]["lr"] == pytest.approx(config.peak_lr * rate(49, 50, config), rel=1e-5)  # the schedule's end
     assert all(row[name] is not None for row in rows for name in ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2", "train/loss"))
 
 

@@ -171,7 +171,7 @@ def rates(argv: list[str], run: Path) -> list[float]:
     return [row["lr"] for row in read_metrics(run / "metrics.csv")]
 
 
-RATES = [OptimConfig().lr * rate(step, 12, OptimConfig(warmup=0.25)) for step in range(12)]
+RATES = [OptimConfig().peak_lr * rate(step, 12, OptimConfig(warmup=0.25)) for step in range(12)]
 
 
 def test_the_rate_is_never_zero_and_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_decay_of_vectors_would_be_noticed(name: str) -> None:
     model = lively(GPT(GPTConfig(**SIZE, bias=True)))
     c = OptimConfig(name=name, lr=0.1, weight_decay=0.5, muon_weight_decay=0.5)
     expected = {key: 0.95 if p.dim() >= 2 else 1.0 for key, p in model.named_parameters()}
-    found = decays(model, build_optimizer(model, c))
+    found = decays(model, build_optimizer(model, c, GPTConfig.hidden_maps))
     assert found == pytest.approx(expected, rel=1e-5) and "embedding.weight" in found and "head.weight" not in found
     naive = decays(model, torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5))
     assert naive["norm.weight"] == pytest.approx(0.95) and naive != pytest.approx(expected, rel=1e-5)

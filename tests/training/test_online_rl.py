@@ -228,6 +228,29 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
 # --- what is drawn
 
 
+def test_where_memory_runs_out_fewer_are_drawn_and_judged(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 20 answers at once are too many to draw, than 4 to judge: the same answers, worth the same, and smaller micro-batches."""
+    whole, cut = (online(tmp_path, letters, *PPO) for _ in range(2))
+    assert whole.ready(lambda: False)
+    generate, judge = TextGenerator.generate, online_rl.answer_log_probs
+
+    def drawn(self: TextGenerator, *args: Any, **settings: Any) -> Any:
+        if self.batch_size > 20:
+            raise torch.OutOfMemoryError
+        return generate(self, *args, **settings)
+
+    def judged(model: GPT, tokens: Tensor, *args: Any) -> Tensor:
+        if len(tokens) > 4:
+            raise torch.OutOfMemoryError
+        return judge(model, tokens, *args)
+
+    monkeypatch.setattr(TextGenerator, "generate", drawn)
+    monkeypatch.setattr(online_rl, "answer_log_probs", judged)
+    assert cut.ready(lambda: False)
+    assert (cut.drawn_at_once, cut.micro_batch_size) == (16, 4)
+    torch.testing.assert_close(cut.buffer, whole.buffer, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_answers_are_a_function_of_seed_and_iteration(letters: GPT, tmp_path: Path, argv: list[str]) -> None:
     def drawn(iteration: int, seed: int = 0, threads: int = 1) -> list[Answer]:
@@ -458,6 +481,17 @@ def test_a_critic_without_a_reward_model_says_0_at_first(letters: GPT, tmp_path:
     fit(objective, 4)
     for name, p in objective.critic.network.named_parameters():  # type: ignore[union-attr]
         assert (p != before[name]).any(), name
+
+
+@pytest.mark.parametrize("length", [1, 10])
+def test_an_iteration_may_be_one_answer(letters: GPT, tmp_path: Path, length: int) -> None:
+    """Of one token, too, the advantage of which is 0 and the explained variance 1: a single value does not vary."""
+    alone = ["stage.minibatches=1", "stage.epochs=1", "data.batch_size=1", "data.micro_batch_size=1"]
+    run = fit(online(tmp_path, letters, "stage=ppo", *alone, f"stage.max_tokens={length}"), 3)
+    for logged, buffer in zip(run.logged, run.buffers, strict=True):
+        assert all(math.isfinite(value) for value in logged.values()), logged
+        if length == 1:
+            assert not buffer["advantages"].any() and buffer["mask"].sum() == 1 and logged["explained_variance"] == 1
 
 
 def test_the_critic_has_a_learning_rate_of_its_own(letters: GPT, tmp_path: Path) -> None:

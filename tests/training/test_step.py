@@ -17,10 +17,11 @@ from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainerConfig
 from gengen.data.text import Steps, TextData, prepare_for
+from gengen.generation.text import TextGenerator
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.build import build_objective, fitted_to_budget, steps_within
 from gengen.training.language import Pretraining, bits_per_byte
-from gengen.training.metrics import read_metrics
+from gengen.training.metrics import Metrics, read_metrics
 
 
 def first_moments(run: Path) -> dict[str, Tensor]:
@@ -202,10 +203,73 @@ def test_not_a_number_is_never_the_best(tiny: list[str], tmp_path: Path, monkeyp
     assert state["best"] == [4, 2.0]
 
 
+@pytest.mark.fault("F23")
+@pytest.mark.parametrize("rows", [3, 0])
+def test_where_memory_runs_out_an_evaluation_is_cut(
+    rows: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batches of 8 rows, of which 3 at once are enough: the same metrics, said once; no row at all: an error in words."""
+    argv = ["train", *tiny, "trainer.max_steps=2", "trainer.eval_every=1", f"runs_dir={tmp_path}"]
+    assert main([*argv, "run=whole"]) == 0
+    sums = Pretraining.evaluation_sums
+
+    def limited(self: Pretraining, batch: dict[str, Tensor]) -> Tensor:
+        if len(batch["tokens"]) > rows:
+            raise torch.OutOfMemoryError
+        return sums(self, batch)
+
+    monkeypatch.setattr(Pretraining, "evaluation_sums", limited)
+    assert main([*argv, "run=cut"]) == (0 if rows else 2)
+    said = capsys.readouterr()
+    if not rows:
+        assert "error: out of memory in an evaluation, one row at a time" in said.err
+        return
+    assert said.out.count("memory ran out; from now on 2 rows are evaluated at once") == 1
+    whole, cut = ([row["val/bpb"] for row in read_metrics(tmp_path / r / "metrics.csv")] for r in ("whole", "cut"))
+    assert len(cut) == 2 and cut == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.fault("F23")
+def test_a_preview_that_memory_does_not_hold_is_left_out(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENGEN_FAULT", "sample=oom")
+    assert main(["train", *tiny, "trainer.max_steps=2", f"runs_dir={tmp_path}", "run=r"]) == 0
+    assert "warning: samples: asked for at sample" in capsys.readouterr().out
+
+
+@pytest.mark.fault("F23")
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_a_command_that_memory_does_not_hold_ends_in_words(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Before a resumed run has begun, too, where any other error would be the checkpoint's."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    assert main(["train", *tiny, "trainer.max_steps=2", "stop_at=1", f"runs_dir={tmp_path}", "run=r"]) == 0
+    monkeypatch.setattr(Pretraining, "configure_optimizers", full)
+    monkeypatch.setattr(TextGenerator, "samples", full)
+    assert main([command, "run=r", f"runs_dir={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "error: CUDA out of memory. Tried to allocate 20.00 MiB." in error and "damaged" not in error
+
+
 def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: list[str], tmp_path: Path) -> None:
     argv = [*tiny, "model.context=8", "trainer.max_steps=2", "data.prompts=Once upon a time", "data.prompts=Once"]
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     assert (tmp_path / "r" / "samples" / "step-000000002.txt").read_text().startswith("Once")
+
+
+def test_a_column_that_a_run_no_longer_has_is_left_out_when_it_goes_on(tmp_path: Path) -> None:
+    """A curve with a share of the peak in it, by a version that counted too little; the row of the same step is merged."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,seconds,train/loss,val/loss,mfu\n1,1,0.5,,0.25\n2,2,0.375,,0.25\n")
+    metrics = Metrics(path, ["step", "seconds", "train/loss", "val/loss"])
+    metrics.start(2)
+    metrics.write({"step": 2, "seconds": 3.0, "val/loss": 0.125})
+    assert path.read_text() == "step,seconds,train/loss,val/loss\n1,1.0,0.5,\n2,3,0.375,0.125\n"
 
 
 def test_loss_and_bits_per_byte_by_hand() -> None:

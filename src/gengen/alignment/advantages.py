@@ -32,12 +32,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = False) -> Tensor:
     """x (B, T) with variance 1 over the mask, and with mean 0 there or, without shift_mean, the mean it had; 0 off the mask.
 
-    unbiased: the variance is over one less than the count.
+    unbiased: the variance is over one less than the count. A single value has no variance: it becomes its mean, or 0.
     """
     x, count = x.where(mask > 0, 0), mask.sum()
-    mean = x.sum() / count
+    mean = x.sum() / count.clamp(min=1)
     centred = (x - mean).where(mask > 0, 0)
-    variance = centred.square().sum() / (count - int(unbiased))
+    variance = centred.square().sum() / (count - int(unbiased)).clamp(min=1)
     whitened = centred * (variance + 1e-8).rsqrt()
     return whitened if shift_mean else (whitened + mean).where(mask > 0, 0)
 

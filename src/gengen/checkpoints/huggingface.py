@@ -120,7 +120,7 @@ def layout_of(c: GPTConfig) -> Layout:
     return layout
 
 
-def to_config(layout: Layout, c: GPTConfig, start: int, end: int, dtype: str) -> dict[str, Any]:
+def to_config(layout: Layout, c: GPTConfig, start: int, end: int | list[int], dtype: str) -> dict[str, Any]:
     """config.json, in words that old and new versions of transformers know."""
     tree: dict[str, Any] = {"model_type": layout.name, "architectures": [layout.architecture], "torch_dtype": dtype}
     tree |= {"bos_token_id": start, "eos_token_id": end} | {key: values[0] for key, values in layout.means.items()}
@@ -232,18 +232,19 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def ends(*sources: dict[str, Any]) -> tuple[int | str, int | str]:
-    """What begins a prompt and what ends a text, tokens or ids: of tokenizer_config.json, config.json and generation_config.json the
-    first word. Where a text has no beginning, it is the end of the one before."""
+def ends(*sources: dict[str, Any]) -> tuple[int | str, list[int | str]]:
+    """What begins a prompt and all that ends a text, tokens or ids, by tokenizer_config.json, config.json and
+    generation_config.json. The first end is the one that training writes; without a beginning, a text begins with it."""
 
-    def word(what: str) -> int | str | None:
+    def words(what: str) -> list[int | str]:
+        found: list[int | str] = []
         for value in (source.get(what + kind) for source in sources for kind in ("_token", "_token_id")):
-            value = value[0] if isinstance(value, list) and value else value
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, (int, str)):
-                return value
-        return None
+            for one in value if isinstance(value, list) else [value]:
+                word = one.get("content") if isinstance(one, dict) else one
+                if isinstance(word, (int, str)):
+                    found.append(word)
+        return list(dict.fromkeys(found))
 
-    if (end := word("eos")) is None:
+    if not (last := words("eos")):
         raise UserError("eos_token_id is missing: nothing says which token ends a text")
-    return end if (start := word("bos")) is None else start, end
+    return (words("bos") or last)[0], last

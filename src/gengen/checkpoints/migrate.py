@@ -14,10 +14,12 @@ FORMAT = 2
 
 def without_text_width(config: Tree) -> Tree:
     """Format 2 has no cross-attention in a UNet, which nothing ever gave a text. Raises UserError for a model that has some."""
-    model = dict(config.get("model", {}))
-    if model.pop("text_width", None) is not None:
+    model = config.get("model")
+    if not isinstance(model, dict) or "text_width" not in model:
+        return config
+    if model["text_width"] is not None:
         raise UserError("the model has cross-attention to a text (model.text_width), which this gengen does not have")
-    return config | {"model": model} if "model" in config else config
+    return config | {"model": {name: value for name, value in model.items() if name != "text_width"}}
 
 
 STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {1: {"config": without_text_width}}

@@ -36,6 +36,10 @@ def answered(argv: list[str]) -> int:
         if isinstance(error, OSError):  # a folder that is gone or may not be written, a full disk: it names the file
             print(f"error: {error}", file=sys.stderr)
             return 1
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is imported late
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            print("  fewer at once (n, batch_size, data.micro_batch_size) need less memory", file=sys.stderr)
+            return 1
         raise
     except KeyboardInterrupt:  # before training starts, whose own handlers save first
         print("interrupted", file=sys.stderr)

@@ -52,11 +52,11 @@ def describe(config: TrainConfig) -> str:
     with torch.device("meta"):
         entry = MODELS[config.model.name]
         objective = entry.load(f"objective:{config.stage.name}")(config, entry.load_for("model", config.stage.name)(config.model), None)
-    flops = config.data.batch_size * objective.flops_per_row()
+    per_row, steps = objective.flops_per_row(), config.trainer.max_steps
     length = f"{config.stage.epochs:g} epochs" if isinstance(config.stage, TuningConfig) else config.trainer.budget
-    return (
-        yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-        + f"\n{size_line(config)}, without activations"
-        + f"\n{flops:.3g} FLOPs a step"
-        + (f"; {steps * flops:.3g} in {steps:,} steps" if steps else f", for {length}")
-    )
+    work = f"FLOPs are not counted for stage={config.stage.name}"
+    if per_row:
+        flops = config.data.batch_size * per_row
+        work = f"{flops:.3g} FLOPs a step" + (f"; {steps * flops:.3g} in {steps:,} steps" if steps else f", for {length}")
+    settings = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return f"{settings}\n{size_line(config)}, without activations\n{work}"

@@ -38,9 +38,10 @@ def main(argv: list[str]) -> int:
     tensors = {name: tensor.to(dtype) for name, tensor in to_tensors(layout, model, weights).items()}
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{bad[0]} is not finite in dtype={config.dtype}")
-    special = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
+    end = list(tokenizer.ends) if len(tokenizer.ends) > 1 else tokenizer.eot
+    special = {"bos_token_id": tokenizer.start, "eos_token_id": end, "pad_token_id": tokenizer.eot}
     files = {
-        "config.json": to_config(layout, model, tokenizer.start, tokenizer.eot, str(dtype).removeprefix("torch.")),
+        "config.json": to_config(layout, model, tokenizer.start, end, str(dtype).removeprefix("torch.")),
         "generation_config.json": special,
         **tokenizer.huggingface(model.context or 0),
     }

@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 "there is no tokenizer.json\n  in transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one"
             )
-        tokenizer = ForeignTokenizer.wrap(read_text(path, MAX_TOKENIZER), *ends(spelling, known, generation), model.vocab_size)
+        start, (end, *more) = ends(spelling, known, generation)
+        tokenizer = ForeignTokenizer.wrap(read_text(path, MAX_TOKENIZER), start, end, model.vocab_size, more)
     except UserError as error:
         raise UserError(f"{folder} cannot be imported: {error}") from None
     tree = stored(TrainConfig(model=model, data=DataConfig(name=NO_DATA), run=run.name, runs_dir=config.runs_dir))

@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
@@ -113,7 +113,8 @@ def probe(text: str) -> None:
 class TextTokenizer:
     """Encodes any str; `decode(encode(s)) == s`, also where s spells out the name of the end-of-text token.
 
-    start: the id that a prompt begins with; eot: the id that ends a text. In ours both are 0. chat: the ids of a conversation's
+    start: the id that a prompt begins with; eot: the id that ends a text. In ours both are 0. ends: all ids that end a text when
+    they are drawn, eot first, which imported weights have several of. chat: the ids of a conversation's
     roles and of the "end" of a message, where it has them (`with_chat`).
     """
 
@@ -123,6 +124,7 @@ class TextTokenizer:
         """Use `train`, `byte` or `from_json`. text: its JSON; token_bytes: the bytes of each id; bpe: None for plain bytes."""
         self._json, self._bytes, self._bpe = text, token_bytes, bpe
         self.start, self.eot = start, eot
+        self.ends: tuple[int, ...] = (eot,)
 
     @classmethod
     def byte(cls) -> "TextTokenizer":
@@ -158,7 +160,7 @@ class TextTokenizer:
             if found == json.loads(BYTE_JSON):
                 return cls.byte()
             if found.get("gengen") == "foreign":
-                return ForeignTokenizer(found["tokenizer"], found["start"], found["end"], found["size"])
+                return ForeignTokenizer(found["tokenizer"], found["start"], found["end"], found["size"], found.get("more", []))
             if found.get("gengen") == "chat":
                 return cls.from_json(found["tokenizer"]).with_chat()
             vocabulary, merges = found["model"]["vocab"], [(left, right) for left, right in found["model"]["merges"]]
@@ -238,8 +240,9 @@ class ForeignTokenizer(TextTokenizer):
     Unicode, Llama 2's puts a space before a text, and what a vocabulary has no byte for is left out.
     """
 
-    def __init__(self, inner: dict[str, Any], start: int | str, end: int | str, size: int):
-        """Use `wrap` or `from_json`. inner: the parsed tokenizer.json; start, end: a token or its id; size: ids that the weights know."""
+    def __init__(self, inner: dict[str, Any], start: int | str, end: int | str, size: int, more: Sequence[int | str] = ()):
+        """Use `wrap` or `from_json`. inner: the parsed tokenizer.json; start, end: a token or its id; size: ids that the weights
+        know; more: other tokens that end a text."""
         if odd := types([inner.get("normalizer"), inner.get("pre_tokenizer")]) - KINDS:
             raise ValueError(f"{' and '.join(sorted(odd))} before encoding is not supported: {', '.join(sorted(KINDS))} are")
         probe(text := json.dumps(inner | dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))))
@@ -268,20 +271,24 @@ class ForeignTokenizer(TextTokenizer):
         for token, i in vocabulary.items():
             if i not in added or not added[i].special:
                 token_bytes[i] = token.encode() if i in added else bytes_of(token)
-        ends = [bpe.token_to_id(token) if isinstance(token, str) else token for token in (start, end)]
-        known = [i for i in ends if type(i) is int and 0 <= i < size]
-        if len(known) < 2:
-            raise ValueError(f"texts would begin with {start!r} and end with {end!r}, which are not both among its tokens")
-        found = {"gengen": "foreign", "start": known[0], "end": known[1], "size": size, "tokenizer": inner}
-        super().__init__(json.dumps(found, ensure_ascii=False), token_bytes, bpe, *known)
+        ids = [bpe.token_to_id(token) if isinstance(token, str) else token for token in (start, end, *more)]
+        known = [i for i in ids if type(i) is int and 0 <= i < size]
+        if len(known) < len(ids):
+            ended = " or ".join(map(repr, (end, *more)))
+            raise ValueError(f"texts would begin with {start!r} and end with {ended}, which are not all among its tokens")
+        ends = tuple(dict.fromkeys(known[1:]))
+        found = {"gengen": "foreign", "start": known[0], "end": ends[0], "size": size, "tokenizer": inner}
+        found |= {"more": ends[1:]} if ends[1:] else {}
+        super().__init__(json.dumps(found, ensure_ascii=False), token_bytes, bpe, known[0], ends[0])
+        self.ends = ends
         if self.decode(self.encode(sample := "a 1\u65e5")).strip() != sample:
             raise ValueError(f"it does not give {sample!r} back")
 
     @classmethod
-    def wrap(cls, text: str, start: int | str, end: int | str, size: int) -> "ForeignTokenizer":
+    def wrap(cls, text: str, start: int | str, end: int | str, size: int, more: Sequence[int | str] = ()) -> "ForeignTokenizer":
         """From a tokenizer.json that came with weights. Raises UserError for any but the two kinds of BPE above."""
         with answered("this tokenizer.json cannot be used"):
-            return cls(parsed(text), start, end, size)
+            return cls(parsed(text), start, end, size, more)
 
     def pieces(self, text: str) -> Iterator[str]:
         """The whole: its words may begin elsewhere than ours."""

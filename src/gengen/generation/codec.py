@@ -19,6 +19,7 @@ from gengen.data.latents import EncodedImages, Posterior, statistics, write_late
 from gengen.data.once import made_once
 from gengen.generation.autoencoder import AutoencoderGenerator
 from gengen.generation.load import find_checkpoint, load_generator
+from gengen.hardware import pick_device
 from gengen.models.autoencoder import Autoencoder
 
 Say = Callable[[str], None]
@@ -58,13 +59,14 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
     if (found := {key: getattr(told, key) for key in wanted}) != wanted:
         data = f"data={prepared.config.name} has {in_words(wanted)}"
         raise UserError(f"model.codec={config.codec} encodes images of {in_words(found)}, {data}")
-    generator = load_generator(str(source), runs_dir)
+    generator = load_generator(str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
     facts = {"format": FORMAT, "codec": codec_hash(generator.model), "data": prepared.fingerprint, "flip": prepared.config.flip}
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     home = Path(prepared.config.dir) / "prepared" / f"{prepared.config.name}-{prepared.fingerprint[:16]}-latents-{fingerprint[:16]}"
 
     def make(folder: Path, spool: Path) -> None:
         say(f"data: encoding {len(prepared.train):,} training and {len(prepared.val):,} validation images with {source}")
+        generator.model.to(pick_device("auto"))
         _build(folder, generator, prepared, verify(source)["step"], facts | {"fingerprint": fingerprint})
 
     return made_once(home, lambda: _open(home, prepared, fingerprint), make, say)

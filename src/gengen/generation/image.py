@@ -59,7 +59,7 @@ class ImageGenerator(PictureGenerator):
 
     @classmethod
     def from_checkpoint(cls, model: UNet, directory: Path) -> Self:
-        folder, device = directory.parent.parent / "codec", model.conv_in.weight.device.type
+        folder, device = directory.parent.parent / "codec", str(model.conv_in.weight.device)
         return cls(model, load_generator(str(folder), device=device) if isinstance(model.config, LDMConfig) else None)
 
     def generate(

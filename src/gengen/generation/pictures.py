@@ -205,7 +205,11 @@ class PictureGenerator:
 
     def __init__(self, model: Any):
         self.model, self.config, self.classes = model, model.config, model.config.classes
-        self.device = next(model.parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is by now."""
+        return next(self.model.parameters()).device
 
     @classmethod
     def from_checkpoint(cls, model: Any, directory: Path) -> Self:

@@ -93,21 +93,17 @@ class Scorer:
         raise UserError(f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}")
 
 
-def load_reward(
-    names: Sequence[str],
-    runs_dir: Path,
-    tokenizer: TextTokenizer,
-    device: str = "auto",
-    frozen: bool = False,
-) -> Reward:
-    """The sum of the named rewards. frozen: they are a run's own copies, which go on as that run began with them.
-    Raises UserError for a run that is no reward model, for one of another tokenizer, and for one without a scale."""
-    weighted = [weighted_reward(name) for name in names]
-    parts = [(weight, name, reward_of(name, runs_dir, tokenizer, device, frozen)) for weight, name in weighted]
+class RewardSum:
+    """A weighted sum of rewards. networks: the reward models among them, which compute where they are moved."""
 
-    def total(answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
+    def __init__(self, parts: Sequence[tuple[float, str, Reward]]):
+        """parts: (weight, name, reward) of each."""
+        self.parts = parts
+        self.networks = tuple(reward.model for _, _, reward in parts if isinstance(reward, Scorer))
+
+    def __call__(self, answers: Sequence[Answer], interrupted: Callable[[], bool] = never) -> Tensor:
         found = []
-        for weight, name, reward in parts:
+        for weight, name, reward in self.parts:
             scores = reward(answers, interrupted)
             found.append(weight * scores)
             for infinite in (scores.isinf() | found[-1].isinf()).nonzero()[:1, 0].tolist():
@@ -115,7 +111,18 @@ def load_reward(
                 raise UserError(f"{of}, where only finite numbers can be compared{shown(answers[infinite])}")
         return torch.stack(found).sum(0)
 
-    return total
+
+def load_reward(
+    names: Sequence[str],
+    runs_dir: Path,
+    tokenizer: TextTokenizer,
+    device: str = "auto",
+    frozen: bool = False,
+) -> RewardSum:
+    """The sum of the named rewards. frozen: they are a run's own copies, which go on as that run began with them.
+    Raises UserError for a run that is no reward model, for one of another tokenizer, and for one without a scale."""
+    weighted = [weighted_reward(name) for name in names]
+    return RewardSum([(weight, name, reward_of(name, runs_dir, tokenizer, device, frozen)) for weight, name in weighted])
 
 
 def shown(answer: Answer) -> str:

@@ -56,7 +56,7 @@ class Continuation:
 
     def __init__(self, tokenizer: TextTokenizer, prompt: list[int], settings: DecodingSettings):
         self.tokenizer, self.stop, self.max_tokens = tokenizer, settings.stop, settings.max_tokens
-        self.endings = {tokenizer.eot: "end"} | dict.fromkeys(settings.stop_ids, "stop")
+        self.endings = dict.fromkeys(tokenizer.ends, "end") | dict.fromkeys(settings.stop_ids, "stop")
         self.prompt, self.tokens, self.logprobs = prompt, list[int](), list[float]()
         self.cached = 0  # tokens whose keys and values are in the cache
         self.text, self.held = "", ""
@@ -168,7 +168,7 @@ class TextGenerator:
         if config.reward:
             from gengen.generation.rewards import best_of, load_reward
 
-            reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, self.engine.device.type)
+            reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, str(self.engine.device))
             samples = best_of(self, prompts, config.n, config.best_of, reward, **settings)
         else:
             samples = self.samples(prompts, n=config.n, **settings)

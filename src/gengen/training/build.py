@@ -1,5 +1,6 @@
 """The trainer and everything around it, from a config."""
 
+import gc
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from gengen.config.redact import redact
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, TrainerConfig, seconds
 from gengen.generation.load import start_from
-from gengen.hardware import pick_compile
+from gengen.hardware import pick_compile, wait_for
 from gengen.registry import DATA, MODELS
 from gengen.training.cadence import Cadence, RollBack, TrainingFailed
 from gengen.training.checkpointing import SafeCheckpointIO
@@ -134,15 +135,17 @@ def wandb_id(run: Run) -> str:
 
 
 class StepTimes(L.Callback):
-    """When training began, and when each step ended."""
+    """When training began, and when the device had done each step."""
 
     def __init__(self) -> None:
         self.begun, self.ends = 0.0, list[float]()
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        wait_for(objective.device)
         self.begun = time.perf_counter()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, *_: Any) -> None:
+        wait_for(objective.device)
         self.ends.append(time.perf_counter())
 
 
@@ -159,7 +162,7 @@ def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callab
         if c.max_steps is None:
             pays = seconds("trainer.budget", c.budget) >= COMPILING_PAYS["seconds"]
         else:
-            pays = c.max_steps * config.data.batch_size * objective.flops_per_row() >= COMPILING_PAYS["flops"]
+            pays = c.max_steps * config.data.batch_size * objective.work_per_row() >= COMPILING_PAYS["flops"]
     if compiled := pick_compile(c, pays, say):
         objective.use_compiled()
     return compiled
@@ -177,9 +180,11 @@ class Trial(StepTimes):
         assert isinstance(objective, Objective)
         moments = [time.perf_counter()]
         objective.evaluate(self.val_batches(), self.interrupted)
+        wait_for(objective.device)
         moments.append(time.perf_counter())
         with objective.averaged():
             objective.write_samples(self.folder / "step-000000000", self.interrupted)
+        wait_for(objective.device)
         moments.append(time.perf_counter())
         trainer.save_checkpoint(self.folder)
         store.prune(self.folder, 1)
@@ -208,8 +213,16 @@ def fitted_to_budget(
     config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool] = lambda: False
 ) -> TrainConfig:
     """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that
-    is thrown away, of an evaluation, samples and a save; and with `compile` settled, so that it repeats the run. The
-    trial is part of the budget, and so is what the first steps take longer than others, which comes again."""
+    is thrown away, of an evaluation, samples and a save; and with `compile` settled, so that it repeats the run."""
+    steps, compiled = trial(config, prepared, say, interrupted)
+    gc.collect()  # trainer and objective hold each other, and the run needs their memory
+    torch.cuda.empty_cache()
+    return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
+
+
+def trial(config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]) -> tuple[int, bool]:
+    """Train a copy for TRIAL_STEPS: how many steps the budget has room for, and whether they are compiled. The trial is
+    part of the budget, and so is what the first steps take longer than others, which comes again."""
     begun = time.perf_counter()
     objective = build_objective(replace(config, optim=config.optim.for_steps(TRIAL_STEPS)), prepared)
     compiled = compile_where_it_pays(objective, config, say)
@@ -218,13 +231,12 @@ def fitted_to_budget(
     with TemporaryDirectory(prefix=".trial-", dir=config.runs_dir) as folder:
         times = Trial(datamodule.val_batches, Path(folder), interrupted)
         build_trainer(config, times, TRIAL_STEPS).fit(objective, datamodule=datamodule)
-    trial = [b - a for a, b in pairwise([times.begun, *times.ends])]
-    spent = objective.seconds_a_step(trial)
-    warm_up = max(0.0, sum(trial[: TRIAL_STEPS // 4]) - TRIAL_STEPS // 4 * spent)
+    steps = [b - a for a, b in pairwise([times.begun, *times.ends])]
+    spent = objective.seconds_a_step(steps)
+    warm_up = max(0.0, sum(steps[: TRIAL_STEPS // 4]) - TRIAL_STEPS // 4 * spent)
     left = seconds("trainer.budget", config.trainer.budget) - warm_up - (time.perf_counter() - begun)
     within = steps_within(left, config.trainer, spent, times.evaluation, times.samples, times.save)
-    steps = max(TRIAL_STEPS, within)
-    return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
+    return max(TRIAL_STEPS, within), compiled
 
 
 def with_rollbacks(train: Callable[[Path | None, int | None], Cadence], run: Run, console: Console, checkpoint: Path | None) -> Cadence:
@@ -277,7 +289,7 @@ def train(
         with Watchdog(seconds("trainer.watchdog", c.watchdog), interruption.beats, run.path / "stacks.txt"):
             trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or cadence.begun:
+        if checkpoint is None or cadence.begun or isinstance(error, torch.OutOfMemoryError):
             raise
         raise Damaged(checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})") from error
     finally:

@@ -17,6 +17,7 @@ from gengen.config.errors import UserError
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
 from gengen.faults import fault
+from gengen.hardware import wait_for
 from gengen.training.console import Console
 from gengen.training.metrics import Logger, Metrics
 from gengen.training.objective import Objective
@@ -90,6 +91,8 @@ class Cadence(L.Callback):
         self._mark = (0, 0.0)  # (step, time) since which throughput is measured
         self.begun = False  # what a checkpoint holds is in its place
         self.bad_steps, self.micro_batch_size = 0, config.data.micro_batch_size  # as last seen
+        self.evaluated_at_once: int | None = None  # likewise
+        self.flops_per_row: float | None = None
         self.metrics: Metrics | None = None
 
     # --- Lightning's hooks
@@ -98,7 +101,9 @@ class Cadence(L.Callback):
         assert isinstance(objective, Objective)
         if trainer.is_global_zero:
             quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.signals]
-            columns = ["step", "seconds", *quality, *update, f"{objective.unit}_per_second", "mfu"]
+            self.flops_per_row = objective.flops_per_row()
+            speed = [f"{objective.unit}_per_second", *(["mfu"] if self.flops_per_row else [])]
+            columns = ["step", "seconds", *quality, *update, *speed]
             self.metrics = Metrics(self.run.path / "metrics.csv", columns)
 
     def on_train_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
@@ -215,8 +220,9 @@ class Cadence(L.Callback):
         row = {"train/loss": logged["loss"], "grad_norm": logged["grad_norm"], f"{objective.unit}_per_second": speed}
         row |= {name: logged[name] for name in objective.signals}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        if self.peak_flops:
-            row["mfu"] = steps * self.config.data.batch_size / spent * objective.flops_per_row() / self.peak_flops / trainer.world_size
+        if self.peak_flops and self.flops_per_row:
+            rows = steps * self.config.data.batch_size / trainer.world_size
+            row["mfu"] = rows * self.flops_per_row / spent / self.peak_flops
         return row
 
     def look_at_bad_steps(self, trainer: L.Trainer, streak: int, bad: int) -> None:
@@ -235,12 +241,16 @@ class Cadence(L.Callback):
             self.console.say(f"warning: {what}; such a step changes no weight ({streak} in a row, {bad} in all)")
 
     def evaluate(self, trainer: L.Trainer, objective: Objective) -> dict[str, float]:
+        wait_for(objective.device)  # for the steps, whose time counts
         start = time.monotonic()
         fault("evaluate")
         metrics = objective.evaluate(self.val_batches(), self.poll(trainer))
         self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)  # evaluation is not training
         if metrics is None:
             return {}
+        if (rows := objective.evaluated_at_once) != self.evaluated_at_once:
+            self.evaluated_at_once = rows
+            self.console.say(f"warning: memory ran out; from now on {rows} rows are evaluated at once")
         self.evaluated, self.latest = trainer.global_step, metrics
         if warning := objective.warning(metrics):
             self.console.say(f"warning: step {trainer.global_step}: {warning}")
@@ -254,10 +264,11 @@ class Cadence(L.Callback):
         stem = self.run.samples / f"step-{step:09d}"
         if next(self.run.samples.glob(stem.name + ".*"), None) is not None or self.interruption():
             return
+        wait_for(objective.device)
         start = time.monotonic()
         self.run.samples.mkdir(exist_ok=True)
         fault("sample")
-        with objective.averaged(), torch.random.fork_rng():  # an ldm loads its codec here, which draws its first weights
+        with objective.averaged(), torch.random.fork_rng(devices=[]):  # an ldm loads its codec here, which draws
             line = objective.write_samples(stem, self.interruption)
         if line:
             self.console.say(f"sample {line}")
@@ -265,6 +276,7 @@ class Cadence(L.Callback):
 
     def save(self, trainer: L.Trainer, improved: bool, stop: bool) -> None:
         """A checkpoint of this step. One that cannot be written is tried again with the next row, unless this is where training stops."""
+        wait_for(trainer.strategy.root_device)
         start, step = time.monotonic(), trainer.global_step
         trainer.lightning_module.before_save()  # type: ignore[operator]
         with nullcontext() if trainer.is_global_zero else self.interruption.waiting():
@@ -287,10 +299,10 @@ class Cadence(L.Callback):
 
     @contextmanager
     def spared(self, what: str) -> Iterator[None]:
-        """What a full disk keeps from being written here is a warning: training goes on without."""
+        """What a full disk or memory keeps from being written here is a warning: training goes on without."""
         try:
             yield
-        except OSError as error:
+        except (OSError, torch.OutOfMemoryError) as error:
             self.console.say(f"warning: {what}: {error}")
 
     def check_space(self, objective: Objective) -> None:

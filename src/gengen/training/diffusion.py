@@ -84,7 +84,8 @@ class Diffusion(Objective):
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """A grid of up to 40 images, a column a class, always of the same seed, to stem.png."""
         folder = self.prepared.dependencies.get("codec")
-        generator = ImageGenerator(self.model, load_generator(str(folder), device=self.device.type) if folder else None)
+        codec = load_generator(str(folder), device=str(self.device)) if folder else None
+        generator = ImageGenerator(self.model, codec)
         labels = range(min(10, len(self.diffusion.classes)))
         columns = len(labels) or 8
         images = generator.generate(4 * columns, labels, seed=self.config.seed, sampler="dpmpp_2m", interrupted=interrupted)

@@ -1,4 +1,4 @@
-"""What watches over a run that is left alone: spikes of loss and gradient, and a process that hangs."""
+"""What watches over a run that is left alone: spikes of loss and gradient, memory that runs out, and a process that hangs."""
 
 import faulthandler
 import os
@@ -6,9 +6,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from gengen.config.errors import UserError
+
+T = TypeVar("T")
 
 WINDOW = 128  # updates that a spike is measured against
 
@@ -29,6 +34,19 @@ class Spikes:
         deviation = (window - mean).square().nanmean(0).sqrt()
         self.windows[network] = torch.where(new.isfinite().all(), torch.cat([window[1:], new[None]]), window)
         return (new > mean + self.sigmas * deviation).any() & (n >= WINDOW // 2)
+
+
+def in_halves(act: Callable[[int], T], rows: int, what: str) -> tuple[T, int]:
+    """act(rows), begun again with half as many rows at once where memory runs out; and how many it then was. Raises UserError
+    where one row is too many."""
+    while True:
+        try:
+            return act(rows), rows
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise UserError(f"out of memory {what}, one row at a time: a smaller model, or a smaller context") from None
+        rows //= 2  # not above, where the error still holds what was computed
+        torch.cuda.empty_cache()
 
 
 class Watchdog:

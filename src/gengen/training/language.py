@@ -59,7 +59,11 @@ class LanguageObjective(Objective):
         replace_text(stem.with_suffix(".txt"), redact("\n\n---\n\n".join(texts) + "\n"))
         return " ".join(texts[0].split())[:120]
 
-    def flops_per_row(self) -> float:
+    def flops_per_row(self) -> float | None:
+        """What a stage does beside training on rows as wide as the context (references, critics, answers) has no formula here."""
+        return None
+
+    def work_per_row(self) -> float:
         c: Any = self.config.model
         return c.context * gpt_flops_per_token(c, c.context)
 
@@ -71,6 +75,9 @@ class Pretraining(LanguageObjective):
     monitor = "val/bpb"
     sums = 2
     unit = "tokens"
+
+    def flops_per_row(self) -> float:
+        return self.work_per_row()
 
     def loss_sum(self, batch: Batch) -> Tensor:
         return self.network(batch["tokens"], labels=batch["labels"])
@@ -99,7 +106,8 @@ class FineTuning(Pretraining):
 
 
 def reference(config: TrainConfig) -> GPT:
-    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients."""
-    model = GPT(config.model).to(torch.device(config.trainer.device)).eval()  # type: ignore[arg-type]
+    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients, and on
+    the CPU until an objective takes it along."""
+    model = GPT(config.model).eval()  # type: ignore[arg-type]
     start_from(model, Path(config.runs_dir) / str(config.run) / "reference")
     return model.requires_grad_(False)

@@ -31,7 +31,8 @@ class Metrics:
         writer.writeheader()
         writer.writerows({key: value for key, value in row.items() if value is not None} for row in rows[:-1])
         self._length = len(text.getvalue().encode())
-        self.last = {key: value for key, value in rows[-1].items() if value is not None} if rows else {}
+        last = rows[-1] if rows else {}
+        self.last = {key: value for key, value in last.items() if value is not None and key in self.columns}
         writer.writerows([self.last] if rows else [])
         replace_text(self.path, text.getvalue())
 

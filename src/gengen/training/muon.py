@@ -44,6 +44,14 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
         super().__init__(groups, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Loading ends here: put AdamW's counts of steps beside their weights, where its fused kernel wants them. Torch
+        moves them for its own fused optimizers alone."""
+        super().__setstate__(state)
+        for parameter, moments in self.state.items():
+            if "step" in moments:
+                moments["step"] = moments["step"].to(parameter.device)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if closure is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
@@ -15,7 +15,7 @@ from gengen.checkpoints.format import load_weights, unique_state
 from gengen.config.errors import UserError
 from gengen.config.train import TrainConfig
 from gengen.faults import fault
-from gengen.training.guards import Spikes
+from gengen.training.guards import Spikes, in_halves
 from gengen.training.optimizers import build_optimizer, rate
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
@@ -43,6 +43,7 @@ class Objective(L.LightningModule):
     averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `count` counts, for the throughput
+    companions: tuple[nn.Module, ...] = ()  # networks that go where the model goes, such as a reference, but are no part of it
 
     def __init__(self, config: TrainConfig, model: nn.Module):
         super().__init__()
@@ -53,6 +54,7 @@ class Objective(L.LightningModule):
         self.bad_steps, self.all_bad_steps = torch.zeros(2, dtype=torch.long)  # not finite, or spikes: in a row; in all
         self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
         self.micro_batch_size = config.data.micro_batch_size  # halved where memory runs out; null = a step's whole batch
+        self.evaluated_at_once: int | None = None  # rows, once memory has run out in an evaluation
         self.seen: Tensor = torch.zeros(())  # what `loss_sum` gathers beside the loss, summed over micro-batches
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
 
@@ -60,6 +62,12 @@ class Objective(L.LightningModule):
     def network(self) -> nn.Module:
         """The model as it is called: compiled, where that is on."""
         return self._network[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What every way to another device comes down to."""
+        for network in self.companions:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def use_compiled(self) -> None:
         self._network = (torch.compile(self.model),)
@@ -111,9 +119,14 @@ class Objective(L.LightningModule):
         """Write samples of the current weights to files named after `stem`; returns a line to show, None if interrupted."""
         raise NotImplementedError
 
-    def flops_per_row(self) -> float:
-        """Floating-point operations that training on one row of a batch takes."""
+    def flops_per_row(self) -> float | None:
+        """Floating-point operations that a step takes for each row of its batch; null where no formula says it, as rows are of
+        many lengths or a step does more than train on them."""
         raise NotImplementedError
+
+    def work_per_row(self) -> float:
+        """By which `compile=auto` decides: however rough, it must not change, or an older run would be resumed otherwise."""
+        return self.flops_per_row() or 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optim, self.config.model.hidden_maps)
@@ -148,9 +161,10 @@ class Objective(L.LightningModule):
         drawn = self.draws(rows * self.trainer.world_size, generator)
         return batch | {name: tensor[mine].to(self.device) for name, tensor in drawn.items()}
 
-    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+    def micro_batches(self, batch: Batch, size: int | None = None) -> Iterator[Batch]:
+        """The batch in parts of `size` rows; by default those of a step."""
         rows = len(next(iter(batch.values())))
-        size = min(self.micro_batch_size or rows, rows)
+        size = min(size or self.micro_batch_size or rows, rows)
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
@@ -252,10 +266,21 @@ class Objective(L.LightningModule):
             for batch in batches:
                 if interrupted():
                     return None
-                with self.autocast():
-                    part = self.evaluation_sums({name: tensor.to(self.device) for name, tensor in batch.items()})
-                sums += part
+                sums += self.summed({name: tensor.to(self.device) for name, tensor in batch.items()})
             return self.evaluation_metrics(self.all_reduced(sums))
+
+    def summed(self, batch: Batch) -> Tensor:
+        """`evaluation_sums` of a batch, in parts where memory runs out; so are later batches."""
+
+        def parts(rows: int) -> list[Tensor]:
+            with self.autocast():
+                return [self.evaluation_sums(part) for part in self.micro_batches(batch, rows)]
+
+        whole = len(next(iter(batch.values())))
+        (first, *more), rows = in_halves(parts, min(self.evaluated_at_once or whole, whole), "in an evaluation")
+        if rows < whole:
+            self.evaluated_at_once = rows
+        return sum(more, first)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -22,12 +22,13 @@ from gengen.config.train import TrainConfig
 from gengen.data.order import permutation
 from gengen.faults import fault
 from gengen.generation.load import load_generator
-from gengen.generation.rewards import Answer, Reward, answer_of, load_reward
-from gengen.generation.text import TextGenerator, never
+from gengen.generation.rewards import Answer, answer_of, load_reward
+from gengen.generation.text import Sample, TextGenerator, never
 from gengen.models.answers import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.training.beside import Beside
+from gengen.training.guards import in_halves
 from gengen.training.language import LanguageObjective, reference
 from gengen.training.objective import Batch, Optimizer
 
@@ -59,6 +60,7 @@ class OnlineRL(LanguageObjective):
         self.unit = "tokens" if c.aggregate == "token" else "answers"  # what `count` counts
         self.controller = KLController(c.beta, c.kl_target, c.kl_horizon)
         self.iteration, self.cursor, self.rolled = 0, 0, dict[str, float]()
+        self.drawn_at_once = 256  # answers; halved where memory runs out, which changes none but by rounding
         self.buffer: Batch = {}  # the answers of the iteration under way: tokens, mask, log-probabilities, advantages, ...
         if prepared is None:
             return
@@ -69,18 +71,18 @@ class OnlineRL(LanguageObjective):
                 f"stage.max_tokens={c.max_tokens} after a prompt of {longest} tokens is more than the model's context of {context}: "
                 f"at most stage.max_tokens={context - longest}"
             )
-        self._reference = (reference(config),)  # tuples, so that they are no submodules
+        self._reference = (reference(config),)  # a tuple, so that it is no submodule
         kept = [(weighted_reward(name)[0], frozen_reward(config, i), name) for i, name in enumerate(c.reward)]
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
-        device = config.trainer.device
-        self.reward: Reward = load_reward(names, Path(config.runs_dir), self.tokenizer, device, frozen=True)
+        self.reward = load_reward(names, Path(config.runs_dir), self.tokenizer, "cpu", frozen=True)
+        self.companions = (*self._reference, *self.reward.networks)
         self.critic = Beside(self.build_critic(config)) if isinstance(c, PPOConfig) else None
 
     def build_critic(self, config: TrainConfig) -> RewardModel:
         """The reward model, where a run is one of the rewards; else the policy's trunk under a head that says 0."""
         for i in range(len(self.c.reward)):
             if (path := frozen_reward(config, i)).exists():
-                rated: RewardModel = load_generator(str(path), device=config.trainer.device).model
+                rated: RewardModel = load_generator(str(path), device="cpu").model
                 return rated
         critic = RewardModel(self.model.config)
         critic.load_state_dict(critic.adopted(self.model.state_dict(), self.model.vocab_size), strict=False)
@@ -88,7 +90,6 @@ class OnlineRL(LanguageObjective):
         return critic
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        self._reference[0].to(self.device)
         if self.critic:
             self.critic.start(self.config.optim, self.device, self.config.model.hidden_maps)
         return super().configure_optimizers()
@@ -121,10 +122,13 @@ class OnlineRL(LanguageObjective):
         return self.answers([self.prepared.train[i] for i in chosen], self.c.group, self.iteration, interrupted)
 
     def answers(self, prompts: list[list[int]], n: int, number: int, interrupted: Callable[[], bool]) -> list[Answer] | None:
-        samples = TextGenerator(self.model, self.tokenizer, batch_size=256).generate(
-            prompts, n=n, seed=self.config.seed * 1_000_003 + number, max_tokens=self.c.max_tokens, temperature=self.c.temperature,
-            interrupted=interrupted,
-        )  # fmt: skip
+        def drawn(rows: int) -> list[Sample]:
+            return TextGenerator(self.model, self.tokenizer, batch_size=rows).generate(
+                prompts, n=n, seed=self.config.seed * 1_000_003 + number, max_tokens=self.c.max_tokens,
+                temperature=self.c.temperature, interrupted=interrupted,
+            )  # fmt: skip
+
+        samples, self.drawn_at_once = in_halves(drawn, self.drawn_at_once, "while answers are drawn")
         if interrupted():
             return None
         return [answer_of(prompt, sample) for prompt, sample in zip((p for p in prompts for _ in range(n)), samples, strict=True)]
@@ -153,7 +157,7 @@ class OnlineRL(LanguageObjective):
             rewards = token_rewards(scores, old - ref, mask, self.controller.beta if c.kl_in == "reward" else 0.0)
             advantages, returns = gae(rewards, values, mask, c.gamma, c.lam)
             self.buffer |= {"advantages": whiten(advantages, mask), "values": values * mask, "returns": returns}
-            left = (returns - values)[mask > 0].var(), returns[mask > 0].var()
+            left = [x[mask > 0].var(correction=0) for x in (returns - values, returns)]  # of one token, too
             self.rolled = {"explained_variance": float(1 - left[0] / left[1].clamp(min=1e-8))}
         else:
             assert isinstance(c, GRPOConfig)
@@ -187,11 +191,18 @@ class OnlineRL(LanguageObjective):
         """What a function makes of each row of the buffer, (N, T - 1), computed just as the steps of the first epoch will:
         of the same micro-batches in the same order, and in the mode that gradients are taken in, whose kernels may differ."""
         found = torch.zeros_like(self.buffer["mask"])
-        for cursor in range(self.c.minibatches):
-            rows = self.rows(cursor)
-            for part in self.micro_batches(self.minibatch(rows) | {"rows": rows}):
-                with torch.enable_grad(), self.autocast():
-                    found[part["rows"]] = of(part).detach()
+
+        def fill(size: int) -> None:
+            for cursor in range(self.c.minibatches):
+                rows = self.rows(cursor)
+                for part in self.micro_batches(self.minibatch(rows) | {"rows": rows}, size):
+                    with torch.enable_grad(), self.autocast():
+                        found[part["rows"]] = of(part).detach()
+
+        whole = self.micro_batch_size or self.config.data.batch_size
+        _, size = in_halves(fill, whole, "while answers are judged")
+        if size < whole:
+            self.micro_batch_size = size
         return found
 
     def rows(self, cursor: int) -> Tensor:
@@ -312,7 +323,8 @@ class OnlineRL(LanguageObjective):
         ended = sum(answer.ended for answer in answers)
         scores = self.scores(answers)
         scored = int((~scores.isnan()).sum())
-        return torch.tensor([float(scores.nansum()), scored, float((pair[0] - pair[1]).sum()), ended, len(answers)]).double()
+        kl = float((pair[0] - pair[1]).sum())
+        return torch.tensor([float(scores.nansum()), scored, kl, ended, len(answers)], device=self.device).double()
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         total, scored, *others, answers = sums.tolist()

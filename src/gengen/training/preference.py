@@ -30,13 +30,13 @@ class DirectPreference(LanguageObjective):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, DPOConfig)
         self.c = config.stage
-        self._reference = (reference(config) if prepared else model,)  # a tuple, so that it is no submodule
+        self.companions = self._reference = (reference(config) if prepared else model,)
 
     def log_ratios(self, network: Any, batch: Batch) -> Tensor:
         """log pi - log ref of both answers to each prompt, (B, 2), in one forward pass of each."""
         tokens, mask = batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)
         with torch.no_grad():
-            before = answer_log_probs(self._reference[0].to(self.device), tokens, mask)
+            before = answer_log_probs(self._reference[0], tokens, mask)
         ratios = (answer_log_probs(network, tokens, mask) - before).sum(1)
         return (ratios / mask.sum(1) if self.c.of_a_token else ratios).view(-1, 2)
 
