@@ -43,7 +43,7 @@ from gengen.checkpoints.huggingface import from_config, from_tensors, read_folde
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.resume import stored
 from gengen.data import order
-from gengen.data.tokenizer import BYTE_JSON
+from gengen.data.tokenizer import BYTE_JSON, TextTokenizer
 from gengen.models.gpt import GPT
 from gengen.registry import register_reward
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
@@ -69,16 +69,11 @@ def prompts() -> list[list[int]]:
     return [draws.integers(VOCAB, size=draws.integers(16, 25)).tolist() for _ in range(PROMPTS)]
 
 
-class Numbers:
-    """Stands in for our tokenizer: a token is a number and a space. What ends a text lies beyond the vocabulary, so it is never drawn."""
+class Numbers(TextTokenizer):
+    """A token is a number and a space. What ends a text lies beyond the vocabulary, so it is never drawn."""
 
-    eot, start, vocab_size, hash, chat = VOCAB, VOCAB, VOCAB, "numbers", dict[str, int]()
-
-    def decode_bytes(self, ids: Any) -> bytes:
-        return b"".join(b"%d " % i for i in ids)
-
-    def decode(self, ids: Any) -> str:
-        return self.decode_bytes(ids).decode()
+    def __init__(self) -> None:
+        super().__init__("numbers", [b"%d " % i for i in range(VOCAB)], None, start=VOCAB, eot=VOCAB)
 
 
 def their_tokenizer() -> PreTrainedTokenizerFast:
@@ -129,11 +124,11 @@ class Rhythm(StepTimes):
             self.drawn += self.episodes
 
     def on_train_start(self, trainer: Any, objective: Any) -> None:
-        super().on_train_start()
+        super().on_train_start(trainer, objective)
         self.prepare(trainer, objective)
 
     def on_train_batch_end(self, trainer: Any, objective: Any, *_: Any) -> None:
-        super().on_train_batch_end()
+        super().on_train_batch_end(trainer, objective)
         if trainer.global_step < trainer.max_steps:
             self.prepare(trainer, objective)
 

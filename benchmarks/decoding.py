@@ -13,7 +13,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from transformers.utils import logging
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.model import GPTConfig
+from gengen.data.tokenizer import TextTokenizer
 from gengen.generation.text import TextGenerator
 from gengen.models.gpt import GPT
 
@@ -33,16 +33,14 @@ Draw = Callable[[int, int], int]
 """(samples of the one prompt, tokens of each) -> tokens drawn in all."""
 
 
-class Numbers:
-    """Stands in for a tokenizer: a prompt is a list of ids in writing, a token is spelled as one letter."""
+class Numbers(TextTokenizer):
+    """A prompt is a list of ids in writing, a token is spelled as one letter."""
 
-    eot, start, vocab_size, hash, chat = END, END, END, "numbers", dict[str, int]()
+    def __init__(self) -> None:
+        super().__init__("numbers", [b"x"] * END, None, start=END, eot=END)
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
-
-    def decode_bytes(self, ids: Any) -> bytes:
-        return b"x" * len(list(ids))
 
 
 def llama(layers: int) -> LlamaForCausalLM:
@@ -100,7 +98,7 @@ def hf_drawer(net: LlamaForCausalLM, dtype: torch.dtype) -> Draw:
 
 
 def our_drawer(model: GPT, dtype: str, compiled: bool) -> Draw:
-    generator = TextGenerator(deepcopy(model), Numbers(), precision=dtype, compile=compiled)  # type: ignore[arg-type]
+    generator = TextGenerator(deepcopy(model), Numbers(), precision=dtype, compile=compiled)
     prompt = " ".join(map(str, range(1, PROMPT)))  # behind an end of text
 
     def run(samples: int, tokens: int) -> int:

@@ -1,6 +1,7 @@
 """Code of a user's own that raises, returns nonsense or never ends: one message, and the run's name is free."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,12 @@ def test_a_plugin_that_never_ends_is_left_by_ctrl_c(
 # --- the run's name
 
 
+def ask_for(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; its passes count for nobody else."""
+    monkeypatch.setenv("GENGEN_FAULT", fault)
+    monkeypatch.setattr(faults, "passes", Counter())
+
+
 def test_a_reward_that_raises_at_first_leaves_the_name_free(
     plugin: Callable[[str], None],
     base: Path,
@@ -158,7 +165,7 @@ def test_what_ends_in_its_first_step_leaves_nothing(
     tiny: list[str], picture_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """Whatever it is: an error that is nobody's own included."""
-    monkeypatch.setenv("GENGEN_FAULT", "loss=error")
+    ask_for("loss=error", monkeypatch)
     sizes = ["model.size=nano", "data.batch_size=4", "trainer.device=cpu", "trainer.precision=fp32"]
     settings = tiny if family == "gpt" else [f"model={family}", *picture_data, *sizes]
     with pytest.raises(RuntimeError, match="asked for at loss"):
@@ -169,15 +176,14 @@ def test_what_ends_in_its_first_step_leaves_nothing(
 def test_a_folder_that_was_there_is_left(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "notes.txt").write_text("mine")
-    monkeypatch.setenv("GENGEN_FAULT", "loss=error")
+    ask_for("loss=error", monkeypatch)
     with pytest.raises(RuntimeError):
         once(tiny, tmp_path)
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_has_begun_is_kept(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults.passes.clear()
-    monkeypatch.setenv("GENGEN_FAULT", "loss@2=error")
+    ask_for("loss@2=error", monkeypatch)
     with pytest.raises(RuntimeError):
         once([*tiny, "trainer.log_every=1"], tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path / "r" / "metrics.csv")] == [1]
