@@ -151,6 +151,12 @@ def test_each_text_file_is_read_right_or_named(tmp_path, file_config, name, raw,
     assert str(error.value).count(name) == 1
 
 
+def test_a_nul_in_a_line_of_json_is_that_line_s(tmp_path, file_config):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n\0\0\0\0\n{"text": "two"}\n')
+    texts, skips = read(file_config(tmp_path, max_bad=0.5))
+    assert texts == ["one", "two"] and skips.bad == {"line": 1}
+
+
 def test_damage_to_a_file_is_not_a_few_bad_lines(tmp_path, file_config):
     """Among many good lines, a file of which nothing is left counts as a file."""
     (tmp_path / "a.txt").write_text("a good line\n" * 10_000)

@@ -339,7 +339,7 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
                 found: list[Any] = list(documents(TextConfig(name="text", source="files", path=str(path)), skips, print))
             else:
                 found = list(records(ExamplesConfig(name="x", source="files", path=str(path)), kind, skips, print))
-            assert found or not allowed or skips.bad["file"]  # the last line at least, unless the file is damaged as a whole
+            assert found or not allowed  # the last line at least
             json.dumps([vars(x) if kind == "text" else x for x in found]).encode()  # what is prepared can be written
 
 

@@ -35,7 +35,6 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",  # which the first one begins with, too
     codecs.BOM_UTF16_BE: "utf-16",
 }
-HEAD = 4096  # bytes of a .jsonl that tell its encoding
 
 
 @dataclass(frozen=True)
@@ -317,12 +316,15 @@ def opened(path: Path, most: int = 2**63) -> Iterator[io.BufferedReader]:
             yield file
 
 
-def encoding_of(text: bytes) -> str:
-    """What a text is encoded in, by the mark at its start; UTF-8 without one. A ValueError where that cannot be."""
+def encoding_of(text: bytes, telling: int | None = None) -> str:
+    """What a text is encoded in, by the mark at its start; UTF-8 without one.
+
+    A ValueError where that cannot be: there are NULs among its first bytes, `telling` of them, else all.
+    """
     for mark, encoding in MARKS.items():
         if text.startswith(mark):
             return encoding
-    if 100 * text.count(0) > len(text):
+    if 100 * text[:telling].count(0) > len(text[:telling]):
         raise ValueError("full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark; UTF-8 is read")
     return "utf-8"
 
@@ -386,7 +388,7 @@ def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
 def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
     """(line number, what the line spells) of a jsonl file; blank lines are passed over."""
     with opened(path) as file:
-        encoding = encoding_of(file.peek(HEAD)[:HEAD])
+        encoding = encoding_of(file.peek(4), telling=2)  # JSON begins in ASCII
         text: IO[Any] = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding, newline="\n")
         for number, line in enumerate(bounded_lines(text), 1):
             where = f"{path} line {number}"
