@@ -500,7 +500,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "a regex that backtracks": ({"pre_tokenizer": split("(a+)+$")}, "PanicException"),
     "a regex that is none": ({"pre_tokenizer": split("(")}, "cannot be used"),
     "one letter into a book": (
-        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 300_000}}, "it takes more than 2 s to load",
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 300_000}},
+        r"it takes more than 2 s to load|memory allocation of \d+ bytes failed",  # whichever limit it meets first
     ),
     "a merge into nothing": ({"model__merges": [["a", "b"]]}, "cannot be used"),
     "a hidden one": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}]}}, "Nmt before encoding is not supported"),
@@ -524,7 +525,7 @@ def test_malformed_tokenizers(what: str, tmp_path: Path, monkeypatch: pytest.Mon
     start = time.perf_counter()
     assert main(["import_weights", str(folder), "run=x", f"runs_dir={tmp_path / 'runs'}"]) == 2
     out, err = capfd.readouterr()
-    assert words in err and err.startswith("error: ") and "Traceback" not in out + err and "panicked" not in out + err
+    assert re.search(words, err) and err.startswith("error: ") and "Traceback" not in out + err and "panicked" not in out + err
     assert time.perf_counter() - start < 5 and not (tmp_path / "runs").exists()
     with pytest.raises(UserError):  # in a checkpoint that claims to have imported it
         inner = json.loads(bpe(**parts))

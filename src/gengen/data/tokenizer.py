@@ -5,6 +5,7 @@ Every token is a string of bytes, so decoding is joining them. Of ours, id 0 end
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -102,8 +103,9 @@ def types(part: Any) -> set[str]:
 @lru_cache(maxsize=2)
 def probe(text: str) -> None:
     """Let another process load a tokenizer and encode awkward texts: it may hang, panic or fill its memory. Raises ValueError if so."""
+    command, quiet = [sys.executable, "-P", "-c", PROBE], os.environ | {"RUST_BACKTRACE": "0"}  # the last line is the error
     try:
-        done = subprocess.run([sys.executable, "-P", "-c", PROBE], input=text.encode(), capture_output=True, timeout=SECONDS)
+        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=SECONDS, env=quiet)
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {SECONDS} s to load and to encode some thousand characters") from None
     if done.returncode:
