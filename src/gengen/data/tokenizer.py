@@ -103,13 +103,14 @@ def types(part: Any) -> set[str]:
 @lru_cache(maxsize=2)
 def probe(text: str) -> None:
     """Let another process load a tokenizer and encode awkward texts: it may hang, panic or fill its memory. Raises ValueError if so."""
-    command, quiet = [sys.executable, "-P", "-c", PROBE], os.environ | {"RUST_BACKTRACE": "0"}  # the last line is the error
+    command, quiet = [sys.executable, "-P", "-c", PROBE], os.environ | {"RUST_BACKTRACE": "0"}
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=SECONDS, env=quiet)
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {SECONDS} s to load and to encode some thousand characters") from None
     if done.returncode:
-        raise ValueError((done.stderr.decode(errors="replace").strip().splitlines() or [f"signal {-done.returncode}"])[-1])
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line and not line.startswith("note:")]
+        raise ValueError((lines or [f"signal {-done.returncode}"])[-1])
 
 
 class TextTokenizer:

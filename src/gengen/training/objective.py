@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -47,6 +48,8 @@ class Objective(L.LightningModule):
 
     def __init__(self, config: TrainConfig, model: nn.Module):
         super().__init__()
+        if config.trainer.max_steps:  # of a run it is settled already; what builds an objective by itself has the same average
+            config = replace(config, optim=config.optim.for_steps(config.trainer.max_steps))
         self.config = config
         self.model = model
         self._network: tuple[Any] = (model,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
