@@ -125,11 +125,9 @@ def forked(argv: list[str], fault: str = "", before: Callable[[], object] = lamb
     said.parent.mkdir(exist_ok=True)
     child = start(argv, said, fault, before)
     code = waited(child, HANGS if kill_after is None else kill_after)
-    left = alive(child)  # workers of a killed process see by themselves that it is gone, within seconds
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    left = left_behind(child)
     assert code is not None or kill_after is not None, f"hangs: {said.read_text(errors='replace')}"
-    assert not left or code in (None, -signal.SIGKILL), f"processes left behind: {left}"
+    assert not left, f"processes left behind: {left}"
     return Ended(-signal.SIGKILL if code is None else code, said.read_text(errors="replace"))
 
 
@@ -189,6 +187,16 @@ def waited(child: int, seconds: float) -> int | None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
+
+
+def left_behind(session: int) -> list[int]:
+    """The processes of a session whose first one has ended that do not see it within ten seconds; they are killed."""
+    until = time.monotonic() + 10
+    while (left := alive(session)) and time.monotonic() < until:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
 
 
 def alive(session: int) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import Ended, alive, forked, forked_ranks, on, start, step, waited
+from families import Ended, forked, forked_ranks, left_behind, on, start, step, waited
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -158,9 +158,4 @@ def test_no_rank_is_left_where_rank_0_is_killed(tiny: list[str], tmp_path: Path)
 
     child = start(command(tiny, tmp_path), tmp_path / "said.txt", before=forked_ranks(change))
     assert waited(child, 60) == -signal.SIGKILL
-    until = time.monotonic() + 10
-    while (left := alive(child)) and time.monotonic() < until:
-        time.sleep(0.1)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not left_behind(child)
