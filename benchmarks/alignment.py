@@ -1,20 +1,24 @@
-"""Reinforcement learning of a language model beside trl's trainers and a plain PPO: episodes a second, drawn, judged and learned from.
+"""Reinforcement learning of a language model beside trl's trainers and a plain PPO: episodes a second, drawn, judged
+and learned from.
 
-    python benchmarks/alignment.py [rounds=5] [iterations=3] [threads=2] [size=tiny] [precision=fp32] [only=...] [gengen's settings ...]
+    python benchmarks/alignment.py [rounds=5] [iterations=3] [threads=2] [size=tiny] [precision=fp32] [only=...]
+    [gengen's settings ...]
 
-A Llama with random weights, the same on both sides (their logits are compared), and 1,000 tokens: 0.4 M parameters, or with size=small
-11 M. Prompts have 16 to 24 tokens, answers 48: what would end one is no token of the model, and every answer's length is checked as it
-is judged. The reward is the share of even numbers among its tokens, so that the answers to a prompt differ and all of them are learned
-from (ours leaves out groups that are all alike; that there are none is checked). All have a frozen reference for the KL.
-precision=bf16: autocast in all of them, outside `generate`.
+A Llama with random weights, the same on both sides (their logits are compared), and 1,000 tokens: 0.4 M parameters, or
+with size=small 11 M. Prompts have 16 to 24 tokens, answers 48: what would end one is no token of the model, and every
+answer's length is checked as it is judged. The reward is the share of even numbers among its tokens, so that the
+answers to a prompt differ and all of them are learned from (ours leaves out groups that are all alike; that there are
+none is checked). All have a frozen reference for the KL. precision=bf16: autocast in all of them, outside `generate`.
 
-GRPO and RLOO: 16 prompts x 8 answers and one update an iteration; GRPO with k3 in the loss, RLOO with the KL in the reward, as trl has
-them. trl saves and logs nothing here, and does without the gradient checkpointing that is its default. PPO: 64 prompts with an answer
-each, then 2 epochs of 4 minibatches, beside the loop of peers.py; in both the critic is another model of the policy's size.
+GRPO and RLOO: 16 prompts x 8 answers and one update an iteration; GRPO with k3 in the loss, RLOO with the KL in the
+reward, as trl has them. trl saves and logs nothing here, and does without the gradient checkpointing that is its
+default. PPO: 64 prompts with an answer each, then 2 epochs of 4 minibatches, beside the loop of peers.py; in both the
+critic is another model of the policy's size.
 
-What is timed is a whole iteration: fetching prompts, drawing, reward, reference, critic, advantages and updates. Ours is the stage's
-own objective in our trainer, with its loader; of a run there is no evaluation, sample, checkpoint or metrics.csv. Models and data are
-made before, and the first iteration of a round is not counted. only: names of contestants, or parts of them, parted by commas.
+What is timed is a whole iteration: fetching prompts, drawing, reward, reference, critic, advantages and updates. Ours
+is the stage's own objective in our trainer, with its loader; of a run there is no evaluation, sample, checkpoint or
+metrics.csv. Models and data are made before, and the first iteration of a round is not counted. only: names of
+contestants, or parts of them, parted by commas.
 """
 
 import sys
@@ -38,12 +42,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.utils import logging
 from turns import arguments, ratio, spread, take_turns
 
-from gengen.checkpoints.format import Checkpoint, write
-from gengen.checkpoints.huggingface import from_config, from_tensors, read_folder
+from gengen.checkpoints.convert.huggingface import from_config, from_tensors, read_folder
+from gengen.checkpoints.layout import Checkpoint, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.resume import stored
 from gengen.data import order
-from gengen.data.tokenizer import BYTE_JSON, TextTokenizer
+from gengen.data.text.tokenizer import BYTE_JSON, TextTokenizer
 from gengen.models.gpt import GPT
 from gengen.registry import register_reward
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
@@ -51,7 +55,10 @@ from gengen.training.build import StepTimes, build_datamodule, build_objective, 
 VOCAB, CONTEXT, PROMPTS, ANSWER, GROUP, WARMUP = 1_000, 96, 512, 48, 8, 1
 SIZES = {"tiny": (96, 3, 4, 256), "small": (384, 6, 6, 1024)}  # width, layers, heads, width within the MLP
 EPISODES = {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 64}  # an iteration
-UPDATES, ROWS = {"GRPO": 1, "RLOO": 1, "PPO": 8}, {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 16}  # an iteration; an update
+UPDATES, ROWS = (
+    {"GRPO": 1, "RLOO": 1, "PPO": 8},
+    {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 16},
+)  # an iteration; an update
 RATES = {"GRPO": 3e-4, "RLOO": 3e-4, "PPO": 1e-4}
 BETAS = {"GRPO": 0.02, "RLOO": 0.02, "PPO": 0.05}
 
@@ -120,7 +127,9 @@ class Rhythm(StepTimes):
     def prepare(self, trainer: Any, objective: Any) -> None:
         if not objective.buffer:
             objective.ready(lambda: False)
-            assert objective.buffer["mask"].sum() == self.episodes * ANSWER, "not all answers are learned from, or there are others"
+            assert objective.buffer["mask"].sum() == self.episodes * ANSWER, (
+                "not all answers are learned from, or there are others"
+            )
             self.drawn += self.episodes
 
     def on_train_start(self, trainer: Any, objective: Any) -> None:
@@ -165,11 +174,17 @@ class Ours(Contestant):
         self.config, self.asked = compose_train(read_command_line(line)), Asked()
         layout, self.config.model = from_config(net.config.to_dict())
         with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in GPT(self.config.model).state_dict().items() if name != "head.weight"}
+            shapes = {
+                name: tensor.shape
+                for name, tensor in GPT(self.config.model).state_dict().items()
+                if name != "head.weight"
+            }
         weights = from_tensors(layout, self.config.model, read_folder(folder), shapes)
         reference = folder / algorithm / "reference"
         reference.mkdir(parents=True)
-        write(reference, Checkpoint(0, stored(self.config), weights, tokenizer=BYTE_JSON))  # it must have one, which nothing reads
+        write(
+            reference, Checkpoint(0, stored(self.config), weights, tokenizer=BYTE_JSON)
+        )  # it must have one, which nothing reads
         self.objective: Any = build_objective(self.config, self.asked, reference)
         compile_where_it_pays(self.objective, self.config, print)
         tokens = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
@@ -252,11 +267,15 @@ class Plain(Contestant):
         return times
 
 
-def main(rounds: int, iterations: int, threads: int, size: str, precision: str, only: str, settings: list[str]) -> None:
+def main(
+    rounds: int, iterations: int, threads: int, size: str, precision: str, only: str, settings: list[str]
+) -> None:
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of old names, which trl still has
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="transformers"
+    )  # of old names, which trl still has
     makers: dict[str, Callable[..., Contestant]] = {
         f"{who} {algorithm}": partial(kind, algorithm)
         for algorithm, peer in {"GRPO": ("trl", Trl), "RLOO": ("trl", Trl), "PPO": ("plain", Plain)}.items()
@@ -269,11 +288,15 @@ def main(rounds: int, iterations: int, threads: int, size: str, precision: str, 
         wanted = {name: make for name, make in makers.items() if any(part in name for part in only.split(","))}
         contestants = {name: make(net, folder, precision, settings) for name, make in wanted.items()}
         millions = sum(p.numel() for p in net.parameters()) / 1e6
-        print(f"{millions:.2f} M parameters, {threads} threads, {precision}, torch {torch.__version__}; the logits agree within 1e-4")
+        print(
+            f"{millions:.2f} M parameters, {threads} threads, {precision}, torch {torch.__version__}; the logits agree within 1e-4"
+        )
         figures = take_turns({name: partial(c, iterations) for name, c in contestants.items()}, rounds)
     print(f"\nepisodes/s (median; least and most of {rounds} rounds of {iterations} iterations)")
     for name, speeds in figures.items():
-        print(f"  {name:14}{spread(speeds, 1)}   {1000 * EPISODES[contestants[name].algorithm] / median(speeds):,.0f} ms an iteration")
+        print(
+            f"  {name:14}{spread(speeds, 1)}   {1000 * EPISODES[contestants[name].algorithm] / median(speeds):,.0f} ms an iteration"
+        )
     for ahead, behind in (("gengen GRPO", "trl GRPO"), ("gengen RLOO", "trl RLOO"), ("gengen PPO", "plain PPO")):
         if ahead in figures and behind in figures:
             print(ratio(figures, ahead, behind))

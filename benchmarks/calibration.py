@@ -16,7 +16,7 @@ from torch import Tensor
 from gengen.checkpoints.files import read_json
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
-from gengen.data.image_prepare import prepare
+from gengen.data.image.prepare import prepare
 from gengen.evaluation.floor import Floor
 from gengen.evaluation.judges import blurred, judge_for
 from gengen.generation.load import load_generator

@@ -11,9 +11,9 @@ import torch
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import ImageConfig
-from gengen.data.image_prepare import prepare
+from gengen.data.image.prepare import prepare
 from gengen.evaluation.metrics import prdc
-from gengen.training.adversarial import COMPARED, NEIGHBOURS, coarse
+from gengen.training.objectives.gan import COMPARED, NEIGHBOURS, coarse
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> None:
     possible = prdc(real, images("train", spread * len(data.train) // count), NEIGHBOURS)["coverage"]
     for different in (1, 2, 4, 8, 16, 32, 64, 128, 250):
         choices = [torch.randint(len(data.train), (different,), generator=draw) for _ in range(4)]
-        found = [prdc(real, images("train", rows[spread % different]), NEIGHBOURS)["coverage"] / possible for rows in choices]
+        found = [
+            prdc(real, images("train", rows[spread % different]), NEIGHBOURS)["coverage"] / possible
+            for rows in choices
+        ]
         print(f"{different:4} different images: coverage {min(found):.3f} to {max(found):.3f}")
 
 

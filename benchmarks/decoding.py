@@ -2,9 +2,9 @@
 
     python benchmarks/decoding.py [rounds=3] [tokens=256] [threads=2] [layers=6] [only=...]
 
-A Llama of 12 M parameters with random weights, 16 tokens of prompt, sampled at temperature 1 from the 50 likeliest; nothing ends a
-text early. Ours is the same network: before anything is timed the logits are compared. only: names of contestants, or parts of them,
-parted by commas.
+A Llama of 12 M parameters with random weights, 16 tokens of prompt, sampled at temperature 1 from the 50 likeliest;
+nothing ends a text early. Ours is the same network: before anything is timed the logits are compared. only: names of
+contestants, or parts of them, parted by commas.
 """
 
 import sys
@@ -21,8 +21,8 @@ from transformers.utils import logging
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.model import GPTConfig
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation.text import TextGenerator
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.generation.text.generator import TextGenerator
 from gengen.models.gpt import GPT
 
 PROMPT, VOCAB, CONTEXT, TOP_K = 16, 4096, 512, 50
@@ -142,9 +142,18 @@ def main(rounds: int, tokens: int, threads: int, layers: int, only: str) -> None
         print(f"\n{samples} at once, {tokens} new tokens each: tokens/s (median; least and most of {rounds} rounds)")
         for name, speeds in figures.items():
             print(f"  {name:22}{spread(speeds)}   first call {first[name] - samples * tokens / median(speeds):+.1f} s")
-        compared = [(a, b) for dtype in ("fp32", "bf16") for b in (f"HF {dtype}",) for a in (f"gengen {dtype}", f"gengen compiled {dtype}")]
+        compared = [
+            (a, b)
+            for dtype in ("fp32", "bf16")
+            for b in (f"HF {dtype}",)
+            for a in (f"gengen {dtype}", f"gengen compiled {dtype}")
+        ]
         if samples == 1:
-            compared += [(f"gengen {way}int8", f"gengen {way}{dtype}") for way in ("", "compiled ") for dtype in ("fp32", "bf16")]
+            compared += [
+                (f"gengen {way}int8", f"gengen {way}{dtype}")
+                for way in ("", "compiled ")
+                for dtype in ("fp32", "bf16")
+            ]
         for ahead, behind in compared:
             if ahead in figures and behind in figures:
                 print(ratio(figures, ahead, behind))

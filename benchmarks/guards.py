@@ -2,9 +2,11 @@
 
     python benchmarks/guards.py [blocks=10] [steps=40] [threads=2] [train.py's own settings ...]
 
-With: the detector of spikes, the watchdog, the batches that are made anew after a failure, memory that may run out, and the points where
-faults can be asked for. Without: none of these; whether a step is finite is checked in both. The default run's model and data (byte
-tokenizer: nothing is learnt of them here), uncompiled. A block is `steps` steps; its figure is steps a second by the median step.
+With: the detector of spikes, the watchdog, the batches that are made anew after a failure, memory that may run out,
+and the points where faults can be asked for. Without: none of these; whether a step is finite is checked in both. The
+default run's model and data (byte
+tokenizer: nothing is learnt of them here), uncompiled. A block is `steps` steps; its figure is steps a second by the
+median step.
 """
 
 import sys
@@ -20,11 +22,11 @@ from unittest.mock import patch
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.data.text import prepare_for
+from gengen.data.text.windows import prepare_for
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
-from gengen.training.guards import Spikes, Watchdog
+from gengen.training.monitor.guards import Spikes, Watchdog
+from gengen.training.monitor.interruption import Interruption
 from gengen.training.objective import Objective
-from gengen.training.signals import Interruption
 
 
 def block(guarded: bool, objective: Any, data: Any, config: Any, steps: int, folder: Path) -> float:
@@ -35,16 +37,25 @@ def block(guarded: bool, objective: Any, data: Any, config: Any, steps: int, fol
         if guarded:
             changed.enter_context(Watchdog(1800, lambda: interruption.polls, folder / "stacks.txt"))
         else:
-            for module in ("gengen.training.objective", "gengen.data.steps"):
+            for module in ("gengen.training.objective", "gengen.data.loader"):
                 changed.enter_context(patch(f"{module}.fault", lambda point: False))
-            changed.enter_context(patch.object(Objective, "accumulate", lambda self, *of, network=None: self.gather(*of, network)))
+            changed.enter_context(
+                patch.object(Objective, "accumulate", lambda self, *of, network=None: self.gather(*of, network))
+            )
             changed.enter_context(patch.object(type(data), "train_dataloader", lambda self: self.loader(0)))
         build_trainer(config, times, steps).fit(objective, datamodule=data)
     return 1 / median(b - a for a, b in pairwise(times.ends[2:]))
 
 
 def main(blocks: int, steps: int, threads: int, settings: list[str]) -> None:
-    line = ["model=gpt", "data=storybook", "data.tokenizer=byte", f"trainer.max_steps={steps}", f"trainer.threads={threads}", *settings]
+    line = [
+        "model=gpt",
+        "data=storybook",
+        "data.tokenizer=byte",
+        f"trainer.max_steps={steps}",
+        f"trainer.threads={threads}",
+        *settings,
+    ]
     config = compose_train(read_command_line([*line, "trainer.device=cpu", "trainer.compile=false"]))
     prepared = prepare_for(config.data, config.model, lambda line: None, None)  # type: ignore[arg-type]
     config.data, config.model = prepared.config, config.model.resolved()
@@ -55,7 +66,9 @@ def main(blocks: int, steps: int, threads: int, settings: list[str]) -> None:
     for name, values in figures.items():
         print(f"  {name:8}{spread(values, 2)}  steps/s")
     print(ratio(figures, "bare", "guarded"))
-    print(f"  guards take {100 * (1 - median(a / b for a, b in zip(figures['guarded'], figures['bare'], strict=True))):.1f} % of a step")
+    print(
+        f"  guards take {100 * (1 - median(a / b for a, b in zip(figures['guarded'], figures['bare'], strict=True))):.1f} % of a step"
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def training(rounds: int) -> None:
 
     fused = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
     compare(
-        "attention in training, a layer", {"torch's fused": fused, "attend_short": run(lambda q, k, v: attend_short(q, k, v, None))}, rounds
+        "attention in training, a layer",
+        {"torch's fused": fused, "attend_short": run(lambda q, k, v: attend_short(q, k, v, None))},
+        rounds,
     )
 
 
@@ -66,19 +68,25 @@ def attention(rounds: int, count: int, rows: int, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def maps(rounds: int, layers: int) -> None:
     shapes = BLOCK * layers + [HEAD]
-    sums = torch.compile(lambda xs, weights: [product_sums(x, weight) for x, weight in zip(xs, weights, strict=True)], dynamic=False)
+    sums = torch.compile(
+        lambda xs, weights: [product_sums(x, weight) for x, weight in zip(xs, weights, strict=True)], dynamic=False
+    )
     for dtype in (torch.float32, torch.bfloat16):
         weights = [torch.randn(shape).to(dtype) for shape in shapes]
         xs = [torch.randn(1, shape[1]).to(dtype) for shape in shapes]
         ways: dict[str, Callable[[], object]] = {
-            "matrix products": lambda xs=xs, weights=weights: [F.linear(x, w) for x, w in zip(xs, weights, strict=True)],  # type: ignore[misc]
+            "matrix products": lambda xs=xs, weights=weights: [
+                F.linear(x, w) for x, w in zip(xs, weights, strict=True)
+            ],  # type: ignore[misc]
             "product_sums, compiled": lambda xs=xs, weights=weights: sums(xs, weights),  # type: ignore[misc]
         }
         compare(f"maps in decoding, one row, {dtype}", ways, rounds)
     small = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
     scales = [torch.rand(shape[0]).bfloat16() for shape in shapes]
     ways = {
-        "packed kernel": lambda: [torch._weight_int8pack_mm(x, w, s) for x, w, s in zip(xs, small, scales, strict=True)],
+        "packed kernel": lambda: [
+            torch._weight_int8pack_mm(x, w, s) for x, w, s in zip(xs, small, scales, strict=True)
+        ],
         "product_sums, compiled": lambda: sums(xs, small),
     }
     compare("maps in decoding, one row, int8", ways, rounds)

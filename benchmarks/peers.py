@@ -83,7 +83,9 @@ class ModernBlock(nn.Module):
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.q, self.k, self.v = (nn.Linear(width, h * self.size, bias=False) for h in (heads, kv_heads, kv_heads))
         self.out = nn.Linear(width, width, bias=False)
-        self.gate, self.up, self.down = (nn.Linear(*shape, bias=False) for shape in ((width, ff), (width, ff), (ff, width)))
+        self.gate, self.up, self.down = (
+            nn.Linear(*shape, bias=False) for shape in ((width, ff), (width, ff), (ff, width))
+        )
         self.dropout = nn.Dropout(dropout)
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -137,7 +139,9 @@ class Modern(nn.Module):
 class PlainMuon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), a matrix at a time."""
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float = 0.02, weight_decay: float = 0.05, momentum: float = 0.95):
+    def __init__(
+        self, matrices: list[nn.Parameter], lr: float = 0.02, weight_decay: float = 0.05, momentum: float = 0.95
+    ):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -161,10 +165,17 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Loop:
-    """A model, its optimizers and the step that everybody writes. `rate`: (step, steps) -> share of the peak learning rate."""
+    """A model, its optimizers and the step that everybody writes. `rate`: (step, steps) -> share of the peak learning
+    rate.
+    """
 
     def __init__(
-        self, model: nn.Module, optimizers: Callable[[nn.Module], Optimizers], rate: Callable[[int, int], float], bf16: bool, compiled: bool
+        self,
+        model: nn.Module,
+        optimizers: Callable[[nn.Module], Optimizers],
+        rate: Callable[[int, int], float],
+        bf16: bool,
+        compiled: bool,
     ):
         self.model, self.build, self.rate, self.bf16 = model, optimizers, rate, bf16
         self.network = torch.compile(model) if compiled else model
@@ -191,7 +202,9 @@ class Loop:
         return loss.detach()
 
     def run(self, data: np.ndarray, steps: int, seed: int = 0, horizon: int | None = None) -> list[float]:
-        """Train on 16 windows of 256 a step, drawn at random with replacement. Returns when it began and when each step ended."""
+        """Train on 16 windows of 256 a step, drawn at random with replacement. Returns when it began and when each
+        step ended.
+        """
         draws, times = torch.Generator().manual_seed(seed), [time.perf_counter()]
         for step in range(steps):
             self.step(*windows(data, 16, 256, draws), step, horizon or steps)
@@ -199,8 +212,8 @@ class Loop:
         return times
 
     def run_for(self, seconds: float, data: np.ndarray, seed: int = 0) -> tuple[int, float]:
-        """Train for so much wall-clock; returns steps and seconds. Compiling comes before and counts nothing. How many steps will
-        fit, the horizon of the schedule, is told by a trial whose weights are thrown away."""
+        """Train for so much wall-clock; returns steps and seconds. Compiling comes before and counts nothing. How many
+        steps will fit, the horizon of the schedule, is told by a trial whose weights are thrown away."""
         self.run(data, 2, seed)
         self.restart()
         spent = median([b - a for a, b in pairwise(self.run(data, TRIAL, seed, horizon=10_000))][TRIAL // 4 :])
@@ -237,7 +250,9 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, fused: bool) -> torch.o
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused)
 
 
-def nano_loop(bf16: bool = False, compiled: bool = False, seed: int = 0, lr: float = 1e-3, fused: bool = False, **sizes: float) -> Loop:
+def nano_loop(
+    bf16: bool = False, compiled: bool = False, seed: int = 0, lr: float = 1e-3, fused: bool = False, **sizes: float
+) -> Loop:
     """fused: that project fuses AdamW on CUDA alone."""
     torch.manual_seed(seed)
     return Loop(NanoGPT(**sizes), lambda model: [adamw(model.parameters(), lr, fused)], cosine, bf16, compiled)  # type: ignore[arg-type]
@@ -254,25 +269,46 @@ def modern_loop(bf16: bool = True, compiled: bool = True, seed: int = 0, lr: flo
 
 
 class PlainPPO:
-    """PPO on a causal language model of transformers, as it is written by hand (Ziegler et al. 2019): `generate` draws, passes over
-    whole texts read their log-probabilities and values, then 2 epochs of 4 minibatches. Prompts are padded on the left.
+    """PPO on a causal language model of transformers, as it is written by hand (Ziegler et al. 2019): `generate`
+    draws, passes over whole texts read their log-probabilities and values, then 2 epochs of 4 minibatches. Prompts are
+    padded on the left.
 
     critic: a transformer without its head. scores: tokens of answers (B, length) -> rewards (B,).
     """
 
-    def __init__(self, policy: Any, reference: Any, critic: Any, length: int, scores: Callable[[Tensor], Tensor], bf16: bool = False):
-        self.policy, self.reference, self.length, self.scores, self.bf16 = policy, reference.requires_grad_(False), length, scores, bf16
+    def __init__(
+        self,
+        policy: Any,
+        reference: Any,
+        critic: Any,
+        length: int,
+        scores: Callable[[Tensor], Tensor],
+        bf16: bool = False,
+    ):
+        self.policy, self.reference, self.length, self.scores, self.bf16 = (
+            policy,
+            reference.requires_grad_(False),
+            length,
+            scores,
+            bf16,
+        )
         self.critic, self.value = critic, nn.Linear(critic.config.hidden_size, 1)
         self.critic_parameters = [*self.critic.parameters(), *self.value.parameters()]
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-4, eps=1e-5, weight_decay=0.0, fused=True)
-        self.critic_optimizer = torch.optim.AdamW(self.critic_parameters, lr=5e-4, eps=1e-5, weight_decay=0.0, fused=True)
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic_parameters, lr=5e-4, eps=1e-5, weight_decay=0.0, fused=True
+        )
 
     def log_probs(self, model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """Of each token of the answers, (B, length)."""
         places = (mask.cumsum(1) - 1).clamp(min=0)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            found = model(tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=self.length + 1)
-        chosen: Tensor = found.logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, -self.length :, None])[..., 0]
+            found = model(
+                tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=self.length + 1
+            )
+        chosen: Tensor = (
+            found.logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, -self.length :, None])[..., 0]
+        )
         return chosen
 
     def values(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -286,7 +322,13 @@ class PlainPPO:
     def iteration(self, prompts: Tensor, mask: Tensor, beta: float = 0.05, lam: float = 0.95) -> None:
         with torch.no_grad():
             tokens = self.policy.generate(
-                prompts, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=self.length, eos_token_id=None
+                prompts,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                max_new_tokens=self.length,
+                eos_token_id=None,
             )
             mask = torch.cat([mask, mask.new_ones(len(mask), self.length)], 1)
             old, reference = (self.log_probs(model, tokens, mask) for model in (self.policy, self.reference))
@@ -304,7 +346,14 @@ class PlainPPO:
                 self.update(tokens[rows], mask[rows], old[rows], values[rows], advantages[rows], returns[rows])
 
     def update(
-        self, tokens: Tensor, mask: Tensor, old: Tensor, was: Tensor, advantages: Tensor, returns: Tensor, clip: float = 0.2
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        old: Tensor,
+        was: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        clip: float = 0.2,
     ) -> None:
         ratio = (self.log_probs(self.policy, tokens, mask) - old).exp()
         loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)).mean()

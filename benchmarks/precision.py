@@ -1,4 +1,5 @@
-"""What fewer bits in the weights cost: bits-per-byte of a run of text in fp32, bf16 and int8, by the protocol of training.
+"""What fewer bits in the weights cost: bits-per-byte of a run of text in fp32, bf16 and int8, by the protocol of
+training.
 
 python benchmarks/precision.py RUN
 """
@@ -13,8 +14,8 @@ import gengen
 from gengen.checkpoints.files import read_json
 from gengen.config.data import DataConfig
 from gengen.config.schema import build
-from gengen.data.text import prepare_for
-from gengen.generation.engine import Engine
+from gengen.data.text.windows import prepare_for
+from gengen.generation.text.engine import Engine
 
 
 def main(run: str) -> None:

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from turns import arguments
 
-from gengen.data.storygen import LABEL_SCALE, examples
+from gengen.data.sources.storygen import LABEL_SCALE, examples
 from gengen.evaluation.alignment import Drawn, draw, pair_gaps, sigmoid, spearman
 from gengen.generation.load import load_generator
-from gengen.models.answers import right_padded
+from gengen.models.completions import right_padded
 from gengen.models.reward import RewardModel
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/results.py codec=runs/codec pixels=runs/pixels latents=runs/latents vae=runs/vae gan=runs/gan ...
 
-Every figure comes from the runs' evaluation.json, config.json and metrics.csv. The pictures are the models' own samples.
+Every figure comes from the runs' evaluation.json, config.json and metrics.csv. The pictures are the models' own
+samples.
 """
 
 import re
@@ -13,11 +14,17 @@ from statistics import median
 from typing import Any
 
 from gengen.checkpoints.files import read_json
-from gengen.training.metrics import read_metrics
+from gengen.checkpoints.metrics_csv import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
-SHOWN = {"pixels": "diffusion on pixels", "latents": "latent diffusion", "vae": "VAE, prior samples", "gan": "GAN", "dcgan": "DCGAN"}
+SHOWN = {
+    "pixels": "diffusion on pixels",
+    "latents": "latent diffusion",
+    "vae": "VAE, prior samples",
+    "gan": "GAN",
+    "dcgan": "DCGAN",
+}
 TITLES = SHOWN | {"gan-1": "GAN, seed 1", "gan-2": "GAN, seed 2"}
 
 
@@ -123,7 +130,11 @@ def section(runs: dict[str, Evaluated]) -> str:
     for name, title in SHOWN.items():
         if name in runs:
             settings = runs[name].evaluation.get("settings")
-            how = f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}" if settings else ""
+            how = (
+                f": {settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+                if settings
+                else ""
+            )
             lines += [f"{title[0].upper()}{title[1:]}{how}", "", f"![{title}](pictures/{name}.png)", ""]
     return "\n".join(lines)
 

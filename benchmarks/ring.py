@@ -1,10 +1,11 @@
-"""A GAN on a ring of 8 Gaussians, whose modes can be counted: the recipe of model=gan beside the plain loss, three seeds each.
+"""A GAN on a ring of 8 Gaussians, whose modes can be counted: the recipe of model=gan beside the plain loss, three
+seeds each.
 
     python benchmarks/ring.py [seconds=90] [seeds=3]
 
-Networks of three hidden layers of 128 take the place of the convolutions; losses, penalties, schedules, optimizers and the
-average are those of model=gan (configs/model/gan.yaml), through gengen's own training step. A mode counts as covered if it has a
-quarter of its share of 8,192 samples within 3 standard deviations of its centre.
+Networks of three hidden layers of 128 take the place of the convolutions; losses, penalties, schedules, optimizers and
+the average are those of model=gan (configs/model/gan.yaml), through gengen's own training step. A mode counts as
+covered if it has a quarter of its share of 8,192 samples within 3 standard deviations of its centre.
 """
 
 import math
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import ImageConfig
 from gengen.config.train import TrainConfig
-from gengen.data.images import ImageData
-from gengen.training.adversarial import Adversarial
+from gengen.data.image.datamodule import ImageData
 from gengen.training.build import StepTimes, build_trainer
+from gengen.training.objectives.gan import Adversarial
 from gengen.training.rng import seed_everything
 
 MODES, RADIUS, STD = 8, 1.0, 0.02
@@ -34,7 +35,9 @@ class Mlp(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, shape: tuple[int, ...], width: int = 128):
         hidden = [layer for a in (inputs, width, width) for layer in (nn.Linear(a, width), nn.LeakyReLU(0.2))]
-        super().__init__(nn.Flatten(), *hidden, nn.Linear(width, outputs), nn.Unflatten(1, shape) if shape else nn.Flatten(0))
+        super().__init__(
+            nn.Flatten(), *hidden, nn.Linear(width, outputs), nn.Unflatten(1, shape) if shape else nn.Flatten(0)
+        )
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return super().forward(x).float()
@@ -98,7 +101,9 @@ def main(arguments: list[str]) -> None:
             objective, _ = trained(settings, seed, steps)
             spent = time.perf_counter() - start
             modes, near = covered(objective)
-            print(f"{name}, seed {seed}: {modes} of {MODES} modes, {near:.1%} of samples near one; {steps} steps in {spent:.0f} s")
+            print(
+                f"{name}, seed {seed}: {modes} of {MODES} modes, {near:.1%} of samples near one; {steps} steps in {spent:.0f} s"
+            )
 
 
 if __name__ == "__main__":

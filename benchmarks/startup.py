@@ -1,11 +1,12 @@
-"""How long until a run trains: seconds from the start of the process to the end of the first step, and what of it are imports.
+"""How long until a run trains: seconds from the start of the process to the end of the first step, and what of it are
+imports.
 
     python benchmarks/startup.py [rounds=3] [train.py's own settings ...]
 
-Real processes, one at a time, on data that is prepared already, uncompiled. The first step is over when its row is in metrics.csv, whose
-time of change is compared with that of starting the process; `stop_at=1` ends the run there, before anything else is written to it.
-Imports are timed in a process that does nothing else: start of Python to the last of the modules that such a run loads before its first
-step.
+Real processes, one at a time, on data that is prepared already, uncompiled. The first step is over when its row is in
+metrics.csv, whose time of change is compared with that of starting the process; `stop_at=1` ends the run there, before
+anything else is written to it. Imports are timed in a process that does nothing else: start of Python to the last of
+the modules that such a run loads before its first step.
 """
 
 import subprocess
@@ -18,8 +19,8 @@ from turns import Figures, arguments, spread, take_turns
 
 TRAIN = str(Path(__file__).parents[1] / "scripts" / "train.py")
 MODULES = [
-    "hydra", "gengen.cli.train", "gengen.cli.dry_run", "gengen.hardware", "gengen.data.text", "gengen.generation.load", "gengen.models.gpt",
-    "gengen.training.build", "gengen.training.console", "gengen.training.language", "gengen.training.signals",
+    "hydra", "gengen.cli.train", "gengen.cli.dry_run", "gengen.hardware", "gengen.data.text.windows", "gengen.generation.load", "gengen.models.gpt",
+    "gengen.training.build", "gengen.training.monitor.console", "gengen.training.objectives.language", "gengen.training.monitor.interruption",
 ]  # fmt: skip
 
 
@@ -34,7 +35,14 @@ def process(*arguments: str) -> float:
 
 def first_step(settings: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["run=first", f"runs_dir={folder}", "trainer.max_steps=1000", "stop_at=1", "trainer.log_every=1", "trainer.compile=false"]
+        fixed = [
+            "run=first",
+            f"runs_dir={folder}",
+            "trainer.max_steps=1000",
+            "stop_at=1",
+            "trainer.log_every=1",
+            "trainer.compile=false",
+        ]
         start = process(TRAIN, "model=gpt", "data=storybook", *settings, *fixed)
         metrics = Path(folder) / "first" / "metrics.csv"
         assert metrics.read_text().splitlines()[-1].startswith("1,"), "no row of step 1"
@@ -63,7 +71,9 @@ def main(rounds: int, settings: list[str]) -> None:
         },
         rounds,
     )
-    figures["first step, imports left out"] = [a - b for a, b in zip(figures["first step done"], figures["imports alone"], strict=True)]
+    figures["first step, imports left out"] = [
+        a - b for a, b in zip(figures["first step done"], figures["imports alone"], strict=True)
+    ]
     print(f"seconds from the start of a process (median; least and most of {rounds} rounds)")
     for name, values in figures.items():
         print(f"  {name:30}{spread(values, 2)}")

@@ -3,7 +3,8 @@
     python benchmarks/step.py [rounds=3] [threads=2] [tokens=4096] [vocab=32768] [train.py's own settings ...]
 
 Head and loss of so many tokens, 384 features, forward and backward in bf16 autocast, each in a process of its own:
-all logits at once with torch's cross-entropy, and ours. Peak memory is what the process holds at most beyond what it held before.
+all logits at once with torch's cross-entropy, and ours. Peak memory is what the process holds at most beyond what it
+held before.
 Fetching: a batch of the default run from prepared data, against a step of it.
 """
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from turns import arguments
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.data.text import prepare_for
+from gengen.data.text.windows import prepare_for
 from gengen.models.cross_entropy import linear_cross_entropy
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
 
@@ -48,7 +49,14 @@ def head(which: str, threads: int, tokens: int, vocab: int) -> None:
 
 def fetching(threads: int, settings: list[str]) -> tuple[float, float]:
     """Milliseconds to fetch a batch, and those of a step."""
-    line = ["model=gpt", "data=storybook", "trainer.max_steps=12", f"trainer.threads={threads}", "trainer.precision=bf16", *settings]
+    line = [
+        "model=gpt",
+        "data=storybook",
+        "trainer.max_steps=12",
+        f"trainer.threads={threads}",
+        "trainer.precision=bf16",
+        *settings,
+    ]
     config = compose_train(read_command_line([*line, "trainer.device=cpu", "trainer.compile=false"]))
     prepared = prepare_for(config.data, config.model, lambda line: None, None)  # type: ignore[arg-type]
     config.data, config.model = prepared.config, config.model.resolved()
@@ -72,7 +80,9 @@ def main(rounds: int, threads: int, tokens: int, vocab: int, settings: list[str]
             results.append(json.loads(out.stdout.splitlines()[-1]))
     print(f"head and loss, {tokens:,} tokens, vocabulary {vocab:,}, bf16 (medians of {rounds} processes)")
     for name, results in found.items():
-        print(f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  {median(r['ms'] for r in results):7.0f} ms")
+        print(
+            f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  {median(r['ms'] for r in results):7.0f} ms"
+        )
     fetch, step = fetching(threads, settings)
     print(f"fetching a batch of the default run: {fetch:.2f} ms, a step of it {step:.0f} ms: {fetch / step:.2%}")
 

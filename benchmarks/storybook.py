@@ -28,12 +28,12 @@ from turns import arguments
 
 import gengen
 from gengen.checkpoints.files import read_json
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import DataConfig
 from gengen.config.model import ModelConfig
 from gengen.config.schema import build
-from gengen.data.text import PreparedText, prepare_for
-from gengen.training.metrics import read_metrics
+from gengen.data.text.windows import PreparedText, prepare_for
 
 TRAIN = str(Path(__file__).parents[1] / "scripts" / "train.py")
 
@@ -52,8 +52,8 @@ def whole(stream: Any) -> np.ndarray:
 
 @torch.no_grad()
 def score(model: Callable[[Tensor], Tensor], prepared: PreparedText, context: int) -> float:
-    """Bits-per-byte of the validation part in windows that do not overlap: total nats / ln 2 / raw UTF-8 bytes. Every token is
-    scored once, given those before it in its window; but the first of all, which nothing precedes."""
+    """Bits-per-byte of the validation part in windows that do not overlap: total nats / ln 2 / raw UTF-8 bytes. Every
+    token is scored once, given those before it in its window; but the first of all, which nothing precedes."""
     val, nats = torch.from_numpy(whole(prepared.val).astype(np.int64)), 0.0
     for start in range(0, len(val) - 1, context):
         span = val[start : start + context + 1]
@@ -88,7 +88,10 @@ def recipe(seconds: float, seed: int, settings: list[str]) -> Trained:
     with tempfile.TemporaryDirectory() as folder:
         own = [f"trainer.budget={seconds}s", f"seed={seed}", f"runs_dir={folder}", "run=ours", *rare]
         done = subprocess.run(
-            [sys.executable, TRAIN, "model=gpt", "data=storybook", *settings, *own], capture_output=True, text=True, check=False
+            [sys.executable, TRAIN, "model=gpt", "data=storybook", *settings, *own],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
@@ -115,7 +118,10 @@ def main(seconds: float, seeds: str, tiny: int, only: str, settings: list[str]) 
     for seed in map(int, seeds.split(",")):
         for name, train in wanted.items():
             found[name].append(one := train(seed))
-            print(f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits-per-byte, {one.steps} steps in {one.seconds:.0f} s", flush=True)
+            print(
+                f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits-per-byte, {one.steps} steps in {one.seconds:.0f} s",
+                flush=True,
+            )
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}; figures are those of seeds {seeds}")
     print(f"{'':22}{'M':>6}  {'steps':17}{'M tokens':20}{'seconds':18}{'bits-per-byte':24} mean")
     for name, all_of_it in found.items():
@@ -124,7 +130,9 @@ def main(seconds: float, seeds: str, tiny: int, only: str, settings: list[str]) 
         spent = " ".join(f"{one.seconds:.0f}" for one in all_of_it)
         scores = " ".join(f"{one.bits_per_byte:.4f}" for one in all_of_it)
         average = mean(one.bits_per_byte for one in all_of_it)
-        print(f"{name:22}{all_of_it[0].parameters / 1e6:6.2f}  {steps:17}{tokens:20}{spent:18}{scores:24} {average:.4f}")
+        print(
+            f"{name:22}{all_of_it[0].parameters / 1e6:6.2f}  {steps:17}{tokens:20}{spent:18}{scores:24} {average:.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/tokenizing.py [rounds=3] [megabytes=8] [vocab=4096] [data.dir=data]
 
-The text is storybook's sentences in a shuffled order, as documents of 50, or made-up words where that book cannot be had. Ours goes from
-the documents to a synced token shard (gengen.data.prepare), theirs from a Dataset in memory to an Arrow file, asked for ids alone.
+The text is storybook's sentences in a shuffled order, as documents of 50, or made-up words where that book cannot be
+had. Ours goes from the documents to a synced token shard (gengen.data.text.prepare), theirs from a Dataset in memory
+to an Arrow file, asked for ids alone.
 """
 
 import os
@@ -23,11 +24,11 @@ from transformers import PreTrainedTokenizerFast
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.config.errors import UserError
-from gengen.data import prepare
-from gengen.data.shards import TokenStream, write_shards
-from gengen.data.text import prepare_for
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.text import prepare
+from gengen.data.text.shards import TokenStream, write_shards
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.data.text.windows import prepare_for
+from gengen.errors import UserError
 
 SENTENCES = 50  # a document
 
@@ -55,7 +56,9 @@ def shuffled(text: str, size: int) -> list[str]:
 
 
 def ours(documents: list[str], tokenizer: TextTokenizer, folder: Path) -> None:
-    write_shards(folder, "ours", prepare._tokenized(documents, tokenizer, {"bytes": 0}), tokenizer.vocab_size, tokenizer.hash)
+    write_shards(
+        folder, "ours", prepare._tokenized(documents, tokenizer, {"bytes": 0}), tokenizer.vocab_size, tokenizer.hash
+    )
 
 
 def theirs(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, processes: int) -> Dataset:
@@ -63,7 +66,14 @@ def theirs(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, p
         return tokenizer(rows["text"], return_attention_mask=False, return_token_type_ids=False)
 
     file = str(folder / "theirs.arrow")
-    return dataset.map(encode, batched=True, num_proc=processes, remove_columns=["text"], load_from_cache_file=False, cache_file_name=file)
+    return dataset.map(
+        encode,
+        batched=True,
+        num_proc=processes,
+        remove_columns=["text"],
+        load_from_cache_file=False,
+        cache_file_name=file,
+    )
 
 
 def main(rounds: int, megabytes: int, vocab: int, settings: list[str]) -> None:

@@ -29,13 +29,19 @@ from turns import arguments, measured_peaks, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
-from gengen.data.shards import TokenStream, open_shard, write_shards
+from gengen.data.text.shards import TokenStream, open_shard, write_shards
 from gengen.hardware import pick_precision
 from gengen.models.flops import gpt_flops_per_token
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 BATCH, CONTEXT, VOCAB, TOKENS, WARMUP = 16, 256, 4096, 1_000_000, 2
-SIZE = ["model.width=384", "model.heads=6", "model.kv_heads=6", f"model.context={CONTEXT}", f"model.vocab_size={VOCAB}"]
+SIZE = [
+    "model.width=384",
+    "model.heads=6",
+    "model.kv_heads=6",
+    f"model.context={CONTEXT}",
+    f"model.vocab_size={VOCAB}",
+]
 DEFAULTS = [*SIZE, "model.ff=1024"]
 THEIRS = [
     *SIZE, "model.ff=1536", "model.positions=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false", "model.bias=false",
@@ -56,7 +62,9 @@ class RandomText:
 
 def config_of(settings: list[str]) -> TrainConfig:
     """What train.py would make of these settings, with `auto` settled."""
-    config = compose_train(read_command_line(["model=gpt", "data=storybook", f"data.batch_size={BATCH}", "trainer.device=cpu", *settings]))
+    config = compose_train(
+        read_command_line(["model=gpt", "data=storybook", f"data.batch_size={BATCH}", "trainer.device=cpu", *settings])
+    )
     settled = replace(config.trainer, precision=pick_precision(config.trainer.precision, "cpu"))
     return replace(config, trainer=settled, model=config.model.resolved())
 
@@ -101,7 +109,9 @@ class Ours(Contestant):
         self.flops = self.objective.flops_per_row() / CONTEXT
 
     def fit(self, steps: int, callback: StepTimes) -> None:
-        build_trainer(self.config, callback, steps).fit(self.objective, datamodule=build_datamodule(self.config, self.data))
+        build_trainer(self.config, callback, steps).fit(
+            self.objective, datamodule=build_datamodule(self.config, self.data)
+        )
 
     def times(self, steps: int) -> list[float]:
         self.fit(steps, times := StepTimes())
@@ -143,7 +153,9 @@ def kind(event: Any) -> str:
     names = list(lineage(event))
     if any(part in name for name in names for part in KINDS["optimizer"]):  # its matrix products, in Muon, are its own
         return "optimizer"
-    return next((kind for name in names for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
+    return next(
+        (kind for name in names for kind, parts in KINDS.items() if any(part in name for part in parts)), "other"
+    )
 
 
 def show_profile(contestant: Ours, steps: int) -> None:
@@ -189,14 +201,18 @@ def contest(contestants: dict[str, Contestant], rounds: int, steps: int) -> None
     figures = take_turns({name: partial(c, steps) for name, c in contestants.items()}, rounds)
     after = measured_peaks(before)
     for precision in before:
-        print(f"matmul 2048^3 {precision}: {before[precision] / 1e9:.0f} GFLOP/s at the start, {after[precision] / 1e9:.0f} at the end")
+        print(
+            f"matmul 2048^3 {precision}: {before[precision] / 1e9:.0f} GFLOP/s at the start, {after[precision] / 1e9:.0f} at the end"
+        )
     print(f"\ntraining, tokens/s (median; least and most of {rounds} rounds of {steps} steps)")
     for name, speeds in figures.items():
         c = contestants[name]
         share = median(speeds) * c.flops / ((before[c.precision] + after[c.precision]) / 2)
         began = (c.first or 0) - BATCH * CONTEXT / median(speeds)
         compiled = f", compiled in {began:.0f} s" if c.compiled else ""
-        print(f"  {name:47}{spread(speeds)}   {c.parameters / 1e6:.2f} M, {share:.0%} of the {c.precision} peak{compiled}")
+        print(
+            f"  {name:47}{spread(speeds)}   {c.parameters / 1e6:.2f} M, {share:.0%} of the {c.precision} peak{compiled}"
+        )
     for name in figures:
         for peer in (peer for peer in figures if "gengen" in name and "loop " in peer and "gengen" not in peer):
             print(ratio(figures, name, peer))

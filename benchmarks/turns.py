@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gengen.training.throughput import matmul_flops
+from gengen.training.monitor.throughput import matmul_flops
 
 Figures = dict[str, list[float]]
 """Contestant -> its figure of each round."""

@@ -23,9 +23,9 @@ from torch import Tensor
 from turns import arguments
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.generation.image import ImageGenerator
+from gengen.generation.image.diffusion import ImageGenerator
 from gengen.training.build import StepTimes, build_objective, build_trainer
-from gengen.training.diffusion import Diffusion
+from gengen.training.objectives.diffusion import Diffusion
 
 WARMUP = 2
 
@@ -131,7 +131,9 @@ def main(rounds: int, steps: int, threads: int, width: int, batch: int, images: 
     plain, tuned = theirs(False, width), theirs(True, width)
     generator = ImageGenerator(objective.model)
     millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (objective.model, plain)]
-    print(f"parameters: ours {millions[0]:.2f} M, theirs {millions[1]:.2f} M; {threads} threads, torch {torch.__version__}")
+    print(
+        f"parameters: ours {millions[0]:.2f} M, theirs {millions[1]:.2f} M; {threads} threads, torch {torch.__version__}"
+    )
     tuned_name = f"theirs, {precision} channels_last"
     training = {
         f"ours, {precision}": lambda: train_ours(objective, config, steps),

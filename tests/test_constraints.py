@@ -44,10 +44,14 @@ PINS = pins((ROOT / "constraints.txt").read_text())
 
 def banned(name: str, version: str) -> bool:
     releases = BANNED.get(canonicalize_name(name))
-    return releases is not None and any(SpecifierSet(one).contains(version, prereleases=True) for one in releases.split(","))
+    return releases is not None and any(
+        SpecifierSet(one).contains(version, prereleases=True) for one in releases.split(",")
+    )
 
 
-@pytest.mark.parametrize("release", ["lightning==2.6.2", "Lightning==2.6.3", "litellm==9.9", "elementary_data==0.1rc1", "torch==2.8.0"])
+@pytest.mark.parametrize(
+    "release", ["lightning==2.6.2", "Lightning==2.6.3", "litellm==9.9", "elementary_data==0.1rc1", "torch==2.8.0"]
+)
 def test_a_banned_release_is_recognised(release: str) -> None:
     assert banned(*release.split("=="))
     assert not banned("lightning", "2.6.6") and not banned("torch", "2.9.0") and not banned("numpy", "0.1")
@@ -76,7 +80,9 @@ def test_every_dependency_is_pinned_within_its_bounds(wanted: Requirement) -> No
 def test_what_a_pin_depends_on_is_pinned_within_its_bounds() -> None:
     """By the metadata of what is installed here in the pinned release: no resolver would have chosen otherwise."""
     here = {canonicalize_name(d.name): d for d in distributions()}
-    checked = [name for name, (version, _) in PINS.items() if name in here and here[name].version.split("+")[0] == version]
+    checked = [
+        name for name, (version, _) in PINS.items() if name in here and here[name].version.split("+")[0] == version
+    ]
     assert "lightning" in checked and "torch" in checked
     for name in checked:
         for wanted in map(Requirement, here[name].requires or []):
@@ -91,9 +97,13 @@ def test_the_projects_own_ranges_admit_no_banned_release() -> None:
         for release in filter(None, BANNED.get(canonicalize_name(wanted.name), "").split(",")):
             last = re.sub(r"[<=]", "", release)
             edge = last if release.startswith("==") else f"{Version(last).base_version}.dev0"  # just below the bound
-            assert not wanted.specifier.contains(edge, prereleases=True), f"{wanted} admits {edge}, which {release} bans"
+            assert not wanted.specifier.contains(edge, prereleases=True), (
+                f"{wanted} admits {edge}, which {release} bans"
+            )
         assert BANNED.get(canonicalize_name(wanted.name)) != "", wanted
 
 
 def test_nothing_else_is_named_that_could_be_fetched_from() -> None:
-    assert not re.search(r"https?://|file://|--(index|extra|find|trusted)|(?<![\w/])/\w+/", (ROOT / "constraints.txt").read_text())
+    assert not re.search(
+        r"https?://|file://|--(index|extra|find|trusted)|(?<![\w/])/\w+/", (ROOT / "constraints.txt").read_text()
+    )

@@ -12,7 +12,8 @@ def load(run: "str | Path", *, checkpoint: str = "latest", weights: str | None =
     """The generator of a run, from nothing but its run or checkpoint directory.
 
     checkpoint: latest, best, or the number of a step; weights: ema, raw, or None for EMA where the run has it.
-    Text: `load("runs/NAME").generate("Once upon a time", n=4)`. Images: `load("runs/NAME").generate(16, ["cat", "dog"])`.
+    Text: `load("runs/NAME").generate("Once upon a time", n=4)`. Images: `load("runs/NAME").generate(16, ["cat",
+    "dog"])`.
     """
     from gengen.generation.load import load_generator
 

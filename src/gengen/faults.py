@@ -1,7 +1,8 @@
-"""Faults on demand, for tests: GENGEN_FAULT=POINT[@N][=ACTION], several with commas, lets the code go wrong where it says fault(POINT).
+"""Faults on demand, for tests: GENGEN_FAULT=POINT[@N][=ACTION], several with commas, lets the code go wrong where it
+says fault(POINT).
 
-At the N-th pass of a point, or at every pass. Actions: kill (the default), term, usr1, full (no space left), oom (out of memory),
-error, hang (for a quarter of an hour), poison (the caller's numbers).
+At the N-th pass of a point, or at every pass. Actions: kill (the default), term, usr1, full (no space left), oom (out
+of memory), error, hang (for a quarter of an hour), poison (the caller's numbers).
 """
 
 import errno
@@ -18,7 +19,11 @@ def fault(point: str) -> bool:
     if not (asked := os.environ.get("GENGEN_FAULT")):
         return False
     passes[point] += 1
-    actions = [a for place, _, a in (one.partition("=") for one in asked.split(",")) if place in (point, f"{point}@{passes[point]}")]
+    actions = [
+        a
+        for place, _, a in (one.partition("=") for one in asked.split(","))
+        if place in (point, f"{point}@{passes[point]}")
+    ]
     for action in actions:
         act(action or "kill", point)
     return "poison" in actions

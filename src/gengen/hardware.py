@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from gengen.config.errors import UserError
 from gengen.config.train import TrainerConfig
+from gengen.errors import UserError
 
 
 def pick_device(wanted: str, devices: int = 1) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from gengen.config.errors import UserError, did_you_mean, raised
+from gengen.errors import UserError, did_you_mean, raised
 
 PLUGINS: set[str] = set()
 """The modules that `plugins=` named, once they are imported."""
@@ -40,7 +40,9 @@ def imported(path: str) -> Any:
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: what it is made of, the dataclass of its config, and "module:Class" for each part built from it."""
+    """One registered name: what it is made of, the dataclass of its config, and "module:Class" for each part built
+    from it.
+    """
 
     name: str
     kind: str  # text or image: a model is trained on data of its kind
@@ -72,7 +74,9 @@ class Registry:
 
     def add(self, entry: Entry) -> None:
         if entry.name in self.entries and self.entries[entry.name].config is not entry.config:
-            raise UserError(f"{self.kind} {entry.name!r} is registered twice: {self.entries[entry.name].config} and {entry.config}")
+            raise UserError(
+                f"{self.kind} {entry.name!r} is registered twice: {self.entries[entry.name].config} and {entry.config}"
+            )
         self.entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> Entry:
@@ -88,14 +92,14 @@ MODELS = Registry("model")
 DATA = Registry("data")
 STAGES = Registry("stage")
 REWARDS: dict[str, str] = {
-    "requested_words": "gengen.data.storygen:requested_words",
+    "requested_words": "gengen.data.sources.storygen:requested_words",
 }
 """Rewards that are Python functions: name -> "module:function"; yours join by `register_reward`."""
 
 
 def register_reward(name: str) -> Callable[[Callable[[str, str, bool], float]], Callable[[str, str, bool], float]]:
-    """Register f(prompt, response, ended) -> float as a reward, to be named by stage.reward. ended: the response came to its end
-    within stage.max_tokens."""
+    """Register f(prompt, response, ended) -> float as a reward, to be named by stage.reward. ended: the response came
+    to its end within stage.max_tokens."""
 
     def register(function: Callable[[str, str, bool], float]) -> Callable[[str, str, bool], float]:
         REWARDS[name] = f"{function.__module__}:{function.__qualname__}"
@@ -131,15 +135,17 @@ def register_model(
     encode: str | None = None,
     variants: dict[str, str] | None = None,
 ) -> Callable[[type], type]:
-    """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the config of
-    its `sample` command.
+    """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the
+    config of its `sample` command.
 
-    encode(prepared, model_config, runs_dir, run, say) -> prepared: for a family that is trained on data as another run's model
-    encodes it. `run` is the directory of a run that exists, or None; what sampling will need of the other model is in the
-    `dependencies` of what it returns, {name: folder}, and is copied into a new run.
+    encode(prepared, model_config, runs_dir, run, say) -> prepared: for a family that is trained on data as another
+    run's model encodes it. `run` is the directory of a run that exists, or None; what sampling will need of the other
+    model is in the `dependencies` of what it returns, {name: folder}, and is copied into a new run.
     variants: a network or generator that one stage has of its own, such as {"model:reward": "module:Class"}.
     """
-    builds = {"model": model, "generator": generator} | {f"objective:{stage}": path for stage, path in objectives.items()}
+    builds = {"model": model, "generator": generator} | {
+        f"objective:{stage}": path for stage, path in objectives.items()
+    }
     builds |= variants or {}
     if encode:
         builds["encode"] = encode

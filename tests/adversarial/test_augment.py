@@ -1,4 +1,6 @@
-"""Augmentations as what they are by hand: moves by whole pixels, a rectangle cut out, colours; each can be differentiated twice."""
+"""Augmentations as what they are by hand: moves by whole pixels, a rectangle cut out, colours; each can be
+differentiated twice.
+"""
 
 from itertools import product
 
@@ -107,11 +109,19 @@ def test_the_hole_hangs_over_the_edge_by_half_at_most(side: int) -> None:
 
 
 def test_color_by_hand() -> None:
-    """One pixel row of red (.6, 0, 0) and white (1, 1, 1). Brightness +.25; saturation * .5; contrast * 1.3 about the mean."""
+    """One pixel row of red (.6, 0, 0) and white (1, 1, 1). Brightness +.25; saturation * .5; contrast * 1.3 about the
+    mean.
+    """
     x = torch.tensor([[[[0.6, 1]], [[0.0, 1]], [[0.0, 1]]]], dtype=torch.float64)
     u = draws(1, COLORS, 0.75, 0.25, 0.8).double()
     # brighter: (.85, .25, .25), (1.25, ...); grey of the first .45: (.65, .35, .35); the mean of all is .85
-    expected = [[[[0.85 - 1.3 * 0.2, 0.85 + 1.3 * 0.4]], [[0.85 - 1.3 * 0.5, 0.85 + 1.3 * 0.4]], [[0.85 - 1.3 * 0.5, 0.85 + 1.3 * 0.4]]]]
+    expected = [
+        [
+            [[0.85 - 1.3 * 0.2, 0.85 + 1.3 * 0.4]],
+            [[0.85 - 1.3 * 0.5, 0.85 + 1.3 * 0.4]],
+            [[0.85 - 1.3 * 0.5, 0.85 + 1.3 * 0.4]],
+        ]
+    ]
     torch.testing.assert_close(color(x, u), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
@@ -120,10 +130,16 @@ def test_each_number_of_color_moves_one_thing() -> None:
     mean, grey = x.mean(), x.mean(1, keepdim=True)
     for share in (0.0, 0.3, LAST):
         torch.testing.assert_close(color(x, draws(1, COLORS, share, 0.5, 0.5)), x + share - 0.5, rtol=0, atol=1e-6)
-        torch.testing.assert_close(color(x, draws(1, COLORS, 0.5, share, 0.5)), grey + 2 * share * (x - grey), rtol=0, atol=1e-6)
-        torch.testing.assert_close(color(x, draws(1, COLORS, 0.5, 0.5, share)), mean + (0.5 + share) * (x - mean), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            color(x, draws(1, COLORS, 0.5, share, 0.5)), grey + 2 * share * (x - grey), rtol=0, atol=1e-6
+        )
+        torch.testing.assert_close(
+            color(x, draws(1, COLORS, 0.5, 0.5, share)), mean + (0.5 + share) * (x - mean), rtol=0, atol=1e-6
+        )
     grey_picture = pictures(channels=1)
-    torch.testing.assert_close(color(grey_picture, draws(1, COLORS, 0.5, 0.0, 0.5)), grey_picture)  # no colours to take
+    torch.testing.assert_close(
+        color(grey_picture, draws(1, COLORS, 0.5, 0.0, 0.5)), grey_picture
+    )  # no colours to take
 
 
 # --- all of them
@@ -131,7 +147,9 @@ def test_each_number_of_color_moves_one_thing() -> None:
 UNEVEN = torch.tensor([[0.1, 0.8, 0.3, 0.95, 0.05, 0.2, 0.7], [0.7, 0.3, 0.9, 0.1, 0.5, 0.9, 0.4]])
 
 
-@pytest.mark.parametrize("names", [[name] for name in AUGMENTATIONS] + [list(AUGMENTATIONS)], ids=[*AUGMENTATIONS, "all"])
+@pytest.mark.parametrize(
+    "names", [[name] for name in AUGMENTATIONS] + [list(AUGMENTATIONS)], ids=[*AUGMENTATIONS, "all"]
+)
 def test_gradients_are_right_once_and_twice(names: list[str]) -> None:
     """The second of a cube of what comes out: of the maps themselves, which are linear, it is 0."""
     x = pictures(1, 2, 8, 8).requires_grad_()
@@ -153,7 +171,10 @@ def test_images_do_not_see_each_other(name: str) -> None:
 def test_each_reads_its_own_numbers_and_every_one_of_them(name: str) -> None:
     x, u = pictures(), UNEVEN[:1]
     own = {"color": COLORS, "translation": SHIFTS, "cutout": HOLES}[name]
-    matters = [not torch.equal(augment(x, u.index_fill(1, torch.tensor([i]), 0.45), [name]), augment(x, u, [name])) for i in range(DRAWS)]
+    matters = [
+        not torch.equal(augment(x, u.index_fill(1, torch.tensor([i]), 0.45), [name]), augment(x, u, [name]))
+        for i in range(DRAWS)
+    ]
     assert [i for i, does in enumerate(matters) if does] == list(range(own.start, own.stop))
 
 

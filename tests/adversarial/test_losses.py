@@ -25,7 +25,10 @@ SOFTPLUS |= {-x: y - x for x, y in SOFTPLUS.items()}  # softplus(-x) = softplus(
 
 GOLDEN = {  # of the pairs (real, fake) = (2, -1), (-1, 2), (0, 0)
     "relativistic": ([SOFTPLUS[-3], SOFTPLUS[3], SOFTPLUS[0]], [SOFTPLUS[3], SOFTPLUS[-3], SOFTPLUS[0]]),
-    "nonsaturating": ([SOFTPLUS[-2] + SOFTPLUS[-1], SOFTPLUS[1] + SOFTPLUS[2], 2 * SOFTPLUS[0]], [SOFTPLUS[1], SOFTPLUS[-2], SOFTPLUS[0]]),
+    "nonsaturating": (
+        [SOFTPLUS[-2] + SOFTPLUS[-1], SOFTPLUS[1] + SOFTPLUS[2], 2 * SOFTPLUS[0]],
+        [SOFTPLUS[1], SOFTPLUS[-2], SOFTPLUS[0]],
+    ),
     "hinge": ([0.0, 5.0, 2.0], [1.0, -2.0, 0.0]),
 }
 REAL, FAKE = torch.tensor([[2.0, -1, 0], [-1, 2, 0]], dtype=torch.float64)
@@ -34,7 +37,9 @@ REAL, FAKE = torch.tensor([[2.0, -1, 0], [-1, 2, 0]], dtype=torch.float64)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_by_hand(name: str) -> None:
     discriminator, generator = GOLDEN[name]
-    torch.testing.assert_close(LOSSES[name].discriminator(REAL, FAKE), torch.tensor(discriminator, dtype=torch.float64))
+    torch.testing.assert_close(
+        LOSSES[name].discriminator(REAL, FAKE), torch.tensor(discriminator, dtype=torch.float64)
+    )
     torch.testing.assert_close(LOSSES[name].generator(REAL, FAKE), torch.tensor(generator, dtype=torch.float64))
 
 
@@ -50,8 +55,8 @@ def test_the_relativistic_loss_is_of_the_difference_alone_and_the_generator_play
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_player_pulls_its_own_way(name: str) -> None:
-    """A descending discriminator raises real logits and lowers fake ones, a generator raises fake ones; and only a loss that says so
-    looks at the real image there."""
+    """A descending discriminator raises real logits and lowers fake ones, a generator raises fake ones; and only a
+    loss that says so looks at the real image there."""
     loss, real, fake = LOSSES[name], torch.tensor(0.3, requires_grad=True), torch.tensor(-0.4, requires_grad=True)
     of_real, of_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
     assert of_real < 0 < of_fake
@@ -63,7 +68,10 @@ def test_each_player_pulls_its_own_way(name: str) -> None:
 def test_losses_of_large_logits_are_finite(name: str) -> None:
     """ln(1 + e^x) as it is written is infinite from 89 on."""
     large = torch.tensor([200.0, -200.0])
-    assert LOSSES[name].discriminator(large, -large).isfinite().all() and LOSSES[name].generator(large, -large).isfinite().all()
+    assert (
+        LOSSES[name].discriminator(large, -large).isfinite().all()
+        and LOSSES[name].generator(large, -large).isfinite().all()
+    )
 
 
 # --- the slope
@@ -104,7 +112,9 @@ def test_the_slope_of_a_quadratic_critic_is_each_images_own() -> None:
 
 
 def penalty_moves_the_weights_as_it_should(slope: Slope) -> None:
-    """d/dw gamma/2 |w|^2 = gamma w; of |s|^2 / 2 with s = (A + A')x/2 + b, s for b and (s x' + x s') / 2 for A; summed over images."""
+    """d/dw gamma/2 |w|^2 = gamma w; of |s|^2 / 2 with s = (A + A')x/2 + b, s for b and (s x' + x s') / 2 for A; summed
+    over images.
+    """
     x, w = images(), seeded(SIZE).requires_grad_()
     (moved,) = torch.autograd.grad(GAMMA / 2 * slope(x.flatten(1) @ w, x).sum(), w)
     torch.testing.assert_close(moved, 3 * GAMMA * w.detach(), rtol=0, atol=1e-10)
@@ -133,11 +143,15 @@ def test_a_detached_slope_would_be_noticed() -> None:
 
 
 def test_the_slope_is_that_of_the_image_before_it_is_augmented() -> None:
-    """For D(x) = w . T(x) with a linear T the slope is T* w, the adjoint: undo the cut, the shift, then the colours, in that order."""
+    """For D(x) = w . T(x) with a linear T the slope is T* w, the adjoint: undo the cut, the shift, then the colours,
+    in that order.
+    """
     side, w = 8, seeded(2, 8, 8)
     x = seeded(1, 2, side, side, seed=1).requires_grad_()
     u = torch.full((1, DRAWS), 0.5, dtype=torch.float64)
-    u[0, :5] = torch.tensor([0.9, 0.2, 0.8, 0.99, 0.01], dtype=torch.float64)  # shifted by (1, -1): what is at (i, j) was at (i + 1, j - 1)
+    u[0, :5] = torch.tensor(
+        [0.9, 0.2, 0.8, 0.99, 0.01], dtype=torch.float64
+    )  # shifted by (1, -1): what is at (i, j) was at (i + 1, j - 1)
     seen = w.clone()
     seen[:, 2:6, 2:6] = 0  # where cutout lets nothing through
     back = torch.zeros_like(w)
@@ -148,7 +162,9 @@ def test_the_slope_is_that_of_the_image_before_it_is_augmented() -> None:
     shown = augment(x, u, ["color", "translation", "cutout"])
     logits = (shown * w).sum((1, 2, 3))
     torch.testing.assert_close(squared_slope(logits, x), adjoint.square().sum()[None], rtol=0, atol=1e-10)
-    assert not torch.isclose(squared_slope(logits, shown), adjoint.square().sum(), rtol=0.1)  # the bug: that of what is shown
+    assert not torch.isclose(
+        squared_slope(logits, shown), adjoint.square().sum(), rtol=0.1
+    )  # the bug: that of what is shown
 
 
 def test_logits_of_patches_count_by_their_mean() -> None:

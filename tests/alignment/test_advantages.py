@@ -39,7 +39,14 @@ def test_the_score_stands_at_the_last_token_and_a_rewards_sum_is_score_minus_kl(
     rewards = token_rewards(scores, kl, mask, beta=0.1)
     torch.testing.assert_close(rewards.sum(1), scores - 0.1 * (kl * mask).sum(1))
     places = token_rewards(scores, torch.zeros_like(kl), mask, beta=0.1).nonzero().tolist()
-    assert places == [[0, 4], [1, 0], [2, 8], [3, 3], [4, 8], [5, 8]]  # the end token's, in the last place of the axis too
+    assert places == [
+        [0, 4],
+        [1, 0],
+        [2, 8],
+        [3, 3],
+        [4, 8],
+        [5, 8],
+    ]  # the end token's, in the last place of the axis too
     for value in (NAN, 1e9):
         assert torch.equal(token_rewards(scores, junk(kl, mask, value), mask, beta=0.1), rewards)
 
@@ -47,7 +54,9 @@ def test_the_score_stands_at_the_last_token_and_a_rewards_sum_is_score_minus_kl(
 def test_token_rewards_of_the_worked_example() -> None:
     """q0 q1 q2 | a b <end> | pad pad, on the shifted axis: a, b and the end are the places 2, 3, 4."""
     mask, kl = tensor([0, 0, 1, 1, 1, 0, 0]), tensor([9, 9, 0.5, -0.25, 1, 9, 9])
-    torch.testing.assert_close(token_rewards(torch.tensor([2.0]).double(), kl, mask, 0.2), tensor([0, 0, -0.1, 0.05, 1.8, 0, 0]))
+    torch.testing.assert_close(
+        token_rewards(torch.tensor([2.0]).double(), kl, mask, 0.2), tensor([0, 0, -0.1, 0.05, 1.8, 0, 0])
+    )
 
 
 def test_an_empty_response_earns_nothing_and_spoils_no_other_row() -> None:
@@ -55,7 +64,9 @@ def test_an_empty_response_earns_nothing_and_spoils_no_other_row() -> None:
     rewards = token_rewards(scores, torch.ones_like(mask), mask, 0.5)
     assert torch.equal(rewards, tensor([0, 0, 0], [0, 1.5, 0]))
     advantages, returns = gae(rewards, torch.ones_like(mask), mask)
-    assert torch.equal(advantages, tensor([0, 0, 0], [0, 0.5, 0])) and torch.equal(returns, tensor([0, 0, 0], [0, 1.5, 0]))
+    assert torch.equal(advantages, tensor([0, 0, 0], [0, 0.5, 0])) and torch.equal(
+        returns, tensor([0, 0, 0], [0, 1.5, 0])
+    )
 
 
 # --- GAE
@@ -118,7 +129,9 @@ def test_whitening_by_hand() -> None:
     torch.testing.assert_close(biased, tensor([0.0508, 0.4381, 0.8254])[0], atol=5e-5, rtol=0)
     torch.testing.assert_close(unbiased, tensor([0.1394, 0.5046, 0.8697])[0], atol=5e-5, rtol=0)
     shifted = whiten(GRID, mask)
-    torch.testing.assert_close((shifted.mean(), shifted.var(unbiased=False)), (torch.zeros(()).double(), torch.ones(()).double()))
+    torch.testing.assert_close(
+        (shifted.mean(), shifted.var(unbiased=False)), (torch.zeros(()).double(), torch.ones(()).double())
+    )
     kept = whiten(GRID, mask, shift_mean=False)
     torch.testing.assert_close((kept.mean(), kept.var(unbiased=False)), (GRID.mean(), torch.ones(()).double()))
 
@@ -146,7 +159,9 @@ def test_whitening_is_that_of_what_the_mask_holds(shift_mean: bool, unbiased: bo
 
 
 def test_the_whitenings_in_print_that_are_wrong_would_be_noticed() -> None:
-    """One adds the mean back where it should be taken away, so advantages are never centred; one counts padding as advantages of 0."""
+    """One adds the mean back where it should be taken away, so advantages are never centred; one counts padding as
+    advantages of 0.
+    """
     mask, x = ragged(), junk(seeded(0) + 3, ragged(), 0.0)
     assert abs(whiten(x, mask).sum()) < 1e-9 < 1 < whiten(x, mask, shift_mean=False).sum()
     over_pads = whiten(x, torch.ones_like(mask)) * mask
@@ -158,7 +173,11 @@ def test_the_whitenings_in_print_that_are_wrong_would_be_noticed() -> None:
 
 @pytest.mark.parametrize(
     ("how", "golden"),
-    [("grpo", [1.5, -0.5, -0.5, -0.5]), ("rloo", [1, -1 / 3, -1 / 3, -1 / 3]), ("dr_grpo", [0.75, -0.25, -0.25, -0.25])],
+    [
+        ("grpo", [1.5, -0.5, -0.5, -0.5]),
+        ("rloo", [1, -1 / 3, -1 / 3, -1 / 3]),
+        ("dr_grpo", [0.75, -0.25, -0.25, -0.25]),
+    ],
 )
 def test_group_advantages_by_hand(how: str, golden: list[float]) -> None:
     rewards = tensor([1, 0, 0, 0], [5, 5, 5, 5], [0, 0, 2, 0])

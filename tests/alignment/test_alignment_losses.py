@@ -1,4 +1,6 @@
-"""PPO's losses inside and outside their bands, losses of pairs by hand, and sums that do not depend on how a batch was cut."""
+"""PPO's losses inside and outside their bands, losses of pairs by hand, and sums that do not depend on how a batch was
+cut.
+"""
 
 import math
 
@@ -6,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.losses import PREFERENCE_LOSSES, aggregate, bradley_terry, clipped_policy_loss, clipped_value_loss, dpo, ipo
+from gengen.alignment.losses import (
+    PREFERENCE_LOSSES,
+    aggregate,
+    bradley_terry,
+    clipped_policy_loss,
+    clipped_value_loss,
+    dpo,
+    ipo,
+)
 
 
 def tensor(*x: float) -> Tensor:
@@ -50,7 +60,11 @@ def test_a_policy_far_away_gives_a_finite_loss() -> None:
 
 def test_the_value_loss_by_hand_and_where_it_lets_go() -> None:
     """No slope where the value left its band towards the return, which it still pulls at from the far side."""
-    values, old, returns = tensor(0.1, 0.5, -0.5, 0.5, 1.9).requires_grad_(), tensor(0, 0, 0, 0, 2), tensor(1, 1, 1, -1, 1)
+    values, old, returns = (
+        tensor(0.1, 0.5, -0.5, 0.5, 1.9).requires_grad_(),
+        tensor(0, 0, 0, 0, 2),
+        tensor(1, 1, 1, -1, 1),
+    )
     loss, slope = value_and_slope(clipped_value_loss(values, old, returns, 0.2), values)
     assert loss == pytest.approx([0.405, 0.32, 1.125, 1.125, 0.405])
     assert slope == pytest.approx([-0.9, 0, -1.5, 1.5, 0.9])
@@ -63,16 +77,22 @@ def test_bradley_terry_by_hand() -> None:
     zero = torch.zeros(2, dtype=torch.float64)
     torch.testing.assert_close(bradley_terry(zero, zero), torch.full_like(zero, math.log(2)))
     chosen, rejected = tensor(2, 0.5), tensor(1, 1.5)
-    torch.testing.assert_close(bradley_terry(chosen, rejected), tensor(0.313261687518, 1.313261687518))  # softplus(-1), softplus(1)
+    torch.testing.assert_close(
+        bradley_terry(chosen, rejected), tensor(0.313261687518, 1.313261687518)
+    )  # softplus(-1), softplus(1)
     torch.testing.assert_close(bradley_terry(chosen, rejected, margin=tensor(1, -1)), tensor(math.log(2), math.log(2)))
     torch.testing.assert_close(bradley_terry(chosen, rejected, centring=0.01), tensor(0.403261687518, 1.353261687518))
 
 
 def test_bradley_terry_is_of_the_difference_and_centring_of_the_sum() -> None:
-    chosen, rejected = (torch.randn(50, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
+    chosen, rejected = (
+        torch.randn(50, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1)
+    )
     torch.testing.assert_close(bradley_terry(chosen + 7, rejected + 7), bradley_terry(chosen, rejected))
     moved, still = (bradley_terry(c, r, centring=0.01) for c, r in ((chosen + 7, rejected + 7), (chosen, rejected)))
-    torch.testing.assert_close(moved - still, 0.01 * ((chosen + rejected + 14).square() - (chosen + rejected).square()))
+    torch.testing.assert_close(
+        moved - still, 0.01 * ((chosen + rejected + 14).square() - (chosen + rejected).square())
+    )
 
 
 def test_the_expected_loss_is_least_at_the_true_gap() -> None:
@@ -132,7 +152,9 @@ LOSSES = torch.tensor([[9.0, 1, 2, 3, 9], [9, 9, 5, 9, 9], [9, 9, 9, 9, 9]])
 MASK = torch.tensor([[0.0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize(("how", "rows"), [("token", [6.0, 5, 0]), ("sequence", [2.0, 5, 0]), ("constant", [0.6, 0.5, 0])])
+@pytest.mark.parametrize(
+    ("how", "rows"), [("token", [6.0, 5, 0]), ("sequence", [2.0, 5, 0]), ("constant", [0.6, 0.5, 0])]
+)
 def test_aggregates_by_hand(how: str, rows: list[float]) -> None:
     torch.testing.assert_close(aggregate(LOSSES, MASK, how, 10), torch.tensor(rows))
     for value in (math.nan, 1e9):
@@ -149,7 +171,9 @@ def test_an_aggregate_has_a_known_name() -> None:
 
 
 def one_parameter(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (B, 3), mask and parameter of a policy sigma(theta), on its own draws: lengths 1 and 3, advantages 1 and -1."""
+    """Losses (B, 3), mask and parameter of a policy sigma(theta), on its own draws: lengths 1 and 3, advantages 1 and
+    -1.
+    """
     theta = torch.zeros((), requires_grad=True)
     log_probs = torch.nn.functional.logsigmoid(theta).expand(2, 3)
     advantages = torch.tensor([[1.0], [-1.0]]).expand(2, 3)
@@ -159,7 +183,9 @@ def one_parameter(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("cuts", [[slice(0, 2)], [slice(0, 1), slice(1, 2)]], ids=["whole", "cut"])
 def test_the_loss_does_not_depend_on_the_cut(cuts: list[slice]) -> None:
-    """The sum over micro-batches, or ranks, of sums divided by the count of the whole step: .5, with slope .25. A mean of means: 0, 0."""
+    """The sum over micro-batches, or ranks, of sums divided by the count of the whole step: .5, with slope .25. A mean
+    of means: 0, 0.
+    """
     loss = slope = naive = naive_slope = 0.0
     for rows in cuts:
         losses, mask, theta = one_parameter(rows)
@@ -169,4 +195,6 @@ def test_the_loss_does_not_depend_on_the_cut(cuts: list[slice]) -> None:
         slope += torch.autograd.grad(share, theta, retain_graph=True)[0].item()
         naive_slope += torch.autograd.grad(mean, theta)[0].item()
     assert (loss, slope) == pytest.approx((0.5, 0.25))
-    assert (naive, naive_slope) == pytest.approx((0.5, 0.25) if len(cuts) == 1 else (0, 0))  # why the count is the step's
+    assert (naive, naive_slope) == pytest.approx(
+        (0.5, 0.25) if len(cuts) == 1 else (0, 0)
+    )  # why the count is the step's

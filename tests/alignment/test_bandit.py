@@ -30,7 +30,9 @@ def test_the_best_policy_by_hand() -> None:
     assert near(best, BEST, 5e-5)
     kl = (best * k1(best.log(), REF.log())).sum().item()
     assert (REF @ REWARD).item() == pytest.approx(0.55) and (best @ REWARD).item() == pytest.approx(1.0421, abs=5e-5)
-    assert kl == pytest.approx(0.2640, abs=5e-5) and (best @ REWARD).item() - BETA * kl == pytest.approx(0.7780, abs=5e-5)
+    assert kl == pytest.approx(0.2640, abs=5e-5) and (best @ REWARD).item() - BETA * kl == pytest.approx(
+        0.7780, abs=5e-5
+    )
 
 
 # --- the exact gradient, with an estimator in its right and in its wrong place
@@ -156,7 +158,9 @@ def test_dpo() -> None:
     """40,000 pairs of the reference's own draws, labelled by Bradley-Terry on the reward."""
     generator, n = torch.Generator().manual_seed(0), 40_000
     pair = torch.multinomial(REF, 2 * n, replacement=True, generator=generator).view(n, 2)
-    first = torch.rand(n, generator=generator, dtype=torch.float64) < (REWARD[pair[:, 0]] - REWARD[pair[:, 1]]).sigmoid()
+    first = (
+        torch.rand(n, generator=generator, dtype=torch.float64) < (REWARD[pair[:, 0]] - REWARD[pair[:, 1]]).sigmoid()
+    )
     chosen, rejected = torch.where(first[:, None], pair, pair.flip(1)).unbind(1)
     logits = REF.log().requires_grad_()
     for optimizer in descended(150, 0.1, logits):

@@ -40,7 +40,9 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
 
 
 def test_k3_keeps_its_digits_where_the_two_are_close() -> None:
-    assert k3(torch.tensor([1e-4]), torch.zeros(1)).item() == pytest.approx(5e-9, rel=1e-2)  # exp(-r) - 1 + r is 0 or 6e-8 in fp32
+    assert k3(torch.tensor([1e-4]), torch.zeros(1)).item() == pytest.approx(
+        5e-9, rel=1e-2
+    )  # exp(-r) - 1 + r is 0 or 6e-8 in fp32
 
 
 def gradient(of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -108,7 +110,9 @@ def test_best_of_n_by_hand(n: int, nats: float) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
 def test_best_of_n_is_a_bound_and_near_for_many_answers(n: int) -> None:
-    """Over V equally likely answers, none as good as another, the best of n is answer k of V with (k/V)^n - ((k-1)/V)^n."""
+    """Over V equally likely answers, none as good as another, the best of n is answer k of V with (k/V)^n -
+    ((k-1)/V)^n.
+    """
     for answers, slack in ((4, math.inf), (100_000, 1e-3)):
         k = torch.arange(answers + 1, dtype=torch.float64) / answers
         p = k.pow(n).diff()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gengen.alignment.log_probs import entropy, log_probs, log_softmax
 from gengen.alignment.losses import aggregate
-from gengen.generation.decoding import draw, next_token_probabilities, uniforms
+from gengen.generation.text.sampling import draw, next_token_probabilities, uniforms
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,10 @@ def test_bf16_logits_are_read_in_fp32_and_fp64_stays() -> None:
     logits, tokens = seeded(3, 5, 7), torch.zeros(3, 5, dtype=torch.int64)
     coarse = logits.bfloat16()
     assert torch.equal(log_probs(coarse, tokens, 0.7), log_probs(coarse.float(), tokens, 0.7))
-    assert torch.equal(log_softmax(coarse, 0.7), log_softmax(coarse.float(), 0.7)) and log_probs(logits, tokens).dtype == torch.float64
+    assert (
+        torch.equal(log_softmax(coarse, 0.7), log_softmax(coarse.float(), 0.7))
+        and log_probs(logits, tokens).dtype == torch.float64
+    )
 
 
 def test_one_places_log_prob_and_entropy_are_no_other_places_business() -> None:
@@ -52,7 +55,9 @@ def test_one_places_log_prob_and_entropy_are_no_other_places_business() -> None:
     assert torch.equal(torch.cat([log_probs(logits[i : i + 1], tokens[i : i + 1], 0.7) for i in range(8)]), whole)
     assert torch.equal(log_probs(logits[order], tokens[order], 0.7), whole[order])
     padded = log_probs(
-        torch.cat([logits, torch.full((8, 7, 7), 1e9)], 1), torch.cat([tokens, torch.zeros(8, 7, dtype=torch.int64)], 1), 0.7
+        torch.cat([logits, torch.full((8, 7, 7), 1e9)], 1),
+        torch.cat([tokens, torch.zeros(8, 7, dtype=torch.int64)], 1),
+        0.7,
     )
     assert torch.equal(padded[:, :5], whole)
 
@@ -60,7 +65,9 @@ def test_one_places_log_prob_and_entropy_are_no_other_places_business() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_entropy_by_hand_and_its_limits(temperature: float) -> None:
     even = torch.zeros(1, 8, dtype=torch.float64)
-    torch.testing.assert_close(entropy(log_softmax(even, temperature)), torch.tensor([math.log(8)], dtype=torch.float64))
+    torch.testing.assert_close(
+        entropy(log_softmax(even, temperature)), torch.tensor([math.log(8)], dtype=torch.float64)
+    )
     one = torch.full((1, 8), -math.inf, dtype=torch.float64)
     one[0, 3] = 1.0
     assert entropy(log_softmax(one, temperature)).item() == 0
@@ -98,7 +105,9 @@ def test_the_mask_of_the_shifted_axis_takes_the_response_with_its_end_and_nothin
 
 
 def test_entropy_counts_no_padding() -> None:
-    """Pads given some constant log-probability (one of 1 is in print) or their own entropy would move a mean entropy with each pad."""
+    """Pads given some constant log-probability (one of 1 is in print) or their own entropy would move a mean entropy
+    with each pad.
+    """
     places = entropy(log_softmax(CHAIN[TOKENS[:, :-1]]))
     mean = aggregate(places, MASK, "token", 1).sum() / MASK.sum()
     torch.testing.assert_close(mean, entropy(log_softmax(CHAIN[[2, 3, 4]])).mean())

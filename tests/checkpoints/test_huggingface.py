@@ -1,4 +1,6 @@
-"""Weights of transformers both ways: what one side wrote computes the same on the other, and what has no place there is refused."""
+"""Weights of transformers both ways: what one side wrote computes the same on the other, and what has no place there
+is refused.
+"""
 
 import json
 import re
@@ -12,16 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gengen
-from gengen.checkpoints import huggingface, store
-from gengen.checkpoints.format import Checkpoint, unique_state
-from gengen.checkpoints.huggingface import LAYOUTS, ends, from_config, layout_of, read_folder
+from gengen.checkpoints import store
+from gengen.checkpoints.convert import huggingface
+from gengen.checkpoints.convert.huggingface import LAYOUTS, ends, from_config, layout_of, read_folder
+from gengen.checkpoints.layout import Checkpoint, unique_state
 from gengen.checkpoints.run import Run
 from gengen.cli import main
-from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
 from gengen.models.gpt import GPT
 
 PROSE = "Once upon a time there was a little bear. The bear ran home, and the fox sang in the wood. "
@@ -48,7 +51,9 @@ def lively(model: Any, seed: int = 0) -> Any:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model.eval()
 
 
@@ -72,14 +77,29 @@ LLAMA = {
     "vocab_size": VOCABULARY, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, **ENDS,
 }  # fmt: skip
-STRETCHED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+STRETCHED = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
-    "gpt2 untied": ("GPT2", GPT2 | {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "gelu_pytorch_tanh"}),
+    "gpt2 untied": (
+        "GPT2",
+        GPT2 | {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "gelu_pytorch_tanh"},
+    ),
     "llama": ("Llama", LLAMA | {"rms_norm_eps": 1e-5}),
-    "llama tied": ("Llama", LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    "llama tied": (
+        "Llama",
+        LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    ),
     "llama stretched": ("Llama", LLAMA | {"rope_parameters": STRETCHED | {"rope_theta": 100.0}}),
-    "llama linear": ("Llama", LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}),
+    "llama linear": (
+        "Llama",
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+    ),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 16, "tie_word_embeddings": True}),
 }
 
@@ -123,13 +143,23 @@ def test_what_transformers_wrote_computes_the_same_and_goes_back_bit_by_bit(hf: 
     same_files(folder, Path("back"))
     was, now = (hf.AutoConfig.from_pretrained(f).to_dict() for f in (folder, "back"))
     for facts in (was, now):  # what is of no consequence, or follows from the rest
-        for key in ("transformers_version", "_name_or_path", "pad_token_id", "pretraining_tp", "n_inner", "activation_function"):
+        for key in (
+            "transformers_version",
+            "_name_or_path",
+            "pad_token_id",
+            "pretraining_tp",
+            "n_inner",
+            "activation_function",
+        ):
             facts.pop(key, None)
     assert now == was
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    save_file({k: v.contiguous() for k, v in change(load_file(folder / "model.safetensors")).items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in change(load_file(folder / "model.safetensors")).items()},
+        folder / "model.safetensors",
+    )
 
 
 def configured(folder: Path, **changes: Any) -> None:
@@ -138,7 +168,9 @@ def configured(folder: Path, **changes: Any) -> None:
 
 
 def test_names_and_words_of_old_files(hf: Any, runs: Path) -> None:
-    """GPT-2's own file has no prefix and two buffers a block, and its config.json says little; others hold a tied matrix twice."""
+    """GPT-2's own file has no prefix and two buffers a block, and its config.json says little; others hold a tied
+    matrix twice.
+    """
     model = theirs(hf, "gpt2")
     folder = saved(model, Path("theirs"))
     causal = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
@@ -151,14 +183,19 @@ def test_names_and_words_of_old_files(hf: Any, runs: Path) -> None:
         ),
     )
     configured(
-        folder, **dict.fromkeys(("tie_word_embeddings", "n_inner", "resid_pdrop", "scale_attn_weights", "architectures"), "left out")
+        folder,
+        **dict.fromkeys(
+            ("tie_word_embeddings", "n_inner", "resid_pdrop", "scale_attn_weights", "architectures"), "left out"
+        ),
     )
     close(logits(taken(folder).model), logits(model))
 
     stretched = theirs(hf, "llama stretched")
     folder = saved(stretched, Path("old"))
     rope = {("type" if key == "rope_type" else key): value for key, value in STRETCHED.items()}
-    configured(folder, rope_parameters="left out", rope_scaling=rope, rope_theta=100, head_dim="left out", mlp_bias="left out")
+    configured(
+        folder, rope_parameters="left out", rope_scaling=rope, rope_theta=100, head_dim="left out", mlp_bias="left out"
+    )
     close(logits(taken(folder, "old").model), logits(stretched))
 
 
@@ -168,7 +205,9 @@ def test_what_is_left_out_means_what_transformers_takes_it_to_mean(hf: Any, name
     said = {key: default for _, key, default in layout.keys if default not in (..., None) and key != "rope_theta"}
     assert said == {key: getattr(defaults, key) for key in said}
     assert all(getattr(defaults, key) == values[0] for key, values in layout.means.items())
-    spare = {"model_type": name} | {key: 4 if field == "heads" else 256 for field, key, default in layout.keys if default is ...}
+    spare = {"model_type": name} | {
+        key: 4 if field == "heads" else 256 for field, key, default in layout.keys if default is ...
+    }
     _, c = from_config(spare)
     assert (c.ff, c.kv_heads, c.head_size) == (1024 if name == "gpt2" else 256, 4, 128 if name == "qwen3" else 64)
 
@@ -179,8 +218,20 @@ def test_an_imported_run_is_sampled_and_trained_on(
     taken(saved(theirs(hf, "qwen3"), Path("theirs")))
     assert main(["sample", "runs/taken", "prompt=The bear", "max_tokens=5", "n=2"]) == 0
     assert "The bear" in capsys.readouterr().out
-    settings = [f"data.path={texts}", f"data.dir={shared_data}", "data.batch_size=2", "trainer.max_steps=1", "trainer.compile=false"]
-    settings += ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "optim.lr=1e-12", "optim.muon_lr=1e-12"]
+    settings = [
+        f"data.path={texts}",
+        f"data.dir={shared_data}",
+        "data.batch_size=2",
+        "trainer.max_steps=1",
+        "trainer.compile=false",
+    ]
+    settings += [
+        "trainer.device=cpu",
+        "trainer.precision=fp32",
+        "trainer.threads=1",
+        "optim.lr=1e-12",
+        "optim.muon_lr=1e-12",
+    ]
     assert main(["train", "init_from=runs/taken", "data=text", "run=next", *settings]) == 0
     assert re.search(r"^model  gpt  \d", capsys.readouterr().out, re.MULTILINE), "it is of no size of ours"
     close(logits(gengen.load("runs/next").model), logits(gengen.load("runs/taken").model))
@@ -200,9 +251,23 @@ OURS: dict[str, dict[str, Any]] = {
     "default": {},
     "untied": {"tied": False, "head_size": 24, "norm_eps": 1e-5, "document_token": 0, "z_loss": 1e-4},
     "llama": {"qk_norm": False, "bias": True, "kv_heads": 1, "rope_theta": 500.0},
-    "llama stretched": {"qk_norm": False, "rope_scaling": "llama3", "rope_factor": 4.0, "rope_context": 32, "rope_theta": 100.0},
+    "llama stretched": {
+        "qk_norm": False,
+        "rope_scaling": "llama3",
+        "rope_factor": 4.0,
+        "rope_context": 32,
+        "rope_theta": 100.0,
+    },
     "qwen3 linear": {"rope_scaling": "linear", "rope_factor": 2.0, "window": 8, "window_pattern": "L"},
-    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qk_norm": False, "kv_heads": 4, "tied": False},
+    "gpt2": {
+        "positions": "learned",
+        "norm": "layernorm",
+        "mlp": "gelu",
+        "bias": True,
+        "qk_norm": False,
+        "kv_heads": 4,
+        "tied": False,
+    },
 }
 
 
@@ -253,16 +318,22 @@ def test_a_trained_model_says_the_same_there(hf: Any, kind: str, runs: Path) -> 
         (sample,) = gengen.load("runs/ours").generate(prompt, max_tokens=25, temperature=0)
         given = spelling(prompt, return_tensors="pt")
         assert given["input_ids"].tolist() == [[tokenizer.eot, *tokenizer.encode(prompt)]]
-        text = spelling.decode(there.generate(**given, max_new_tokens=25, do_sample=False)[0], skip_special_tokens=True)
+        text = spelling.decode(
+            there.generate(**given, max_new_tokens=25, do_sample=False)[0], skip_special_tokens=True
+        )
         assert text == prompt + sample.text
-    assert PROSE.startswith("Once upon a" + gengen.load("runs/ours").generate("Once upon a", max_tokens=5, temperature=0)[0].text)
+    assert PROSE.startswith(
+        "Once upon a" + gengen.load("runs/ours").generate("Once upon a", max_tokens=5, temperature=0)[0].text
+    )
     for text in (PROSE, " two  spaces\n\tnaïve 日本 🙂 .", "it 's , n't"):
         assert spelling(text)["input_ids"][1:] == tokenizer.encode(text)
         assert spelling.decode(tokenizer.encode(text)) == text
     assert spelling("x", "y")["input_ids"] == [0, *tokenizer.encode("x"), 0, *tokenizer.encode("y")]
 
 
-def test_other_number_formats_and_the_averaged_weights(hf: Any, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_number_formats_and_the_averaged_weights(
+    hf: Any, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, average = ours(), lively(GPT(ours().config), seed=5)
     kept(model, ema=unique_state(average))
     assert main(["export", "runs/ours", "out=half", "dtype=bf16", "weights=raw"]) == 0
@@ -283,7 +354,8 @@ def test_other_number_formats_and_the_averaged_weights(hf: Any, runs: Path, caps
     assert "out=half exists and is not an empty folder; nothing is overwritten" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------- the tests above would notice
+# ------------------------------------------------------------------------------------------- the tests above would
+# notice
 
 
 def interleaved(weight: Tensor) -> Tensor:
@@ -292,8 +364,12 @@ def interleaved(weight: Tensor) -> Tensor:
 
 
 BUGS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
-    "pairs side by side": lambda found: {k: interleaved(v) if "q_proj" in k or "k_proj" in k else v for k, v in found.items()},
-    "gate and up exchanged": lambda f: {(k.replace("up", "gate") if "up" in k else k.replace("gate", "up")): v for k, v in f.items()},
+    "pairs side by side": lambda found: {
+        k: interleaved(v) if "q_proj" in k or "k_proj" in k else v for k, v in found.items()
+    },
+    "gate and up exchanged": lambda f: {
+        (k.replace("up", "gate") if "up" in k else k.replace("gate", "up")): v for k, v in f.items()
+    },
     "one head of keys moved": lambda f: {k: v.roll(8, 0) if "k_proj" in k else v for k, v in f.items()},
 }
 
@@ -336,8 +412,14 @@ def test_a_lost_tie_would_be_noticed(hf: Any, runs: Path) -> None:
             {"positions": "learned"},
             "gpt2, not for model.norm=rmsnorm (it has layernorm), model.mlp=swiglu (it has gelu), model.qk_norm=True",
         ),
-        (OURS["gpt2"] | {"kv_heads": 2, "head_size": 16}, "gpt2, not for model.kv_heads=2 (it has 4), model.head_size=16 (it has 8)"),
-        ({"qk_norm": False, "heads": 3, "kv_heads": 1, "head_size": 8}, "llama, not for model.heads=3 (it has a divisor of width)"),
+        (
+            OURS["gpt2"] | {"kv_heads": 2, "head_size": 16},
+            "gpt2, not for model.kv_heads=2 (it has 4), model.head_size=16 (it has 8)",
+        ),
+        (
+            {"qk_norm": False, "heads": 3, "kv_heads": 1, "head_size": 8},
+            "llama, not for model.heads=3 (it has a divisor of width)",
+        ),
     ],
 )
 def test_models_that_no_layout_can_hold(config: dict[str, Any], words: str) -> None:
@@ -368,7 +450,10 @@ def test_models_that_no_layout_can_hold(config: dict[str, Any], words: str) -> N
             GPT2 | {"model_type": "gpt2", "activation_function": "relu"},
             "activation_function=relu is not supported: gelu_new or gelu_pytorch",
         ),
-        (GPT2 | {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+        (
+            GPT2 | {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx=True is not supported",
+        ),
     ],
 )
 def test_models_that_gengen_has_not(change: dict[str, Any], words: str) -> None:
@@ -389,7 +474,9 @@ def broken(folder: Path, how: str) -> None:
         path.write_bytes(b"\xff" * 100)
     elif how in ("shard", "escape", "list"):
         path.rename(folder.parent / "model.safetensors")
-        file = {"shard": "model-00002.safetensors", "escape": "../model.safetensors", "list": ["model.safetensors"]}[how]
+        file = {"shard": "model-00002.safetensors", "escape": "../model.safetensors", "list": ["model.safetensors"]}[
+            how
+        ]
         index.write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
     elif how == "lacking":
         path.rename(folder / "one.safetensors")
@@ -453,7 +540,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_folders_that_are_refused(how: str, whole: dict[str, bytes], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_refused(
+    how: str, whole: dict[str, bytes], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path("folder")
     folder.mkdir()
     for name, content in whole.items():
@@ -492,14 +581,21 @@ def test_the_ends_of_a_text() -> None:
     instruct = {"bos_token": {"content": "<|begin_of_text|>", "special": True}, "eos_token": "<|eot_id|>"}
     several = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}
     assert ends(instruct, several, several) == ("<|begin_of_text|>", ["<|eot_id|>", 128001, 128008, 128009])
-    assert ends({"bos_token": None, "eos_token": "<|im_end|>"}, {"bos_token_id": 151643}, {}) == (151643, ["<|im_end|>"])
+    assert ends({"bos_token": None, "eos_token": "<|im_end|>"}, {"bos_token_id": 151643}, {}) == (
+        151643,
+        ["<|im_end|>"],
+    )
     assert ends({}, {}, {"eos_token_id": [2, 3]}) == (2, [2, 3])
     with pytest.raises(UserError, match="eos_token_id is missing"):
         ends({}, {"eos_token_id": []}, {})
 
 
-def test_every_end_of_an_imported_model_ends_a_text_and_goes_back(hf: Any, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As Llama 3 and Qwen have it: one end in the tokenizer, others in generation_config.json; the first is the one trained on."""
+def test_every_end_of_an_imported_model_ends_a_text_and_goes_back(
+    hf: Any, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Llama 3 and Qwen have it: one end in the tokenizer, others in generation_config.json; the first is the one
+    trained on.
+    """
     model = theirs(hf, "llama")
     model.generation_config.eos_token_id = [7, 0, 9]
     generator = taken(saved(model, Path("theirs")))
@@ -522,9 +618,21 @@ def test_a_tokenizer_that_came_with_weights_goes_back_with_them(hf: Any, runs: P
     """As transformers writes those of GPT-2, Llama and Qwen, at the start of whose texts is nothing, <s> and nothing."""
     vocabulary = json.loads(TOKENIZER.to_json())["model"]
     merges = [tuple(pair) for pair in vocabulary["merges"]]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abehrt", "he", "\u2581t", "\u2581the"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *"abehrt",
+        "he",
+        "\u2581t",
+        "\u2581the",
+    ]
     llama = hf.LlamaTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("h", "e"), ("\u2581", "t"), ("\u2581t", "he")], add_bos_token=True
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[("h", "e"), ("\u2581", "t"), ("\u2581t", "he")],
+        add_bos_token=True,
     )
     for spelling, start, end, beginning in (
         (hf.GPT2Tokenizer(vocab=vocabulary["vocab"], merges=merges), 0, 0, []),
@@ -542,5 +650,9 @@ def test_a_tokenizer_that_came_with_weights_goes_back_with_them(hf: Any, runs: P
         again = hf.AutoTokenizer.from_pretrained(f"back-{name}")
         for text in ("the bear ate the tree", "Once upon\n a  time", "naïve 日本 🙂"):
             assert again(text)["input_ids"] == beginning + tokenizer.encode(text) == spelling(text)["input_ids"]
-            assert tokenizer.decode(tokenizer.encode(text)).removeprefix(" ") == text == again.decode(tokenizer.encode(text))
+            assert (
+                tokenizer.decode(tokenizer.encode(text)).removeprefix(" ")
+                == text
+                == again.decode(tokenizer.encode(text))
+            )
         assert (again.bos_token_id, again.eos_token_id) == (start, end)

@@ -1,5 +1,5 @@
-"""What an older gengen wrote is read for ever. tests/golden has four steps of eight of one small run in each format; format-1 was
-written by one that had the GPT alone."""
+"""What an older gengen wrote is read for ever. tests/golden has four steps of eight of one small run in each format;
+format-1 was written by one that had the GPT alone."""
 
 import json
 import shutil
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from gengen.checkpoints import format as checkpoint_format
+from gengen.checkpoints import layout as checkpoint_format
 from gengen.checkpoints import migrate, store
 from gengen.checkpoints.files import to_json
-from gengen.checkpoints.format import digest, read, verify
+from gengen.checkpoints.layout import digest, read, verify
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.config.errors import UserError
 from gengen.config.schema import build, leaves, plain
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 from gengen.generation.load import load_generator
-from gengen.training.metrics import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
 FORMATS = ["format-1", "format-2"]
@@ -46,7 +46,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_old_checkpoint_samples_what_it_sampled_then(name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_checkpoint_samples_what_it_sampled_then(
+    name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old_run = copy_of(name, tmp_path, monkeypatch)
     before = content(old_run)
     generator = load_generator(str(old_run), weights=weights, device="cpu")
@@ -102,30 +104,45 @@ def test_a_format_2_that_renames_a_key(old_run: Path, monkeypatch: pytest.Monkey
             return config
         return config | {"model": renamed("rope_theta", "rope")(config["model"])}
 
-    formats(monkeypatch, 2, {1: {"config": step, "state": renamed("evaluated", "looked_at"), "manifest": renamed("data", "texts")}})
+    formats(
+        monkeypatch,
+        2,
+        {1: {"config": step, "state": renamed("evaluated", "looked_at"), "manifest": renamed("data", "texts")}},
+    )
     path = old_run / "checkpoints" / "step-000000004"
     before = content(old_run)
     checkpoint = read(path)
     assert checkpoint.config["model"]["rope"] == 10000.0 and "rope_theta" not in checkpoint.config["model"]
     assert checkpoint.state["looked_at"] == 4 and "evaluated" not in checkpoint.state
     assert "texts" in verify(path) and "data" not in checkpoint.facts
-    assert migrate.read_config(old_run) == migrate.read_config(path) == checkpoint.config  # the run's own has no number
-    with pytest.raises(UserError, match=r"unknown key (model\.)?rope="):  # the network of today is built from what the step made
+    assert (
+        migrate.read_config(old_run) == migrate.read_config(path) == checkpoint.config
+    )  # the run's own has no number
+    with pytest.raises(
+        UserError, match=r"unknown key (model\.)?rope="
+    ):  # the network of today is built from what the step made
         load_generator(str(old_run), device="cpu")
     assert content(old_run) == before
 
 
 def test_format_1_could_ask_a_unet_for_cross_attention() -> None:
-    """Every UNet's config of format 1 names text_width, an unknown key today; one that has some is refused, not changed."""
+    """Every UNet's config of format 1 names text_width, an unknown key today; one that has some is refused, not
+    changed.
+    """
     old = {"model": {"name": "unet", "widths": [32], "text_width": None, "sigma_data": 0.5}, "seed": 1}
     new = migrate.migrated(old, "config", 1)
-    assert new == {"model": {"name": "unet", "widths": [32], "sigma_data": 0.5}, "seed": 1} and "text_width" in old["model"]
+    assert (
+        new == {"model": {"name": "unet", "widths": [32], "sigma_data": 0.5}, "seed": 1}
+        and "text_width" in old["model"]
+    )
     assert migrate.migrated(new, "config", 1) == new
     with pytest.raises(UserError, match="cross-attention"):
         migrate.migrated({"model": {"name": "unet", "text_width": 12}}, "config", 1)
 
 
-def test_steps_are_taken_in_order_from_the_format_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_taken_in_order_from_the_format_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     formats(monkeypatch, 3, {1: {"state": renamed("evaluated", "b")}, 2: {"state": renamed("b", "c")}})
     assert read(saved(tmp_path / "one")).state["c"] == 4
     assert "c" not in read(saved(tmp_path / "two", format=2)).state  # begins at the second
@@ -147,4 +164,6 @@ def test_numbers_that_no_format_has_are_refused(tmp_path: Path, written: Any) ->
 def test_what_is_saved_today_needs_no_step() -> None:
     """A new FORMAT comes with a step from the one before, and with a golden checkpoint of its own."""
     assert sorted(migrate.STEPS) == list(range(1, migrate.FORMAT))
-    assert [path.name for path in sorted(GOLDEN.parent.glob("format-*"))] == [f"format-{n}" for n in range(1, migrate.FORMAT + 1)]
+    assert [path.name for path in sorted(GOLDEN.parent.glob("format-*"))] == [
+        f"format-{n}" for n in range(1, migrate.FORMAT + 1)
+    ]

@@ -15,9 +15,19 @@ from torch import nn
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import Damaged, read_json, to_json
-from gengen.checkpoints.format import Checkpoint, digest, load_weights, pack, read, read_weights, unique_state, unpack, verify
+from gengen.checkpoints.layout import (
+    Checkpoint,
+    digest,
+    load_weights,
+    pack,
+    read,
+    read_weights,
+    unique_state,
+    unpack,
+    verify,
+)
 from gengen.checkpoints.run import Run, create, find
-from gengen.config.errors import NoCheckpoint, RunLocked, UserError
+from gengen.errors import NoCheckpoint, RunLocked, UserError
 
 
 def checkpoint(step: int, value: float | None = None) -> Checkpoint:
@@ -26,7 +36,10 @@ def checkpoint(step: int, value: float | None = None) -> Checkpoint:
         step=step,
         config={"model": {"name": "gpt"}},
         model={"w": weight},
-        optimizer={"state": {"w": {"step": torch.tensor(1.0), "exp_avg": weight / 2}}, "param_groups": [{"lr": 0.1, "betas": [0.9, 0.95]}]},
+        optimizer={
+            "state": {"w": {"step": torch.tensor(1.0), "exp_avg": weight / 2}},
+            "param_groups": [{"lr": 0.1, "betas": [0.9, 0.95]}],
+        },
         state={"rng": [1, 2, None]},
         tokenizer='{"gengen": "byte"}',
         facts={"data": "abc", "clocks": {"seconds": 1.5}},
@@ -81,11 +94,23 @@ def test_pack_moves_every_tensor_out_and_back() -> None:
     tree = {"a": [torch.arange(3), {"b": torch.ones(2, dtype=torch.bfloat16)}], "c": None, "d": {"e": 1}}
     tensors: dict[str, torch.Tensor] = {}
     packed = pack(tree, tensors)
-    assert json.loads(json.dumps(packed)) == {"a": [{"tensor": "a.0"}, {"b": {"tensor": "a.1.b"}}], "c": None, "d": {"e": 1}}
+    assert json.loads(json.dumps(packed)) == {
+        "a": [{"tensor": "a.0"}, {"b": {"tensor": "a.1.b"}}],
+        "c": None,
+        "d": {"e": 1},
+    }
     torch.testing.assert_close(unpack(packed, tensors), tree)
 
 
-FILES = ["model.safetensors", "optimizer.safetensors", "optimizer.json", "config.json", "state.json", "tokenizer.json", "manifest.json"]
+FILES = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "optimizer.json",
+    "config.json",
+    "state.json",
+    "tokenizer.json",
+    "manifest.json",
+]
 
 
 def flip(path: Path) -> None:
@@ -114,7 +139,11 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, file:
     assert store.newest(tmp_path, said.append) == older
     assert file in said[0] and newer.exists()  # who only reads moves nothing
     assert store.newest(tmp_path, said.append, quarantine=True) == older
-    assert not newer.exists() and (tmp_path / f"damaged-{newer.name}").exists() and store.pointed(tmp_path, "LATEST") == older
+    assert (
+        not newer.exists()
+        and (tmp_path / f"damaged-{newer.name}").exists()
+        and store.pointed(tmp_path, "LATEST") == older
+    )
 
 
 @pytest.mark.fault("F12")
@@ -157,7 +186,14 @@ def killed_while_saving(root: Path, point: str, step: int) -> None:
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, point
 
 
-POINTS = ["save:begin", *(f"save:{name}" for name in FILES), "save:staged", "save:renamed", "save:latest", "save:prune"]
+POINTS = [
+    "save:begin",
+    *(f"save:{name}" for name in FILES),
+    "save:staged",
+    "save:renamed",
+    "save:latest",
+    "save:prune",
+]
 
 
 @pytest.mark.fault("F8")

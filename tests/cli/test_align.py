@@ -27,7 +27,12 @@ def test_user_errors(
 def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["align", "--help"]) == main(["pairs", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "scripts/align.py [key=value" in out and "seeds" in out and "scripts/pairs.py RUN" in out and "max_prompts" in out
+    assert (
+        "scripts/align.py [key=value" in out
+        and "seeds" in out
+        and "scripts/pairs.py RUN" in out
+        and "max_prompts" in out
+    )
 
 
 @pytest.mark.parametrize("profile", ["toy", "smoke"])
@@ -63,12 +68,17 @@ def test_the_whole_pipeline(finished: Path) -> None:
     assert all(row["interval"][0] <= row["gain"] <= row["interval"][1] for row in report["stages"])
     assert all(row["seconds"] > 0 for row in report["stages"] if row["stage"] != "best_of_16")
     assert len(report["gates"]) == len(GATES) and all(len(gate["met"]) == 1 for gate in report["gates"])
-    assert abs(report["seeds"][0]["figures"]["ppo"]["kl"]) < 5 and report["seeds"][0]["figures"]["reward"]["pairs"] == 8 * 8
+    assert (
+        abs(report["seeds"][0]["figures"]["ppo"]["kl"]) < 5
+        and report["seeds"][0]["figures"]["reward"]["pairs"] == 8 * 8
+    )
     assert "<img" in (folder / "alignment_report.html").read_text()
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_done_again(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_finished_is_not_done_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(finished)
     folder = Path("runs/align-smoke")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("seed-0/*/checkpoints/*/model.safetensors")}
@@ -77,7 +87,9 @@ def test_what_is_finished_is_not_done_again(finished: Path, monkeypatch: pytest.
     assert main(["align", "profile=smoke"]) == 0
     assert capsys.readouterr().out.count("is finished: step") == 6
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) > 6
-    assert json.loads((folder / "alignment_report.json").read_text()) == report  # a judgement is a function of the runs
+    assert (
+        json.loads((folder / "alignment_report.json").read_text()) == report
+    )  # a judgement is a function of the runs
 
 
 @pytest.mark.slow
@@ -92,13 +104,21 @@ def test_pairs_are_a_function_of_the_seed_and_labels_follow_the_reward(
         "def longer(prompt, response, ended): return 50.0 * len(response) * prompt.startswith('what')\n"
     )
     asked = ["pairs", sft, "prompts=mine.jsonl", "max_tokens=8", "n=4", "plugins=[length]", "reward=longer"]
-    assert main([*asked, "out=a.jsonl"]) == main([*asked, "out=b.jsonl"]) == main([*asked, "out=c.jsonl", "seed=1"]) == 0
+    assert (
+        main([*asked, "out=a.jsonl"]) == main([*asked, "out=b.jsonl"]) == main([*asked, "out=c.jsonl", "seed=1"]) == 0
+    )
     a, b, c = (Path(f"{name}.jsonl").read_text() for name in "abc")
     assert a == b != c
     pairs = [json.loads(line) for line in a.splitlines()]
-    assert len(pairs) == 60 and [p["prompt"][0]["content"] for p in pairs[:3]] == ["what is 0?", "what is 0?", "what is 1?"]
+    assert len(pairs) == 60 and [p["prompt"][0]["content"] for p in pairs[:3]] == [
+        "what is 0?",
+        "what is 0?",
+        "what is 1?",
+    ]
     assert all(len(p["chosen"]) >= len(p["rejected"]) for p in pairs)  # fifty nats a letter: hardly any noise is left
-    assert any(len(p["chosen"]) > len(p["rejected"]) for p in pairs) and not any(p["chosen_ended"] and len(p["chosen"]) > 99 for p in pairs)
+    assert any(len(p["chosen"]) > len(p["rejected"]) for p in pairs) and not any(
+        p["chosen_ended"] and len(p["chosen"]) > 99 for p in pairs
+    )
     for wrong, words in (
         (["runs/align-smoke/seed-0/base"], "answers no prompts"),
         (["runs/align-smoke/seed-0/reward"], "answers no prompts"),

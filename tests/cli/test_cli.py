@@ -36,7 +36,12 @@ ERRORS = [
 
 @pytest.mark.parametrize("script,argv,words", ERRORS, ids=[" ".join(argv) for _, argv, _ in ERRORS])
 def test_a_user_error_is_answered_before_torch(
-    script: str, argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str,
+    argv: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In process: the message, and that nothing imports torch anew. The whole process is timed below."""
     monkeypatch.chdir(tmp_path)
@@ -86,7 +91,12 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
         "checkpoints",
         "report.html",
     }
-    assert {p.name for p in (trained / "checkpoints").iterdir()} == {"LATEST", "BEST", "step-000000030", "step-000000040"}
+    assert {p.name for p in (trained / "checkpoints").iterdir()} == {
+        "LATEST",
+        "BEST",
+        "step-000000030",
+        "step-000000040",
+    }
     assert {p.name for p in (trained / "checkpoints" / "step-000000040").iterdir()} == {
         "manifest.json", "config.json", "model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json", "tokenizer.json"
     }  # fmt: skip
@@ -94,7 +104,10 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
     assert {"step", "seconds", "train/loss", "val/loss", "val/bpb"} <= set(header)
     report = (trained / "report.html").read_text()
     assert (
-        "data:image/png;base64," in report and "step 40" in report and "licence" in report and "http" not in report.split("<h2>Config")[0]
+        "data:image/png;base64," in report
+        and "step 40" in report
+        and "licence" in report
+        and "http" not in report.split("<h2>Config")[0]
     )
 
 
@@ -131,7 +144,9 @@ def test_a_second_process_on_a_run_exits_3(trained: Path, capsys: pytest.Capture
     assert f"took over the lock of pid {holder.pid}" in capsys.readouterr().out
 
 
-def test_ctrl_c_before_training_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_before_training_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
@@ -140,7 +155,9 @@ def test_ctrl_c_before_training_is_no_traceback(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_sampling_is_a_function_of_seed_and_index(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_is_a_function_of_seed_and_index(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = {}
     for n in (4, 8):
         out = tmp_path / f"{n}.jsonl"
@@ -179,7 +196,7 @@ def test_mistakes_in_sampling(trained: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_evaluate_finds_what_training_logged(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gengen.training.metrics import read_metrics
+    from gengen.checkpoints.metrics_csv import read_metrics
 
     assert main(["evaluate", str(trained)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -198,13 +215,26 @@ def closed_pipe() -> io.TextIOWrapper:
     return os.fdopen(writer, "w")
 
 
-@pytest.mark.parametrize("screen", [ascii_screen, closed_pipe, lambda: None], ids=["ascii", "closed pipe", "no screen"])
+@pytest.mark.parametrize(
+    "screen", [ascii_screen, closed_pipe, lambda: None], ids=["ascii", "closed pipe", "no screen"]
+)
 def test_no_screen_ends_a_command(
-    trained: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: Callable[[], io.TextIOWrapper | None]
+    trained: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    screen: Callable[[], io.TextIOWrapper | None],
 ) -> None:
     """What a screen cannot show is replaced, or lost; every file is as with a screen that shows all."""
     commands = {
-        "train": [*tiny, f"runs_dir={tmp_path}", "run=r", "trainer.max_steps=2", "trainer.sample_every=1", "data.prompts=été"],
+        "train": [
+            *tiny,
+            f"runs_dir={tmp_path}",
+            "run=r",
+            "trainer.max_steps=2",
+            "trainer.sample_every=1",
+            "data.prompts=été",
+        ],
         "sample": [str(trained), "prompt=été", "max_tokens=8", f"out={tmp_path / 'out.jsonl'}"],
         "evaluate": [str(trained), "samples=0"],
         "doctor": [str(trained)],
@@ -226,13 +256,25 @@ def test_no_screen_ends_a_command(
     (trained / "evaluation.json").unlink()
 
 
-def test_a_later_run_starts_from_an_earlier_one(trained: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_later_run_starts_from_an_earlier_one(
+    trained: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = [argument for argument in tiny if argument.split("=")[0].split(".")[0] != "model"]
-    argv = [*plain, f"init_from={trained}", f"runs_dir={tmp_path}", "run=next", "trainer.max_steps=4", "optim.lr=1e-12", "stop_at=2"]
+    argv = [
+        *plain,
+        f"init_from={trained}",
+        f"runs_dir={tmp_path}",
+        "run=next",
+        "trainer.max_steps=4",
+        "optim.lr=1e-12",
+        "stop_at=2",
+    ]
     assert main(["train", *argv]) == 0
     assert main(["train", *argv[:-1]]) == 0  # the same command again goes on with it
     assert main(["evaluate", str(tmp_path / "next")]) == 0
-    first, last = (load_generator(str(run)).generate("the", max_tokens=20)[0].text for run in (trained, tmp_path / "next"))
+    first, last = (
+        load_generator(str(run)).generate("the", max_tokens=20)[0].text for run in (trained, tmp_path / "next")
+    )
     assert first == last
     assert main(["train", *argv[:-1], "run=other", "model.width=64"]) == 2
     assert "brings its model along, a gpt; leave out model.width=64" in capsys.readouterr().err
@@ -242,7 +284,14 @@ def test_tinystories_without_a_hub_says_what_it_uses(
     stand_in_archive: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [s for s in tiny if not s.startswith("data")]
-    argv = [*model, "data=tinystories", "data.batch_size=4", "trainer.max_steps=2", f"data.dir={stand_in_archive}", f"runs_dir={tmp_path}"]
+    argv = [
+        *model,
+        "data=tinystories",
+        "data.batch_size=4",
+        "trainer.max_steps=2",
+        f"data.dir={stand_in_archive}",
+        f"runs_dir={tmp_path}",
+    ]
     assert main(["train", *argv]) == 0
     said = capsys.readouterr().out
     assert (
@@ -289,16 +338,23 @@ def test_sweeps_expand_as_hydra_users_know() -> None:
     def expand(*argv: str) -> list[list[str]]:
         return jobs(read_command_line(["-m", *argv]))
 
-    assert expand("model=gpt", "optim.lr=1e-3,3e-4") == [["model=gpt", "optim.lr=0.001"], ["model=gpt", "optim.lr=0.0003"]]
+    assert expand("model=gpt", "optim.lr=1e-3,3e-4") == [
+        ["model=gpt", "optim.lr=0.001"],
+        ["model=gpt", "optim.lr=0.0003"],
+    ]
     assert expand("seed=range(1,4)") == [["seed=1"], ["seed=2"], ["seed=3"]]
     assert expand("data=storybook,books", "trainer.precision=bf16,fp32") == [
-        [f"data={data}", f"trainer.precision={precision}"] for data in ("storybook", "books") for precision in ("bf16", "fp32")
+        [f"data={data}", f"trainer.precision={precision}"]
+        for data in ("storybook", "books")
+        for precision in ("bf16", "fp32")
     ]
     assert expand("data.path=a,b(c) 'd'") == [["data.path=a,b(c) 'd'"]]  # free text is never split
 
 
 @pytest.mark.slow
-def test_a_sweep_of_four_with_one_failing_job(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_of_four_with_one_failing_job(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     quick = [s for s in tiny if not s.startswith("model.heads=")]
     assert main(["train", "-m", *quick, "model.heads=1,2,3,4", "trainer.max_steps=4", f"runs_dir={tmp_path}"]) == 1
     rows = capsys.readouterr().out.splitlines()[-4:]
@@ -328,7 +384,7 @@ def test_wandb_knows_a_run_by_its_directory(tmp_path: Path, monkeypatch: pytest.
     from gengen.checkpoints.run import Run
     from gengen.config.train import LoggerConfig, TrainConfig
     from gengen.training import build
-    from gengen.training.console import Console
+    from gengen.training.monitor.console import Console
 
     begun: list[dict[str, Any]] = []
 
@@ -348,7 +404,9 @@ def test_wandb_knows_a_run_by_its_directory(tmp_path: Path, monkeypatch: pytest.
     assert {(settings["name"], settings["resume"]) for settings in begun} == {("r", "allow")}
 
 
-def test_a_secret_of_the_environment_is_not_written(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_of_the_environment_is_not_written(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_API_KEY", "hunter2hunter2")
     argv = [*tiny, "trainer.max_steps=2", f"runs_dir={tmp_path}", "data.licence=mine hunter2hunter2", "data.prompts=x"]
     assert main(["train", *argv]) == 0

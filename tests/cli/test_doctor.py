@@ -1,4 +1,6 @@
-"""`doctor` names what is wrong with a run, says what to do, and changes nothing: for every fault, in every family and stage."""
+"""`doctor` names what is wrong with a run, says what to do, and changes nothing: for every fault, in every family and
+stage.
+"""
 
 import json
 import os
@@ -13,13 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import sha256, to_json
-from gengen.checkpoints.format import digest
+from gengen.checkpoints.layout import digest
 from gengen.checkpoints.migrate import FORMAT
 from gengen.checkpoints.run import Run
 from gengen.cli import main
 
 NEWEST, OLDER = "step-000000008", "step-000000004"
-RHYTHM = ["trainer.max_steps=8", "trainer.save_every=4", "trainer.eval_every=4", "trainer.sample_every=8", "trainer.log_every=2"]
+RHYTHM = [
+    "trainer.max_steps=8",
+    "trainer.save_every=4",
+    "trainer.eval_every=4",
+    "trainer.sample_every=8",
+    "trainer.log_every=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,15 @@ def patient(tiny: list[str], texts: Path, tmp_path_factory: pytest.TempPathFacto
     """A run with an average of its weights, in a folder with the text and the data that are its own."""
     home = tmp_path_factory.mktemp("doctor")
     shutil.copytree(texts, home / "texts")
-    argv = [*tiny, *RHYTHM, "optim.ema=0.9", f"data.path={home / 'texts'}", f"data.dir={home / 'data'}", f"runs_dir={home}", "run=r"]
+    argv = [
+        *tiny,
+        *RHYTHM,
+        "optim.ema=0.9",
+        f"data.path={home / 'texts'}",
+        f"data.dir={home / 'data'}",
+        f"runs_dir={home}",
+        "run=r",
+    ]
     assert main(["train", *argv]) == 0
     return home
 
@@ -47,7 +63,9 @@ def everything(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(path): ((stat := path.stat()).st_mtime_ns, stat.st_mode, path.read_bytes()) for path in found}
 
 
-def examined(path: Path, capsys: pytest.CaptureFixture[str], home: Path | None = None) -> tuple[int, dict[str, tuple[str, str]]]:
+def examined(
+    path: Path, capsys: pytest.CaptureFixture[str], home: Path | None = None
+) -> tuple[int, dict[str, tuple[str, str]]]:
     """(exit code, thing -> (mark, words)), of a doctor that has changed nothing."""
     home = home or path.parent
     before = everything(home)
@@ -78,7 +96,11 @@ def test_imported_weights_are_a_model_without_data(run: Path, capsys: pytest.Cap
     assert main(["export", str(run), "to=hf", f"out={run.parent / 'hf'}"]) == 0
     assert main(["import_weights", str(run.parent / "hf"), "run=i", f"runs_dir={run.parent}"]) == 0
     code, found = examined(run.parent / "i", capsys)
-    assert code == 0 and found["config.json"] == ("note", "of imported weights: a model without data") and "data" not in found
+    assert (
+        code == 0
+        and found["config.json"] == ("note", "of imported weights: a model without data")
+        and "data" not in found
+    )
 
 
 def flip(path: Path) -> None:
@@ -134,7 +156,8 @@ def at(run: Path) -> Path:
     return run / "checkpoints"
 
 
-FAULTS: dict[str, tuple[Callable[[Path], object], str, str, str]] = {  # the fault; then thing, mark and words of the one line that tells
+# the fault; then thing, mark and words of the one line that tells
+FAULTS: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
     "a flipped bit": (lambda r: flip(at(r) / OLDER / "ema.safetensors"), OLDER, "wrong", "sha256 does not match; the next train"),
     "a file gone": (lambda r: (at(r) / OLDER / "state.json").unlink(), OLDER, "wrong", "state.json is damaged: missing"),
     "no manifest": (lambda r: (at(r) / OLDER / "manifest.json").unlink(), OLDER, "wrong", "manifest.json is damaged: missing"),
@@ -193,7 +216,11 @@ def test_a_held_lock_is_named_and_not_taken(run: Path, capsys: pytest.CaptureFix
     os.read(ready[0], 1)
     try:
         code, found = examined(run, capsys)
-        assert code == 0 and found["run.lock"][0] == "note" and f"held by pid {child} on {os.uname().nodename}" in found["run.lock"][1]
+        assert (
+            code == 0
+            and found["run.lock"][0] == "note"
+            and f"held by pid {child} on {os.uname().nodename}" in found["run.lock"][1]
+        )
     finally:
         os.write(done[1], b"x")
         os.waitpid(child, 0)
@@ -204,7 +231,11 @@ def test_a_disk_without_room(run: Path, capsys: pytest.CaptureFixture[str], monk
     for free, mark in ((size - 1, "wrong"), (size, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
         code, found = examined(run, capsys)
-        assert (code, found["disk"][0]) == (mark == "wrong", mark) and f"{size:,}" in found["disk"][1] and f"{free:,}" in found["disk"][1]
+        assert (
+            (code, found["disk"][0]) == (mark == "wrong", mark)
+            and f"{size:,}" in found["disk"][1]
+            and f"{free:,}" in found["disk"][1]
+        )
 
 
 def test_a_newer_format_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +276,13 @@ def test_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 # --- what runs stand on
 
-PICTURES = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", "data.batch_size=12", "data.flip=true"]
+PICTURES = [
+    "trainer.precision=fp32",
+    "trainer.device=cpu",
+    "trainer.threads=1",
+    "data.batch_size=12",
+    "data.flip=true",
+]
 FAMILIES = {
     "vae": ["model.widths=[8,16]", "model.blocks=1", "model.patch=2", "model.latent_channels=2", "optim.ema=0.9"],
     "gan": ["model.widths=[8,16]", "model.patch=2", "model.latent_size=8"],
@@ -266,7 +303,9 @@ def families(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_of_images(families: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -> None:
+def test_every_family_of_images(
+    families: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
     code, found = examined(families / family, capsys)
     assert code == 0 and {mark for mark, _ in found.values()} == {"ok"} and ("codec" in found) == (family == "ldm")
     run = Path(shutil.copytree(families / family, tmp_path / family))
@@ -295,14 +334,29 @@ def test_latents_that_are_damaged_or_gone(families: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_every_stage(base: Path, tiny_alignment: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage(
+    base: Path, tiny_alignment: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sft = f"init_from={tmp_path / 'sft'}"
     stages = {
         "sft": [f"init_from={base}", "data=stories"],
         "reward": [sft, "data=preferences"],
         "dpo": [sft, "data=preferences"],
-        "ppo": [sft, "data=prompts", f"stage.reward={tmp_path / 'reward'}", "stage.max_tokens=6", "stage.minibatches=2"],
-        "grpo": [sft, "data=prompts", "stage.reward=requested_words", "stage.max_tokens=6", "stage.minibatches=2", "stage.group_size=4"],
+        "ppo": [
+            sft,
+            "data=prompts",
+            f"stage.reward={tmp_path / 'reward'}",
+            "stage.max_tokens=6",
+            "stage.minibatches=2",
+        ],
+        "grpo": [
+            sft,
+            "data=prompts",
+            "stage.reward=requested_words",
+            "stage.max_tokens=6",
+            "stage.minibatches=2",
+            "stage.group_size=4",
+        ],
     }
     kept = {"dpo": ["reference"], "ppo": ["reference", "reward-0"], "grpo": ["reference"]}
     few = ["data.max_examples=60", "data.batch_size=8", *RHYTHM, f"runs_dir={tmp_path}"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.training.metrics import read_metrics
 
 SMALL = [
     "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9", "data.batch_size=12",
@@ -28,7 +28,9 @@ def test_evaluate_measures_the_weights_it_is_asked_for(run: Path) -> None:
     for weights in ("ema", "raw"):
         assert main(["evaluate", str(run), f"weights={weights}", "samples=12", "steps=2"]) == 0
         losses[weights] = json.loads((run / "evaluation.json").read_text())["val/loss"]
-    assert losses["ema"] == pytest.approx(read_metrics(run / "metrics.csv")[-1]["val/loss"], rel=1e-6)  # the file keeps seven digits
+    assert losses["ema"] == pytest.approx(
+        read_metrics(run / "metrics.csv")[-1]["val/loss"], rel=1e-6
+    )  # the file keeps seven digits
     assert losses["raw"] != pytest.approx(losses["ema"], rel=1e-4)
 
 
@@ -36,7 +38,9 @@ def test_evaluation_says_floor_and_ceiling_beside_the_samples(run: Path) -> None
     assert main(["evaluate", str(run), "samples=10", "steps=2", "guidance=2", "seed=3"]) == 0
     found = json.loads((run / "evaluation.json").read_text())
     assert found["settings"]["guidance"] == 2 and found["facts"]["seed"] == 3
-    assert {"fd_smallcnn", "kid_smallcnn", "coverage", "accuracy", "auth_pct"} <= set(found["samples"]) & set(found["real"])
+    assert {"fd_smallcnn", "kid_smallcnn", "coverage", "accuracy", "auth_pct"} <= set(found["samples"]) & set(
+        found["real"]
+    )
     assert found["real"]["fd_smallcnn"] == found["floor"]["fd_smallcnn"]["real"] < found["noise"]["fd_smallcnn"]
     assert (run / "evaluation" / "samples.png").exists() and (run / "evaluation" / "nearest.png").exists()
 
@@ -51,7 +55,10 @@ def test_evaluation_says_floor_and_ceiling_beside_the_samples(run: Path) -> None
         (["train", "model=unet", "data=animals", "model.path=flwo"], ["flow"]),
         (["train", "model=unet", "data=animals", "model.prediction=eps"], ["velocity"]),
         (["train", "model=unet", "data=animals", "model.widths=64,x"], ["list of int"]),
-        (["train", "model=gan", "data=animals", "model.augment=colour,cutout"], ["'colour'", "color, translation, cutout"]),
+        (
+            ["train", "model=gan", "data=animals", "model.augment=colour,cutout"],
+            ["'colour'", "color, translation, cutout"],
+        ),
         (["train", "model=gan", "data=animals", "model.loss=wgan"], ["relativistic"]),
         (["train", "model=dcgan", "data=animals", "model.gamma=1"], ["model=gan"]),
     ],

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from gengen import faults
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.registry import DATA, MODELS, PLUGINS, REWARDS, STAGES
-from gengen.training.metrics import read_metrics
 
 HEAD = """
 from dataclasses import dataclass, fields
 from gengen.config.model import GPTConfig, ModelConfig
 from gengen.models.gpt import GPT
 from gengen.registry import MODELS, register_model, register_reward
-from gengen.training.language import Pretraining
+from gengen.training.objectives.language import Pretraining
 gpt = MODELS["gpt"]
 
 def family(config=None, objective="plugin_x:Own", model=gpt.builds["model"]):

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 import gengen.config.train as train
+from gengen.config.commands import TextSampling
 from gengen.config.compose import CONFIGS, compose_flat, compose_train, groups, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.fields import allowed
 from gengen.config.help import flat_help, train_help
 from gengen.config.model import GPTConfig
 from gengen.config.redact import redact
 from gengen.config.resume import resumed
-from gengen.config.sample import TextSampling
 from gengen.config.schema import plain, schema
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 from gengen.registry import DATA, MODELS, STAGES
 
 
@@ -58,7 +58,9 @@ def test_a_list_is_given_an_item_at_a_time() -> None:
     assert compose_flat(TextSampling, read_command_line(["r", "stop=a,b", "stop=12"])).stop == ["a,b", "12"]
 
 
-@pytest.mark.parametrize("group,option", [(group, option) for group, options in groups().items() for option in options])
+@pytest.mark.parametrize(
+    "group,option", [(group, option) for group, options in groups().items() for option in options]
+)
 def test_every_yaml_composes(group: str, option: str) -> None:
     entries = {"model": MODELS.entries, "data": DATA.entries, "stage": STAGES.entries}.get(group, {})
     fitting = {
@@ -89,7 +91,10 @@ def test_every_yaml_is_reached_by_a_group() -> None:
         ("trainer.max_steps=2.5", ["trainer.max_steps='2.5' does not fit", "int or null > 0"]),
         ("optim.lr=0", ["optim.lr=0.0 does not fit", "float or null > 0"]),
         ("optim.beta1=1", ["optim.beta1=1.0 does not fit", ">= 0 and < 1"]),
-        ("trainer.precision=bf61", ["trainer.precision='bf61' does not fit", "auto, bf16, fp32", "did you mean bf16?"]),
+        (
+            "trainer.precision=bf61",
+            ["trainer.precision='bf61' does not fit", "auto, bf16, fp32", "did you mean bf16?"],
+        ),
         ("+trainer.max_steps=3", ["+trainer.max_steps=3", "without '+'"]),
         ("++model.foo=1", ["++model.foo=1", "not added"]),
         ("~data", ["~data", "not added or removed"]),
@@ -177,7 +182,9 @@ def test_interpolations_of_numbers_work() -> None:
 
 def test_a_folder_of_ones_own_joins(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /data: books\noptim: {lr: 1e-4}\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: books\noptim: {lr: 1e-4}\n"
+    )
     config = compose(f"--config-dir={tmp_path}", "experiment=mine", "optim.beta2=0.9")
     assert (config.data.name, config.optim.lr, config.optim.beta2) == ("books", 1e-4, 0.9)
     assert compose(f"--config-dir={tmp_path}", "experiment=mine", "data=storybook").data.name == "storybook"
@@ -185,7 +192,7 @@ def test_a_folder_of_ones_own_joins(tmp_path: Path) -> None:
 
 def test_a_plugin_registers_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models.py").write_text(
-        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.config.sample import SampleConfig\n"
+        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.config.commands import SampleConfig\n"
         "from gengen.registry import register_model\n"
         "@register_model('mine', kind='text', sampling=SampleConfig, model='my_models:Mine', objectives={}, generator='my_models:Gen')\n"
         "@dataclass\nclass MineConfig(ModelConfig):\n    name: str = 'mine'\n    depth: int = 3\n"
@@ -221,18 +228,30 @@ def test_every_default_is_within_its_bounds() -> None:
 
 def test_no_config_module_imports_torch() -> None:
     for path in (Path(train.__file__).parent).glob("*.py"):
-        imported = {name.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for name in node.names}
-        imported |= {node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        imported = {
+            name.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for name in node.names
+        }
+        imported |= {
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        }
         assert not [name for name in imported if name.split(".")[0] in ("torch", "lightning", "datasets")], path
 
 
 @pytest.mark.fault("F27")
 def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
     stored = plain(compose("model=gpt", "data=storybook", "trainer.max_steps=2000", "optim.lr=0.003"))
-    config, changes = resumed(stored, read_command_line(["run=x", "stop_at=5", "data.num_workers=2", "trainer.keep=7"]))
+    config, changes = resumed(
+        stored, read_command_line(["run=x", "stop_at=5", "data.num_workers=2", "trainer.keep=7"])
+    )
     assert (config.stop_at, config.data.num_workers, config.trainer.keep, changes) == (5, 2, 7, [])
     config, changes = resumed(stored, read_command_line(["run=x", "optim.lr=0.1", "trainer.max_steps=9"]))
-    assert config.optim.lr == 0.1 and [str(c) for c in changes] == ["optim.lr: 0.003 -> 0.1", "trainer.max_steps: 2000 -> 9"]
+    assert config.optim.lr == 0.1 and [str(c) for c in changes] == [
+        "optim.lr: 0.003 -> 0.1",
+        "trainer.max_steps: 2000 -> 9",
+    ]
     for fixed in ("model.width=64", "seed=3", "data.tokenizer=byte", "data=books"):
         with pytest.raises(UserError, match="cannot change"):
             resumed(stored, read_command_line(["run=x", fixed]))
@@ -241,8 +260,12 @@ def test_resume_takes_free_warns_of_warned_and_refuses_fixed() -> None:
 
 
 def test_a_resume_is_checked_against_the_run_and_not_against_the_defaults() -> None:
-    stored = plain(compose("model=gpt", "data=storybook", "data.batch_size=64", "trainer.max_steps=9", "data.licence=${x}"))
-    config, _ = resumed(stored, read_command_line(["run=x", "data.micro_batch_size=16", "trainer.devices=2", "trainer=cpu"]))
+    stored = plain(
+        compose("model=gpt", "data=storybook", "data.batch_size=64", "trainer.max_steps=9", "data.licence=${x}")
+    )
+    config, _ = resumed(
+        stored, read_command_line(["run=x", "data.micro_batch_size=16", "trainer.devices=2", "trainer=cpu"])
+    )
     assert (config.data.micro_batch_size, config.trainer.devices, config.trainer.device) == (16, 2, "cpu")
     assert getattr(config.data, "licence") == "${x}"
     with pytest.raises(UserError, match=r"micro_batch_size=48 does not divide"):

@@ -12,15 +12,15 @@ import torch
 import gengen
 from gengen.checkpoints import store
 from gengen.checkpoints.files import read_json
-from gengen.checkpoints.format import read_weights
+from gengen.checkpoints.layout import read_weights
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.stage import OnlineConfig
-from gengen.data.storygen import examples
+from gengen.data.sources.storygen import examples
 from gengen.models.flops import gpt_flops_per_token
 from gengen.registry import DATA, MODELS, STAGES
-from gengen.training.metrics import read_metrics
 
 PPO = ["stage=ppo", "init_from=runs/SFT", "stage.reward=requested_words"]
 GRPO = ["stage=grpo", "init_from=runs/SFT", "stage.reward=requested_words"]
@@ -84,7 +84,13 @@ def few(tmp_path: Path, tiny_alignment: list[str]) -> Any:
         file = tmp_path / f"{kind}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), n)))
         name = "stories" if kind == "conversations" else kind
-        data = [f"data={name}", f"data.path={file}", "data.validation=0.2", "data.batch_size=4", f"runs_dir={tmp_path}"]
+        data = [
+            f"data={name}",
+            f"data.path={file}",
+            "data.validation=0.2",
+            "data.batch_size=4",
+            f"runs_dir={tmp_path}",
+        ]
         return [*data, *tiny_alignment, "trainer.sample_every=99"]
 
     return of
@@ -96,10 +102,20 @@ DRAWN = ["stage.reward=requested_words", "stage.max_tokens=4", "stage.minibatche
 @pytest.mark.parametrize("stage,kind,more", [
     ("dpo", "preferences", []), ("grpo", "prompts", [*DRAWN, "stage.group_size=2"]), ("ppo", "prompts", DRAWN),
 ])  # fmt: skip
-def test_a_base_without_a_chat_can_be_gone_on_from(base: Path, few: Any, tmp_path: Path, stage: str, kind: str, more: list[str]) -> None:
-    """Policy and reference have the roles' tokens alike: at first there is no KL, and DPO's loss is ln 2. How much they compute
-    beside a pass of the policy has no formula, so no share of the machine's peak is claimed."""
-    argv = [f"stage={stage}", f"init_from={base}", *few(kind), *more, "trainer.max_steps=2", "trainer.log_every=1", "run=r"]
+def test_a_base_without_a_chat_can_be_gone_on_from(
+    base: Path, few: Any, tmp_path: Path, stage: str, kind: str, more: list[str]
+) -> None:
+    """Policy and reference have the roles' tokens alike: at first there is no KL, and DPO's loss is ln 2. How much
+    they compute beside a pass of the policy has no formula, so no share of the machine's peak is claimed."""
+    argv = [
+        f"stage={stage}",
+        f"init_from={base}",
+        *few(kind),
+        *more,
+        "trainer.max_steps=2",
+        "trainer.log_every=1",
+        "run=r",
+    ]
     assert main(["train", *argv]) == 0
     first, _ = read_metrics(tmp_path / "r" / "metrics.csv")
     assert first["kl"] == 0 if kind == "prompts" else first["train/loss"] == pytest.approx(0.6931472, abs=1e-6)
@@ -107,7 +123,9 @@ def test_a_base_without_a_chat_can_be_gone_on_from(base: Path, few: Any, tmp_pat
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
-def test_flops_are_counted_where_rows_are_windows(base: Path, few: Any, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flops_are_counted_where_rows_are_windows(
+    base: Path, few: Any, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of texts, and of conversations that are packed into rows as wide as the context."""
     if stage == "pretrain":
         argv = ["model=gpt", "data=storygen"]
@@ -142,7 +160,9 @@ def test_new_tokens_of_a_run_start_as_the_mean(base: Path, few: Any, tmp_path: P
     size = read_json(base / "config.json")["model"]["vocab_size"]
     model = read_json(checkpoint / "config.json")["model"]
     assert model["vocab_size"] == size + 4 and model["document_token"] == 0
-    before, after = (read_weights(path)["embedding.weight"] for path in (store.choose(base / "checkpoints", "latest"), checkpoint))
+    before, after = (
+        read_weights(path)["embedding.weight"] for path in (store.choose(base / "checkpoints", "latest"), checkpoint)
+    )
     torch.testing.assert_close(after[:size], before[:size], rtol=0, atol=0)
     torch.testing.assert_close(after[size : size + 4], before[:size].mean(0).expand(4, -1))
 
@@ -154,12 +174,21 @@ def test_epochs_stand_for_steps_and_a_run_keeps_what_it_needs(
     assert main(["train", "stage=reward", f"init_from={base}", *few("preferences"), "stage.epochs=1.5", "run=rm"]) == 0
     pairs = int(capsys.readouterr().out.split(" for training")[0].split()[-1])
     assert store.step_of(store.choose(tmp_path / "rm" / "checkpoints", "latest")) == -(-3 * pairs // 8)
-    argv = ["stage=ppo", f"init_from={base}", *few("prompts"), "stage.reward=0.5*rm", "stage.max_tokens=4", "trainer.max_steps=16"]
+    argv = [
+        "stage=ppo",
+        f"init_from={base}",
+        *few("prompts"),
+        "stage.reward=0.5*rm",
+        "stage.max_tokens=4",
+        "trainer.max_steps=16",
+    ]
     assert main(["train", *argv, "run=ppo", "stop_at=4"]) == 0
     kept = gengen.load(str(tmp_path / "ppo" / "reward-0"))
     reward = gengen.load(str(tmp_path / "rm"))
     asked, said = ["write a story about a bear with a cup"], ["One day Tom was happy."]
-    assert torch.equal(kept.score(asked, said), reward.score(asked, said)) and kept.score(asked, said) != kept.raw(asked, said)
+    assert torch.equal(kept.score(asked, said), reward.score(asked, said)) and kept.score(asked, said) != kept.raw(
+        asked, said
+    )
     (tmp_path / "rm").rename(tmp_path / "gone")
     assert main(["train", "run=ppo", f"runs_dir={tmp_path}", "stop_at=8"]) == 0
     generator = gengen.load(str(tmp_path / "ppo"))
@@ -176,5 +205,16 @@ def test_epochs_stand_for_steps_and_a_run_keeps_what_it_needs(
 def test_what_only_the_runs_can_tell_is_refused(
     base: Path, few: Any, argv: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", *(word.replace("BASE", str(base)) for word in argv), f"init_from={base}", *few("prompts"), "run=r"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                *(word.replace("BASE", str(base)) for word in argv),
+                f"init_from={base}",
+                *few("prompts"),
+                "run=r",
+            ]
+        )
+        == 2
+    )
     assert why in capsys.readouterr().err and not (tmp_path / "r").exists()  # the mended command may have its name

@@ -20,9 +20,21 @@ def array_stream(array, core="numpy.core.multiarray", end=b"."):
     return b"".join(
         [
             *(b"\x80\x04", text(core), text("_reconstruct"), b"\x93\x94", text("numpy"), text("ndarray"), b"\x93\x94"),
-            *(b"K\x00\x85\x94", b"C\x01b\x94", b"\x87\x94R\x94(K\x01", *map(number, array.shape), ending, b"\x94h\x03"),
+            *(
+                b"K\x00\x85\x94",
+                b"C\x01b\x94",
+                b"\x87\x94R\x94(K\x01",
+                *map(number, array.shape),
+                ending,
+                b"\x94h\x03",
+            ),
             *(text("dtype"), b"\x93\x94", text(kind), b"\x89\x88\x87\x94R\x94(K\x03", text(order), b"NNN"),
-            *(b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t\x94b\x89", b"B", array.nbytes.to_bytes(4, "little"), array.tobytes()),
+            *(
+                b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t\x94b\x89",
+                b"B",
+                array.nbytes.to_bytes(4, "little"),
+                array.tobytes(),
+            ),
             *(b"\x94t\x94b", end),
         ]
     )
@@ -41,15 +53,37 @@ TONES = {"1F3FB": "light", "1F3FF": "dark"}
 
 
 def emoji_table():
-    """Two base names in three sexes and three tones each, a couple in two tones, and forty plain objects: as emoji-data has them."""
+    """Two base names in three sexes and three tones each, a couple in two tones, and forty plain objects: as
+    emoji-data has them.
+    """
 
     def entry(code, name, category, tones=()):
         first, *rest = code.split("-")
         variations = {tone: {"unified": "-".join([first, tone, *rest])} for tone in tones}
-        return {"unified": code, "name": name, "short_name": name.lower(), "category": category, "skin_variations": variations}
+        return {
+            "unified": code,
+            "name": name,
+            "short_name": name.lower(),
+            "category": category,
+            "skin_variations": variations,
+        }
 
-    people = [entry(code, f"{who}FARMER", "People", TONES) for code, who in zip(FARMER.split(), ("MAN ", "WOMAN ", ""), strict=True)]
-    people += [entry(code, f"{who} RUNNING", "People", TONES) for code, who in zip(RUNNER.split(), ("MAN", "WOMAN", "PERSON"), strict=True)]
-    couple = entry("1F491", "COUPLE", "People") | {"skin_variations": {"1F3FB-1F3FF": {"unified": "1F491-1F3FB-1F3FF"}}}
+    people = [
+        entry(code, f"{who}FARMER", "People", TONES)
+        for code, who in zip(FARMER.split(), ("MAN ", "WOMAN ", ""), strict=True)
+    ]
+    people += [
+        entry(code, f"{who} RUNNING", "People", TONES)
+        for code, who in zip(RUNNER.split(), ("MAN", "WOMAN", "PERSON"), strict=True)
+    ]
+    couple = entry("1F491", "COUPLE", "People") | {
+        "skin_variations": {"1F3FB-1F3FF": {"unified": "1F491-1F3FB-1F3FF"}}
+    }
     objects = [entry(f"{0x1F5C0 + i:X}", f"OBJECT {i}", "Objects") for i in range(38)]
-    return [*people, couple, *objects, entry("00A9-FE0F", "COPYRIGHT SIGN", "Symbols"), entry("2764-FE0F", "HEAVY BLACK HEART", "Symbols")]
+    return [
+        *people,
+        couple,
+        *objects,
+        entry("00A9-FE0F", "COPYRIGHT SIGN", "Symbols"),
+        entry("2764-FE0F", "HEAVY BLACK HEART", "Symbols"),
+    ]

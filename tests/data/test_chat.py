@@ -3,10 +3,10 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gengen.config.errors import UserError
-from gengen.data import chat
-from gengen.data.chat import coloured, conversation_tokens, prompt_tokens, read_messages
-from gengen.data.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.dialogue import template as chat
+from gengen.data.dialogue.template import coloured, conversation_tokens, prompt_tokens, read_messages
+from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.errors import UserError
 
 BYTES = TextTokenizer.byte().with_chat()
 USER, ASSISTANT, END = 258, 259, 260  # behind 257 ids: the end of text and the bytes; 257 is the system
@@ -41,7 +41,12 @@ def test_two_turns_by_hand():
     tokens, mask = conversation_tokens(BYTES, CHAT)
     first, second = [USER, *spelled("Hi"), END], [ASSISTANT, *spelled("Yo!"), END]
     assert tokens == [0, *first, *second, USER, END, ASSISTANT, *spelled("é"), END]
-    assert mask == [0] + [0] * 4 + [0, 1, 1, 1, 1] + [0, 0] + [0, 1, 1, 1]  # 3 + 1 and 2 + 1: content and end of both answers
+    assert mask == [0] + [0] * 4 + [0, 1, 1, 1, 1] + [0, 0] + [
+        0,
+        1,
+        1,
+        1,
+    ]  # 3 + 1 and 2 + 1: content and end of both answers
     assert conversation_tokens(BYTES, CHAT, "last") == (tokens, [0] * 12 + [0, 1, 1, 1])
     assert conversation_tokens(BYTES, CHAT, "all") == (tokens, [0] + [1] * 15)
 
@@ -88,7 +93,9 @@ def test_transformers_makes_the_same_tokens(name, tmp_path):
         (tmp_path / file).write_text(json.dumps(tree))
     theirs = AutoTokenizer.from_pretrained(str(tmp_path))
     assert theirs.apply_chat_template(CHAT, return_dict=False) == conversation_tokens(tokenizer, CHAT)[0]
-    assert theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=False) == prompt_tokens(tokenizer, CHAT[:3])
+    assert theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=False) == prompt_tokens(
+        tokenizer, CHAT[:3]
+    )
     assert theirs.eos_token_id == tokenizer.eot and len(theirs) == tokenizer.vocab_size
 
 
@@ -125,4 +132,8 @@ def test_what_are_no_messages_is_said(value, why):
 
 
 def test_messages_keep_role_and_content_only():
-    assert read_messages([{"role": "user", "content": "Hi", "id": 3}], "messages") == CHAT[:1] == read_messages("Hi", "prompt")
+    assert (
+        read_messages([{"role": "user", "content": "Hi", "id": 3}], "messages")
+        == CHAT[:1]
+        == read_messages("Hi", "prompt")
+    )

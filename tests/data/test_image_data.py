@@ -10,14 +10,15 @@ from batches import assert_equal, take
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
-from gengen.config.errors import UserError
 from gengen.data import order
-from gengen.data.images import ImageData, datamodule_for, prepare_for
+from gengen.data.image.datamodule import ImageData, datamodule_for, prepare_for
+from gengen.errors import UserError
 
 B = 7
 
 
-# ---------------------------------------------------------------------------------------------------- the order is a function
+# ---------------------------------------------------------------------------------------------------- the order is a
+# function
 
 
 def test_order_and_flips_are_the_recorded_ones():
@@ -46,14 +47,17 @@ def test_flips_are_fair_and_of_each_epoch_its_own():
     assert abs(coins[order.permutation(0, 0, 10_000)[:5000]].mean() - 0.5) < 0.02  # nothing to do with the order
 
 
-# ------------------------------------------------------------------------------------------------------------- datamodule
+# -------------------------------------------------------------------------------------------------------------
+# datamodule
 
 
 @pytest.fixture(scope="session")
 def prepared(picture_data):
     from gengen.config.compose import compose_train, read_command_line
 
-    return prepare_for(compose_train(read_command_line(["model=unet", *picture_data])).data, None, lambda line: None, None)
+    return prepare_for(
+        compose_train(read_command_line(["model=unet", *picture_data])).data, None, lambda line: None, None
+    )
 
 
 @pytest.fixture
@@ -94,7 +98,9 @@ def test_flips_only_when_told_and_as_the_order_says(data, prepared):
     coins = np.concatenate([order.images(step * B, B, 3, len(prepared.train))[1] for step in range(40)])
     assert 0.3 < coins.mean() < 0.7
     one, two = (torch.cat([batch["images"] for batch in batches]) for batches in (straight, flipped))
-    torch.testing.assert_close(two, torch.where(torch.from_numpy(coins)[:, None, None, None], one.flip(-1), one), rtol=0, atol=0)
+    torch.testing.assert_close(
+        two, torch.where(torch.from_numpy(coins)[:, None, None, None], one.flip(-1), one), rtol=0, atol=0
+    )
 
 
 def test_order_is_a_function_of_the_step(data):
@@ -130,10 +136,15 @@ def test_loading_draws_nothing_from_the_global_generator(data, workers):
 
 @pytest.mark.parametrize("micro, world", [(None, 1), (None, 3), (4, 1), (5, 1), (5, 2), (5, 3)])
 def test_validation_takes_every_image_once_and_mirrors_none(data, prepared, micro, world):
-    ranks = [list(data(micro_batch_size=micro, batch_size=30, flip=True, rank=r, world=world).val_batches()) for r in range(world)]
+    ranks = [
+        list(data(micro_batch_size=micro, batch_size=30, flip=True, rank=r, world=world).val_batches())
+        for r in range(world)
+    ]
     batches = [ranks[i % world][i // world] for i in range(sum(map(len, ranks)))]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(prepared.val)))
-    torch.testing.assert_close(torch.cat([b["images"] for b in batches]), prepared.val.images / 127.5 - 1, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([b["images"] for b in batches]), prepared.val.images / 127.5 - 1, rtol=0, atol=1e-6
+    )
     assert all(len(batch["index"]) == min(micro or 30, 30 // world) for batch in batches[:-world])
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
@@ -170,7 +181,9 @@ def test_a_worker_that_is_spawned_opens_the_files_itself(prepared):
     sent = pickle.dumps(prepared)
     assert len(sent) < 20_000 < prepared.train.images.numel()
     again = pickle.loads(sent)
-    assert torch.equal(again.train.images, prepared.train.images) and torch.equal(again.val.labels, prepared.val.labels)
+    assert torch.equal(again.train.images, prepared.train.images) and torch.equal(
+        again.val.labels, prepared.val.labels
+    )
 
 
 def test_a_large_batch_is_drawn_in_little_time(data):

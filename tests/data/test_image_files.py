@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gengen.data import image_files
-from gengen.data.image_files import decode
+from gengen.data.image import decode as image_files
+from gengen.data.image.decode import decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -83,10 +83,14 @@ def test_orientation_is_honoured():
 def header(width, height):
     """The start of a PNG that promises these pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT")
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+    )
 
 
-@pytest.mark.parametrize("width, height", [(50_000, 50_000), (10_000, 9_500), (8_001, 8_000)])  # Pillow: an error, a warning, nothing
+@pytest.mark.parametrize(
+    "width, height", [(50_000, 50_000), (10_000, 9_500), (8_001, 8_000)]
+)  # Pillow: an error, a warning, nothing
 def test_a_bomb_is_refused_by_its_header(width, height):
     start = time.perf_counter()
     with pytest.raises(ValueError, match=r"64,000,000"):
@@ -95,7 +99,9 @@ def test_a_bomb_is_refused_by_its_header(width, height):
 
 
 def test_a_strip_does_not_become_a_giant():
-    of_colour(decode(saved(Image.new("RGB", (20_000, 1), RED)), 64, 3), RED)  # scaled by its short side: 64 x 1,280,000 pixels
+    of_colour(
+        decode(saved(Image.new("RGB", (20_000, 1), RED)), 64, 3), RED
+    )  # scaled by its short side: 64 x 1,280,000 pixels
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from image_stand_ins import png
 
-from gengen.config.errors import UserError
-from gengen.data.image_prepare import PreparedImages, prepare
+from gengen.data.image.prepare import PreparedImages, prepare
+from gengen.errors import UserError
 
 COMPOSED, APART = "caf\u00e9", "cafe\u0301"  # the same word in two Unicode forms
 
@@ -138,7 +138,10 @@ CASES: list[tuple[Callable[[Path], None], dict[int, Any], list[str]]] = [
     (
         without_pictures,
         CAT,
-        [f"data: left out of ROOT: 1 .tif; {READ}", "data: no image, so no class, in these folders of ROOT: cow/, dog/"],
+        [
+            f"data: left out of ROOT: 1 .tif; {READ}",
+            "data: no image, so no class, in these folders of ROOT: cow/, dog/",
+        ],
     ),
     (
         linked,
@@ -173,7 +176,12 @@ REFUSED = {
 
 @pytest.mark.parametrize(("write", "found", "lines"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_a_folder_is_read_right_and_what_is_not_is_named(
-    write: Callable[[Path], None], found: dict[int, Any], lines: list[str], tmp_path: Path, image_config: Any, said: list[str]
+    write: Callable[[Path], None],
+    found: dict[int, Any],
+    lines: list[str],
+    tmp_path: Path,
+    image_config: Any,
+    said: list[str],
 ) -> None:
     write(root := tmp_path / "album")
     data = prepare(image_config("imagefolder", root), said.append)
@@ -182,7 +190,9 @@ def test_a_folder_is_read_right_and_what_is_not_is_named(
 
 
 @pytest.mark.parametrize("write", REFUSED, ids=[write.__name__ for write in REFUSED])
-def test_a_class_without_a_picture_is_refused(write: Callable[[Path], None], tmp_path: Path, image_config: Any, said: list[str]) -> None:
+def test_a_class_without_a_picture_is_refused(
+    write: Callable[[Path], None], tmp_path: Path, image_config: Any, said: list[str]
+) -> None:
     write(root := tmp_path / "album")
     with pytest.raises(UserError) as error:
         prepare(image_config("imagefolder", root), said.append)

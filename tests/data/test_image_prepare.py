@@ -10,9 +10,9 @@ import pytest
 import torch
 from image_stand_ins import png
 
-from gengen.config.errors import UserError
-from gengen.data import image_prepare
-from gengen.data.image_prepare import fingerprint_of, held_out, prepare
+from gengen.data.image import prepare as image_prepare
+from gengen.data.image.prepare import fingerprint_of, held_out, prepare
+from gengen.errors import UserError
 
 
 def folders(config):
@@ -30,7 +30,9 @@ def album(tmp_path):
         path = tmp_path / "album" / f"{'ab'[i % 2]}" / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(np.full((4, 4), 5 * i)))
-    (tmp_path / "album" / "b" / "copy.png").write_bytes(png(np.full((4, 4), 5 * 20), compress_level=0))  # the same, in other bytes
+    (tmp_path / "album" / "b" / "copy.png").write_bytes(
+        png(np.full((4, 4), 5 * 20), compress_level=0)
+    )  # the same, in other bytes
     return tmp_path / "album"
 
 
@@ -47,13 +49,23 @@ def test_pixels_labels_and_captions_stay_together(album, image_config, said):
     assert data.model_facts == {"resolution": 8, "channels": 1, "classes": ["a", "b"], "sigma_data": round(rms, 4)}
     assert len(data.train) == 36 and len(data.val) == 4 and data.dependencies == {}
     for part in (data.train, data.val):
-        assert part.images.shape == (len(part), 1, 8, 8) and part.images.dtype == torch.uint8 and part.labels.dtype == torch.int64
+        assert (
+            part.images.shape == (len(part), 1, 8, 8)
+            and part.images.dtype == torch.uint8
+            and part.labels.dtype == torch.int64
+        )
         for image, label, caption in zip(part.images, part.labels.tolist(), part.captions, strict=True):
             shade = int(image[0, 3, 3])
             assert label == shade // 5 % 2 and caption == (f"shade {shade}" if label == 0 else "")
     assert [int((part.labels == k).sum()) for part in (data.train, data.val) for k in (0, 1)] == [18, 18, 2, 2]
     lines = "\n".join(data.describe())
-    for words in ("36 for training, 4 for validation (a share of each class)", "8 x 8, grey", "2: a, b", "captions     20", "1 dropped"):
+    for words in (
+        "36 for training, 4 for validation (a share of each class)",
+        "8 x 8, grey",
+        "2: a, b",
+        "captions     20",
+        "1 dropped",
+    ):
         assert words in lines
 
 
@@ -76,7 +88,11 @@ def test_a_batch_by_hand(album, image_config, said):
     row = torch.full((16,), -1.0)
     row[:2], row[2:4] = 1.0, 51 / 127.5 - 1
     torch.testing.assert_close(batch["images"][:, 0, 0], torch.stack([row, row.flip(0), row.flip(0)]), rtol=0, atol=0)
-    assert batch["labels"].tolist() == [2, 2, 2] and torch.equal(batch["index"], index) and batch["images"].dtype == torch.float32
+    assert (
+        batch["labels"].tolist() == [2, 2, 2]
+        and torch.equal(batch["index"], index)
+        and batch["images"].dtype == torch.float32
+    )
     plain = data.batch("val", torch.arange(4), torch.zeros(4, dtype=torch.bool))
     torch.testing.assert_close(plain["images"], data.val.images[:4] / 127.5 - 1, rtol=0, atol=1e-6)
 
@@ -89,15 +105,24 @@ def test_pixels_are_mapped_not_read(album, image_config, said):
     assert "train.safetensors" in maps.read_text() and data.train.images.is_contiguous()
 
 
-# -------------------------------------------------------------------------------------------------------- what is held out
+# -------------------------------------------------------------------------------------------------------- what is held
+# out
 
 
 def test_no_picture_is_on_both_sides(image_archives, image_config, said):
     data = prepare(image_config("animals", validation=0.5), said.append)
-    assert data.meta["duplicates"] == 3 and len(data.train) + len(data.val) == 97 and not pixels(data.train) & pixels(data.val)
+    assert (
+        data.meta["duplicates"] == 3
+        and len(data.train) + len(data.val) == 97
+        and not pixels(data.train) & pixels(data.val)
+    )
     images = [image.tobytes() for image in image_archives.images]
-    inside = held_out([str(i) for i in range(100)], [str(label) for label in image_archives.labels], 0.5)  # the bug put back: divided first
-    assert {i for i, v in zip(images, inside, strict=True) if v} & {i for i, v in zip(images, inside, strict=True) if not v}
+    inside = held_out(
+        [str(i) for i in range(100)], [str(label) for label in image_archives.labels], 0.5
+    )  # the bug put back: divided first
+    assert {i for i, v in zip(images, inside, strict=True) if v} & {
+        i for i, v in zip(images, inside, strict=True) if not v
+    }
 
 
 def test_a_copy_of_a_held_out_picture_is_not_trained_on(tmp_path, image_config, said):
@@ -107,9 +132,9 @@ def test_a_copy_of_a_held_out_picture_is_not_trained_on(tmp_path, image_config, 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(np.full((4, 4), shade)))
     data = prepare(image_config("imagefolder", tmp_path), said.append)
-    assert sorted(data.val.images[:, 0, 0, 0].tolist()) == [8, 9, 10, 11] and sorted(data.train.images[:, 0, 0, 0].tolist()) == list(
-        range(8)
-    )
+    assert sorted(data.val.images[:, 0, 0, 0].tolist()) == [8, 9, 10, 11] and sorted(
+        data.train.images[:, 0, 0, 0].tolist()
+    ) == list(range(8))
     assert data.meta["split"] == "as the source is divided"
 
 
@@ -166,7 +191,10 @@ def test_prepared_once(image_archives, image_config, said, tmp_path):
 def test_the_fingerprint_tells_what_matters_and_nothing_else(image_archives, image_config, album, tmp_path):
     base = image_config("animals")
     seen = [fingerprint_of(base)] + [fingerprint_of(image_config(name)) for name in ("mnist", "emoji")]
-    seen += [fingerprint_of(replace(base, **change)) for change in ({"resolution": 16}, {"channels": 3}, {"validation": 0.2})]
+    seen += [
+        fingerprint_of(replace(base, **change))
+        for change in ({"resolution": 16}, {"channels": 3}, {"validation": 0.2})
+    ]
     mine = image_config("imagefolder", album)
     seen.append(fingerprint_of(mine))
     stamp = (album / "a" / "00.png").stat().st_mtime_ns
@@ -179,10 +207,20 @@ def test_the_fingerprint_tells_what_matters_and_nothing_else(image_archives, ima
     pins.write_text(pins.read_text().replace("animal_shape_mnist==1.0", "animal_shape_mnist==1.1"))
     seen.append(fingerprint_of(base))
     assert len(set(seen)) == len(seen)
-    free = {"flip": False, "batch_size": 3, "micro_batch_size": 1, "num_workers": 2, "dir": "elsewhere", "licence": "x", "name": "mine"}
+    free = {
+        "flip": False,
+        "batch_size": 3,
+        "micro_batch_size": 1,
+        "num_workers": 2,
+        "dir": "elsewhere",
+        "licence": "x",
+        "name": "mine",
+    }
     assert fingerprint_of(replace(base, **free)) == seen[-1]
     (tmp_path / "moved").symlink_to(album)
-    assert fingerprint_of(replace(mine, path=str(tmp_path / "moved"))) == seen[-2]  # the place of the folder does not matter
+    assert (
+        fingerprint_of(replace(mine, path=str(tmp_path / "moved"))) == seen[-2]
+    )  # the place of the folder does not matter
 
 
 def test_the_fingerprint_is_the_recorded_one(image_config):
@@ -244,7 +282,10 @@ def test_a_failure_leaves_nothing(album, image_config, said):
         prepare(config, said.append)
     assert folders(config) == []
     data = prepare(replace(config, max_bad=0.1), said.append)
-    assert any("skipped what cannot be read: 1 image; first: " in line for line in said) and "x.png: no PNG" in data.describe()[-1]
+    assert (
+        any("skipped what cannot be read: 1 image; first: " in line for line in said)
+        and "x.png: no PNG" in data.describe()[-1]
+    )
 
 
 def test_a_spool_of_any_length_is_written_in_chunks(album, image_config, said, monkeypatch):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from image_stand_ins import FARMER, RUNNER, array_stream, png
 
-from gengen.config.errors import UserError
-from gengen.data import image_sources, sources
-from gengen.data.image_prepare import held_out
-from gengen.data.image_sources import array_of, base_of, find_images, in_tone, pictures
-from gengen.data.sources import Skips
+from gengen.data.image import sources as image_sources
+from gengen.data.image.prepare import held_out
+from gengen.data.image.sources import array_of, base_of, find_images, in_tone, pictures
+from gengen.data.sources import files as sources
+from gengen.data.sources.files import Skips
+from gengen.errors import UserError
 
 
 def read(config, said=None):
@@ -37,7 +38,9 @@ def test_animals_are_framed_and_named(image_archives, image_config):
 
 def test_digits_are_framed_and_named(image_archives, image_config):
     found, _ = read(image_config("mnist"))
-    np.testing.assert_array_equal(torch.stack([p.pixels[0, 2:-2, 2:-2] for p in found]).view(30, -1), image_archives.rows[:, :-1])
+    np.testing.assert_array_equal(
+        torch.stack([p.pixels[0, 2:-2, 2:-2] for p in found]).view(30, -1), image_archives.rows[:, :-1]
+    )
     assert [picture.label for picture in found] == [str(i) for i in range(10) for _ in range(3)]
 
 
@@ -99,7 +102,9 @@ def test_emoji_have_classes_captions_and_bases(image_archives, image_config):
     assert captions[18:21] == ["couple", "couple, light and dark skin tones", "object 0"]
     assert captions[-2:] == ["copyright sign", "heavy black heart"]  # Twemoji's file names: a9 and 2764
     assert {p.label for p in found} == {"People", "Objects", "Symbols"}
-    assert [len({p.group for p in found[i : i + 9]}) for i in (0, 9)] == [1, 1] and len({p.group for p in found}) == 3 + 40
+    assert [len({p.group for p in found[i : i + 9]}) for i in (0, 9)] == [1, 1] and len(
+        {p.group for p in found}
+    ) == 3 + 40
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,11 @@ def test_variants_have_one_base(codes):
 def test_what_is_no_variant_keeps_its_code():
     codes = ["27A1-FE0F", "2640-FE0F", "1F3FB", "1F3FF", "1F9D1", "1F9D2", "1F1E9-1F1EA", "1F1EA-1F1E9", "2764-FE0F"]
     assert len({base_of(code) for code in codes}) == len(codes)
-    assert in_tone("") == "" and in_tone("1F3FC") == ", medium-light skin tone" and in_tone("1F3FB-1F3FB") == ", light skin tone"
+    assert (
+        in_tone("") == ""
+        and in_tone("1F3FC") == ", medium-light skin tone"
+        and in_tone("1F3FB-1F3FB") == ", light skin tone"
+    )
 
 
 def test_variants_are_never_on_both_sides(image_archives, image_config):
@@ -129,7 +138,9 @@ def test_variants_are_never_on_both_sides(image_archives, image_config):
     def straddling(groups, share):
         inside = held_out(groups, [p.label for p in found], share)
         bases = [base_of(p.group) for p in found]
-        return {b for b, v in zip(bases, inside, strict=True) if v} & {b for b, v in zip(bases, inside, strict=True) if not v}
+        return {b for b, v in zip(bases, inside, strict=True) if v} & {
+            b for b, v in zip(bases, inside, strict=True) if not v
+        }
 
     assert not any(straddling([p.group for p in found], share / 10) for share in range(1, 10))
     assert straddling([p.caption for p in found], 0.3)  # the bug put back: every picture by itself
@@ -170,13 +181,20 @@ def test_divided_folders_stay_divided_and_what_is_held_out_comes_first(album, im
 def test_of_two_held_out_folders_the_test_set_is_left_alone(album, image_config):
     for i, path in enumerate(["train/a/1.png", "test/a/1.png", "val/a/1.png"]):
         root = album(path, i)
-    assert [(p.split, int(p.pixels[0, 0, 0])) for p in read(image_config("imagefolder", root))[0]] == [("val", 2), ("train", 0)]
+    assert [(p.split, int(p.pixels[0, 0, 0])) for p in read(image_config("imagefolder", root))[0]] == [
+        ("val", 2),
+        ("train", 0),
+    ]
 
 
 def test_captions_and_labels_from_metadata(album, image_config):
     for i, name in enumerate(["a.png", "b.png", "cat/c.png", "cat/d.png"]):
         root = album(name, i)
-    rows = [{"file_name": "a.png", "text": "café"}, {"file_name": "./cat/c.png", "text": "a cat", "label": 7}, {"file_name": "b.png"}]
+    rows = [
+        {"file_name": "a.png", "text": "café"},
+        {"file_name": "./cat/c.png", "text": "a cat", "label": 7},
+        {"file_name": "b.png"},
+    ]
     album("metadata.jsonl", raw="\n".join(map(json.dumps, rows)).encode())
     album("cat/metadata.jsonl", raw=json.dumps({"file_name": "d.png", "text": "another"}).encode())
     found, skips = read(image_config("imagefolder", root))
@@ -210,8 +228,15 @@ def test_bad_images_are_counted_named_and_skipped_up_to_the_share(album, image_c
     album("a/x.png", raw=b"%!PS-Adobe-3.0 EPSF-3.0\n")
     album("a/y.png", raw=png(np.zeros((4, 4)))[:-28])
     found, skips = read(image_config("imagefolder", root, max_bad=0.2))
-    assert [int(p.pixels[0, 0, 0]) for p in found] == list(range(8)) and skips.bad == {"image": 2} and skips.good["image"] == 8
-    with pytest.raises(UserError, match=r"2 of 10 images cannot be read \(20.00%; data.max_bad allows 19.00%\)\n  first: .*x.png: no PNG"):
+    assert (
+        [int(p.pixels[0, 0, 0]) for p in found] == list(range(8))
+        and skips.bad == {"image": 2}
+        and skips.good["image"] == 8
+    )
+    with pytest.raises(
+        UserError,
+        match=r"2 of 10 images cannot be read \(20.00%; data.max_bad allows 19.00%\)\n  first: .*x.png: no PNG",
+    ):
         read(image_config("imagefolder", root, max_bad=0.19))
 
 
@@ -239,7 +264,10 @@ def test_a_path_that_does_not_fit(album, image_config, tmp_path):
 
 def test_cifar10_without_the_hub_says_what_to_do(image_config):
     sources.hub_facts.cache_clear()
-    with pytest.raises(UserError, match=r"(?s)data=cifar10: the hub is not asked for uoft-cs/cifar10 .*HF_.*data=imagefolder data.path="):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)data=cifar10: the hub is not asked for uoft-cs/cifar10 .*HF_.*data=imagefolder data.path=",
+    ):
         read(image_config("cifar10"))
 
 

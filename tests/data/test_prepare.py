@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gengen.config.errors import UserError
-from gengen.data import prepare as prepare_module
-from gengen.data import wheels
-from gengen.data.once import TRAINED_ON
-from gengen.data.prepare import prepare
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.prepared import TRAINED_ON
+from gengen.data.sources import wheels
+from gengen.data.text import prepare as prepare_module
+from gengen.data.text.prepare import prepare
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
 
 
 def folders(config):
@@ -22,10 +22,14 @@ def test_tails_hold_out_the_end_of_every_document(archive, book_config, prose, s
     texts = [prose(6000, 1), prose(4000, 2)]
     data = prepare(book_config(validation=0.25), 300, said.append)
     eot, encode = [data.tokenizer.eot], data.tokenizer.encode
-    assert data.train.read(0, len(data.train)).tolist() == eot + encode(texts[0][:4500]) + eot + encode(texts[1][:3000])
+    assert data.train.read(0, len(data.train)).tolist() == eot + encode(texts[0][:4500]) + eot + encode(
+        texts[1][:3000]
+    )
     assert data.val.read(0, len(data.val)).tolist() == eot + encode(texts[0][4500:]) + eot + encode(texts[1][3000:])
     assert data.val_bytes == len((texts[0][4500:] + texts[1][3000:]).encode())
-    assert data.tokenizer.hash == TextTokenizer.train([texts[0][:4500], texts[1][:3000]], 300).hash  # validation is never seen
+    assert (
+        data.tokenizer.hash == TextTokenizer.train([texts[0][:4500], texts[1][:3000]], 300).hash
+    )  # validation is never seen
     assert data.model_facts == {"vocab_size": 300}
 
 
@@ -34,7 +38,11 @@ def test_documents_holds_out_every_nth(tmp_path, file_config, said):
     data = prepare(file_config(tmp_path / "a.jsonl", tokenizer="byte", split="documents"), 999, said.append)
     assert data.tokenizer.vocab_size == 257
     assert data.tokenizer.decode(data.val.read(0, len(data.val))) == "tale 9tale 19"
-    assert data.meta["documents"] == 20 and data.meta["val"] == {"bytes": 13, "tokens": 15} and data.meta["train"]["tokens"] == 18 * 7 + 9
+    assert (
+        data.meta["documents"] == 20
+        and data.meta["val"] == {"bytes": 13, "tokens": 15}
+        and data.meta["train"]["tokens"] == 18 * 7 + 9
+    )
     assert data.meta["bytes_per_token"] == pytest.approx(130 / 150)
 
 
@@ -88,7 +96,9 @@ def test_data_stay_as_they_were_prepared_for_the_run_that_goes_on(archive, book_
 
 def test_too_few_documents_fall_back_to_tails(archive, book_config, said):
     data = prepare(book_config(split="documents"), 300, said.append)
-    assert data.meta["split"] == "tails" and any("2 documents are too few to hold out every 10th" in line for line in said)
+    assert data.meta["split"] == "tails" and any(
+        "2 documents are too few to hold out every 10th" in line for line in said
+    )
 
 
 def test_prepared_once(archive, book_config, said):
@@ -123,7 +133,11 @@ def test_the_fingerprint_tells_what_matters(archive, book_config, file_config, t
     text.write_text(prose(2000))
     mine = TextTokenizer.train([prose(3000, 9)], 280)
     seen = [fingerprint(book_config()), fingerprint(book_config(), 310), fingerprint(book_config(), 300, mine)]
-    seen += [fingerprint(book_config(validation=0.2)), fingerprint(book_config(members=["one-story"])), fingerprint(file_config(text))]
+    seen += [
+        fingerprint(book_config(validation=0.2)),
+        fingerprint(book_config(members=["one-story"])),
+        fingerprint(file_config(text)),
+    ]
     stamp = text.stat().st_mtime_ns
     text.write_text(prose(2000).replace("fox", "cat"))
     os.utime(text, ns=(stamp, stamp))  # same size, same time
@@ -164,7 +178,10 @@ def test_skips_are_said_and_recorded(tmp_path, file_config, prose, said):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": prose(100, i)}) + "\n" for i in range(40)) + "{\n")
     data = prepare(file_config(tmp_path / "a.jsonl", max_bad=0.05), 300, said.append)
     assert data.meta["skips"]["line"] == 1 and "a.jsonl line 41: not JSON" in data.meta["skips"]["first"]
-    assert any("skipped what cannot be read: 1 line; first: " in line for line in said) and "1 line; first: " in data.describe()[-1]
+    assert (
+        any("skipped what cannot be read: 1 line; first: " in line for line in said)
+        and "1 line; first: " in data.describe()[-1]
+    )
     with pytest.raises(UserError, match="1 of 41 lines"):
         prepare(file_config(tmp_path / "a.jsonl", max_bad=0.01), 300, said.append)
     assert len(folders(file_config(tmp_path))) == 1  # a failure leaves nothing behind
@@ -188,12 +205,15 @@ def test_processes_that_prepare_at_once_make_one_copy(tmp_path, file_config, pro
     config = file_config(tmp_path / "a.txt")
     code = f"""
 from gengen.config.data import TextConfig
-from gengen.data.prepare import prepare
+from gengen.data.text.prepare import prepare
 data = prepare({config!r}, 400, print)
 print("tokens", len(data.train), data.tokenizer.hash)
 import sys; assert not {{"torch", "lightning", "datasets", "pyarrow"}} & set(sys.modules)
 """
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     outputs = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], outputs
     lines = [line for out, _ in outputs for line in out.splitlines()]

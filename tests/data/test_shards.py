@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from gengen.data.shards import HEADER, ShardError, TokenStream, write_shards
+from gengen.data.text.shards import HEADER, ShardError, TokenStream, write_shards
 
 TOKENS = np.random.default_rng(0).integers(0, 60_000, 1000)
 
@@ -20,7 +20,9 @@ def test_shards_are_one_circular_stream(folder):
     stream = TokenStream(folder, "train", "hash")
     assert len(stream) == 1000
     for start, count in [(0, 1000), (255, 2), (250, 600), (990, 20), (-1, 3), (7, 0), (500, 2500)]:
-        np.testing.assert_array_equal(stream.read(start, count), np.take(TOKENS, range(start, start + count), mode="wrap"))
+        np.testing.assert_array_equal(
+            stream.read(start, count), np.take(TOKENS, range(start, start + count), mode="wrap")
+        )
     assert stream.read(0, 1).dtype == np.int64
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gengen.config.errors import UserError
-from gengen.data import sources
-from gengen.data.sources import Skips, documents, resolve_source
+from gengen.data.sources import files as sources
+from gengen.data.sources.files import Skips, documents, resolve_source
+from gengen.errors import UserError
 
 
 def read(config, said=()):
@@ -77,7 +77,15 @@ def test_compressed_files_are_read(tmp_path, file_config):
 def test_what_is_broken_is_counted_and_named(tmp_path, file_config):
     (tmp_path / "a.txt").write_bytes(b"good line\nb\xffd line\nlast\n")
     (tmp_path / "b.txt").write_bytes(b"")
-    lines = ['{"text": "ok"}', "{not json", '{"story": "x"}', '{"text": 5}', '["text"]', '{"text": "\\ud800"}', '{"text": "ok too"}']
+    lines = [
+        '{"text": "ok"}',
+        "{not json",
+        '{"story": "x"}',
+        '{"text": 5}',
+        '["text"]',
+        '{"text": "\\ud800"}',
+        '{"text": "ok too"}',
+    ]
     (tmp_path / "c.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n')
     pq.write_table(pa.table({"text": ["row", None]}), tmp_path / "d.parquet")
     (tmp_path / "e.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:-10])
@@ -171,7 +179,9 @@ def test_damage_to_a_file_is_not_a_few_bad_lines(tmp_path, file_config):
 @pytest.mark.fault("F21")
 def test_a_line_too_long_is_passed_over(tmp_path, file_config, monkeypatch):
     monkeypatch.setattr(sources, "MAX_LINE", 100)
-    rows = [json.dumps({"text": "x" * size}) for size in (5, 500, 87, 88, 88)]  # and 12 bytes around each, and a line end
+    rows = [
+        json.dumps({"text": "x" * size}) for size in (5, 500, 87, 88, 88)
+    ]  # and 12 bytes around each, and a line end
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     texts, skips = read(file_config(tmp_path, max_bad=0.9))
     assert [len(text) for text in texts] == [5, 87, 88] and skips.bad["line"] == 2
@@ -213,7 +223,9 @@ def hub(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
     sources.hub_facts.cache_clear()
-    fake = SimpleNamespace(info=lambda: SimpleNamespace(sha="abc123", card_data={"license": "cdla"}), rows=[], asked=[])
+    fake = SimpleNamespace(
+        info=lambda: SimpleNamespace(sha="abc123", card_data={"license": "cdla"}), rows=[], asked=[]
+    )
 
     def load_dataset(name, **options):
         fake.asked.append((name, options))
@@ -239,14 +251,17 @@ def refuse():
 
 
 @pytest.mark.parametrize(
-    "info, why", [(refuse, r"\(ConnectionError: no route\)"), (lambda: time.sleep(1), r"\(TimeoutError: nothing in 0.1 s\)")]
+    "info, why",
+    [(refuse, r"\(ConnectionError: no route\)"), (lambda: time.sleep(1), r"\(TimeoutError: nothing in 0.1 s\)")],
 )
 def test_without_the_hub_one_line_says_what_is_taken_instead(hub, book_config, said, monkeypatch, info, why):
     monkeypatch.setattr(sources, "PROBE", 0.1)
     hub.info = info
     config = book_config(source="auto", hub="who/tales")
     assert resolve_source(config, said.append).source == "wheel"
-    assert len(said) == 1 and "training on the storybook instead (public-domain books: one-story, two-story)" in said[0]
+    assert (
+        len(said) == 1 and "training on the storybook instead (public-domain books: one-story, two-story)" in said[0]
+    )
     with pytest.raises(UserError, match=f"the hub does not answer for who/tales {why}"):
         read(book_config(source="hub", hub="who/tales"))
 

@@ -8,11 +8,24 @@ from itertools import chain, product
 import pytest
 
 from gengen.config.data import TextConfig
-from gengen.config.errors import UserError
-from gengen.data import storygen
-from gengen.data.storygen import ANIMALS, COUNTS, LABEL_SCALE, OBJECTS, PAIRS, PROMPTS, documents, examples, flawed, gold, label, requested
-from gengen.data.text import prepare
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.sources import storygen
+from gengen.data.sources.storygen import (
+    ANIMALS,
+    COUNTS,
+    LABEL_SCALE,
+    OBJECTS,
+    PAIRS,
+    PROMPTS,
+    documents,
+    examples,
+    flawed,
+    gold,
+    label,
+    requested,
+)
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.data.text.windows import prepare
+from gengen.errors import UserError
 from gengen.registry import REWARDS
 
 PROMPT = "write a story about a cat with a hat"
@@ -43,7 +56,12 @@ def test_gold_by_hand(response, ended, worth):
 
 @pytest.mark.parametrize(
     "response, ended, reward",
-    [("A cat in a Hat.", True, 1), ("A cat in a hat.", False, 0), ("A cat.", True, 0), ("A hatter and a cat.", True, 0)],
+    [
+        ("A cat in a Hat.", True, 1),
+        ("A cat in a hat.", False, 0),
+        ("A cat.", True, 0),
+        ("A hatter and a cat.", True, 0),
+    ],
 )
 def test_the_reward_of_requested_words(response, ended, reward):
     module, _, name = REWARDS["requested_words"].partition(":")
@@ -59,11 +77,22 @@ def test_what_a_prompt_requests():
 
 
 def test_the_parts_are_disjoint_by_pair():
-    assert {name: len(pairs) for name, pairs in PAIRS.items()} == {"sft": 512, "preference": 358, "val": 68, "test": 86}
+    assert {name: len(pairs) for name, pairs in PAIRS.items()} == {
+        "sft": 512,
+        "preference": 358,
+        "val": 68,
+        "test": 86,
+    }
     assert sorted(chain(*PAIRS.values())) == sorted(product(ANIMALS, OBJECTS))
-    asked = {(kind, part): [told(record)[0] for record in examples(kind, part)] for kind in COUNTS for part in ("train", "val", "test")}
+    asked = {
+        (kind, part): [told(record)[0] for record in examples(kind, part)]
+        for kind in COUNTS
+        for part in ("train", "val", "test")
+    }
     assert {key: len(prompts) for key, prompts in asked.items()} == {
-        (kind, part): count for kind, n in COUNTS.items() for part, count in {"train": n, "val": 408, "test": 512}.items()
+        (kind, part): count
+        for kind, n in COUNTS.items()
+        for part, count in {"train": n, "val": 408, "test": 512}.items()
     }
     pairs = {key: {requested(prompt) for prompt in prompts} for key, prompts in asked.items()}
     assert pairs["conversations", "train"] == set(PAIRS["sft"])
@@ -71,7 +100,9 @@ def test_the_parts_are_disjoint_by_pair():
     assert all(pairs[kind, part] == set(PAIRS[part]) for kind in COUNTS for part in ("val", "test"))
     distinct = {key: len(set(prompts)) for key, prompts in asked.items()}
     assert distinct["conversations", "train"] == 3000 and distinct["prompts", "train"] == 2000
-    assert distinct["preferences", "train"] == 358 * 6 and set(asked["prompts", "train"]) < set(asked["preferences", "train"])
+    assert distinct["preferences", "train"] == 358 * 6 and set(asked["prompts", "train"]) < set(
+        asked["preferences", "train"]
+    )
     assert set(asked["prompts", "val"]) == set(asked["preferences", "val"]) and distinct["prompts", "val"] == 408
     assert distinct["prompts", "test"] == 512  # of 86 pairs, so no 512 independent prompts: alignment.interval
 
@@ -82,7 +113,9 @@ def told(record):
 
 
 def test_every_story_is_worth_what_it_was_meant_to_be():
-    """Four to six sentences, an end that gold reads as it was meant: happy in half of them; a requested word is another in a third."""
+    """Four to six sentences, an end that gold reads as it was meant: happy in half of them; a requested word is
+    another in a third.
+    """
     happy = missed = 0
     for record in examples("conversations", "train"):
         prompt, answer = told(record)
@@ -99,7 +132,9 @@ def test_the_language():
     texts = list(documents(5000))
     assert len(set(texts)) == 5000
     words = {
-        word for text in [*texts, *(p.format(animal="cat", object="hat") for p in PROMPTS)] for word in re.findall("[a-z]+", text.lower())
+        word
+        for text in [*texts, *(p.format(animal="cat", object="hat") for p in PROMPTS)]
+        for word in re.findall("[a-z]+", text.lower())
     }
     assert 300 <= len(words) <= 330
     ends = [gold(PROMPT, text, True) >= 2 for text in texts]
@@ -122,13 +157,21 @@ def test_the_same_index_is_the_same_story_for_ever():
 
 def test_stories_are_a_source_of_text(tmp_path):
     said = []
-    config = TextConfig("storygen", dir=str(tmp_path), source="storygen", tokenizer="byte", validation=0.1, max_documents=40)
+    config = TextConfig(
+        "storygen", dir=str(tmp_path), source="storygen", tokenizer="byte", validation=0.1, max_documents=40
+    )
     opened = prepare(config, 257, said.append)
-    assert opened.meta["documents"] == 40 and opened.meta["source"] == storygen.NAME and "Apache-2.0" in opened.describe()[1]
+    assert (
+        opened.meta["documents"] == 40
+        and opened.meta["source"] == storygen.NAME
+        and "Apache-2.0" in opened.describe()[1]
+    )
     read = opened.tokenizer.decode(opened.train.read(0, len(opened.train)))
     held_out = opened.tokenizer.decode(opened.val.read(0, len(opened.val)))
     apart = [text in held_out for text in documents(40)]
-    assert sum(apart) == 4 and read == "".join(text for text, held in zip(documents(40), apart, strict=True) if not held)
+    assert sum(apart) == 4 and read == "".join(
+        text for text, held in zip(documents(40), apart, strict=True) if not held
+    )
     assert prepare(replace(config, max_documents=41), 257, said.append).fingerprint != opened.fingerprint
 
 
@@ -137,8 +180,12 @@ def test_flaws_are_as_often_as_stated():
     drawn = [flawed(draw, "cat", "hat") for _ in range(4000)]
     whole = [text for text, ended in drawn if ended]
     assert abs(len(whole) / 4000 - (1 - storygen.BREAKS_OFF)) < 0.02
-    assert all(text.endswith(".") for text in whole) and not all(text.endswith(".") for text, ended in drawn if not ended)
-    repeated = sum(len(set(sentences)) < len(sentences) for sentences in (text[:-1].split(". ") for text in whole)) / len(whole)
+    assert all(text.endswith(".") for text in whole) and not all(
+        text.endswith(".") for text, ended in drawn if not ended
+    )
+    repeated = sum(
+        len(set(sentences)) < len(sentences) for sentences in (text[:-1].split(". ") for text in whole)
+    ) / len(whole)
     assert abs(repeated - storygen.REPEATS) < 0.03
     missing = sum(storygen.coverage(PROMPT, text) < 1 for text in whole) / len(whole)
     other = storygen.PAIR_MISSES * 31 / 32
@@ -148,7 +195,8 @@ def test_flaws_are_as_often_as_stated():
 def test_preferences_are_bradley_terry():
     records = list(examples("preferences", "train"))
     gaps = [
-        LABEL_SCALE * (gold(r["prompt"], r["chosen"], r["chosen_ended"]) - gold(r["prompt"], r["rejected"], r["rejected_ended"]))
+        LABEL_SCALE
+        * (gold(r["prompt"], r["chosen"], r["chosen_ended"]) - gold(r["prompt"], r["rejected"], r["rejected_ended"]))
         for r in records
     ]
     assert abs(math.sqrt(sum(gap * gap for gap in gaps) / len(gaps)) - 2) < 0.1

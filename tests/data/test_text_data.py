@@ -5,8 +5,8 @@ import pytest
 import torch
 from batches import assert_equal, take
 
-from gengen.config.errors import UserError
-from gengen.data.text import TextData, prepare
+from gengen.data.text.windows import TextData, prepare
+from gengen.errors import UserError
 
 T, B = 31, 6
 
@@ -37,13 +37,18 @@ def test_each_epoch_has_every_token_as_a_label_once(data):
         labels = torch.cat([y[y >= 0] for _, y in epoch])
         np.testing.assert_array_equal(np.bincount(labels, minlength=257), want)
         seen = sorted((int(a), int(b)) for t, y in epoch for a, b in zip(t, y, strict=True) if b >= 0)
-        assert seen == sorted(zip(pairs[:-1].tolist(), pairs[1:].tolist(), strict=True))  # each behind its own predecessor
+        assert seen == sorted(
+            zip(pairs[:-1].tolist(), pairs[1:].tolist(), strict=True)
+        )  # each behind its own predecessor
     assert not torch.equal(rows[0][0], rows[windows][0])
 
 
 def test_a_batch_has_the_shape_of_a_step(data):
     batch = next(iter(data().loader(0)))
-    assert batch["tokens"].shape == batch["labels"].shape == (B, T) and batch["tokens"].dtype == batch["labels"].dtype == torch.int64
+    assert (
+        batch["tokens"].shape == batch["labels"].shape == (B, T)
+        and batch["tokens"].dtype == batch["labels"].dtype == torch.int64
+    )
     torch.testing.assert_close(batch["tokens"][0, 1:], batch["labels"][0, :-1])
 
 
@@ -78,7 +83,9 @@ def test_validation_scores_every_token_but_the_first_once(data, micro, world):
     stream = data().prepared.val
     tokens = stream.read(0, len(stream)).tolist()
     assert (len(tokens) - 1) % T  # the last window is padded
-    ranks = [list(data(micro_batch_size=micro, batch_size=30, rank=r, world=world).val_batches()) for r in range(world)]
+    ranks = [
+        list(data(micro_batch_size=micro, batch_size=30, rank=r, world=world).val_batches()) for r in range(world)
+    ]
     size = min(micro or 30, 30 // world)
     in_order = [ranks[i % world][i // world] for i in range(sum(map(len, ranks)))]
     assert all(len(batch["labels"]) == size for batch in in_order[:-world])

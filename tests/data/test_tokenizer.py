@@ -3,10 +3,19 @@ import random
 
 import pytest
 
-from gengen.config.errors import UserError
-from gengen.data.tokenizer import TextTokenizer, byte_alphabet, pieces
+from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet, pieces
+from gengen.errors import UserError
 
-AWKWARD = ["", " ", "a<|endoftext|>b", "<|endoftext|>", "naïve 日本 🙂 e\u0301", "\0\r\n\t\u00a0\u2028 \x85", "'ll  \n\n  x " * 9, "\ufeff"]
+AWKWARD = [
+    "",
+    " ",
+    "a<|endoftext|>b",
+    "<|endoftext|>",
+    "naïve 日本 🙂 e\u0301",
+    "\0\r\n\t\u00a0\u2028 \x85",
+    "'ll  \n\n  x " * 9,
+    "\ufeff",
+]
 
 
 @pytest.fixture(scope="module", params=["byte", "bpe"])
@@ -29,7 +38,10 @@ def test_half_a_surrogate_pair_becomes_a_question_mark(tokenizer):
 def test_bytes_of_a_cut_character_can_be_held_back():
     tokenizer = TextTokenizer.byte()
     assert tokenizer.encode("a日") == [98, 0xE6 + 1, 0x97 + 1, 0xA5 + 1]
-    assert tokenizer.decode_bytes([98, 0xE6 + 1, 0x97 + 1]) == b"a\xe6\x97" and tokenizer.decode([98, 0xE6 + 1]) == "a\ufffd"
+    assert (
+        tokenizer.decode_bytes([98, 0xE6 + 1, 0x97 + 1]) == b"a\xe6\x97"
+        and tokenizer.decode([98, 0xE6 + 1]) == "a\ufffd"
+    )
     assert tokenizer.decode([98, tokenizer.eot, 99]) == "ab"
 
 
@@ -41,7 +53,11 @@ def test_every_byte_has_a_token_of_its_own():
 
 def test_json_is_the_whole_tokenizer(tokenizer):
     again = TextTokenizer.from_json(tokenizer.to_json())
-    assert (again.to_json(), again.hash, again.vocab_size) == (tokenizer.to_json(), tokenizer.hash, tokenizer.vocab_size)
+    assert (again.to_json(), again.hash, again.vocab_size) == (
+        tokenizer.to_json(),
+        tokenizer.hash,
+        tokenizer.vocab_size,
+    )
     assert again.encode("the old fox said") == tokenizer.encode("the old fox said")
 
 
@@ -57,7 +73,9 @@ def test_pieces_are_encoded_as_the_whole(prose):
     tokenizer = TextTokenizer.train([prose(20_000)], 500)
     draw = random.Random(0)
     for _ in range(300):
-        text = "".join(draw.choice(["the", "a", "'s", " ", " ", "\n", "\u00a0", "\x1c", "!", "1", "日"]) for _ in range(40))
+        text = "".join(
+            draw.choice(["the", "a", "'s", " ", " ", "\n", "\u00a0", "\x1c", "!", "1", "日"]) for _ in range(40)
+        )
         parts = list(pieces(text, draw.randrange(1, 9)))
         assert "".join(parts) == text
         assert [i for ids in tokenizer.encode_batch(parts) for i in ids] == tokenizer.encode(text)

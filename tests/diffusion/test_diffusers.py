@@ -65,7 +65,9 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def our_states(sampler: Callable[..., Tensor], path: Path, x: Tensor, times: list[float], **options: Any) -> list[Tensor]:
+def our_states(
+    sampler: Callable[..., Tensor], path: Path, x: Tensor, times: list[float], **options: Any
+) -> list[Tensor]:
     """The state before each step and the sample."""
     states: list[Tensor] = []
     out = sampler(random_denoiser(path), x, times, path, callback=lambda i, t, x, x0: states.append(x), **options)
@@ -95,7 +97,9 @@ def test_ddim(theirs: SimpleNamespace, eta: float, prediction: str) -> None:
         x0 = denoise(states[-1], t)
         eps = path.to_eps(states[-1], x0, t)
         out = {"epsilon": eps, "sample": x0, "v_prediction": path.alpha(t) * eps - path.sigma(t) * x0}[prediction]
-        states.append(scheduler.step(out, step, states[-1], eta=eta, variance_noise=draws[i] if eta else None).prev_sample)
+        states.append(
+            scheduler.step(out, step, states[-1], eta=eta, variance_noise=draws[i] if eta else None).prev_sample
+        )
 
     same(our_states(ddim, path, x, times, noise=iter(draws).__next__, eta=eta), states)
 
@@ -120,7 +124,9 @@ def test_euler_and_heun(theirs: SimpleNamespace, name: str, ours: str, karras: b
     for i, (step, t) in enumerate(zip(scheduler.timesteps, visits, strict=True)):
         scheduler.scale_model_input(state, step)
         state = scheduler.step(path.to_eps(state, denoise(state, t), t), step, state).prev_sample
-        if name == "euler" or i % 2 or i == len(visits) - 1:  # Heun: the second half of a step, or the last, first-order one
+        if (
+            name == "euler" or i % 2 or i == len(visits) - 1
+        ):  # Heun: the second half of a step, or the last, first-order one
             states.append(state)
 
     same(our_states(SAMPLERS[ours], path, x, times), states)
@@ -150,7 +156,9 @@ def test_flow_euler(theirs: SimpleNamespace, shift: float) -> None:
 
 
 def test_the_velocity_of_flow_is_the_slope_of_their_heun(theirs: SimpleNamespace) -> None:
-    """Their Heun for flow takes the mean of slopes in t, ours in sigma / alpha as on every path: only the slope is compared."""
+    """Their Heun for flow takes the mean of slopes in t, ours in sigma / alpha as on every path: only the slope is
+    compared.
+    """
     path, x = Flow(), noise()
     denoise = random_denoiser(path)
     scheduler = theirs.flow_heun()
@@ -180,7 +188,11 @@ def test_dpmpp_2m(theirs: SimpleNamespace, kind: str, steps: int) -> None:
     options = {"use_flow_sigmas": True} if kind == "flow_prediction" else TRAINED
     scheduler = theirs.dpmpp(**options, prediction_type=kind, solver_order=2, final_sigmas_type="zero")
     scheduler.set_timesteps(steps)
-    times = scheduler.sigmas.tolist() if kind == "flow_prediction" else [path.time_at(ratio) for ratio in scheduler.sigmas.tolist()]
+    times = (
+        scheduler.sigmas.tolist()
+        if kind == "flow_prediction"
+        else [path.time_at(ratio) for ratio in scheduler.sigmas.tolist()]
+    )
 
     states = [x]
     for step, t in zip(scheduler.timesteps, times, strict=False):
@@ -202,9 +214,13 @@ def test_heun_in_preserved_variance_is_their_heun_in_other_coordinates(theirs: S
     times = [vp.time_at(ratio) for ratio in ratios]
 
     state = x * scheduler.init_noise_sigma
-    for step, ratio in zip(scheduler.timesteps, [ratios[0], *(r for r in ratios[1:-1] for _ in range(2))], strict=True):
+    for step, ratio in zip(
+        scheduler.timesteps, [ratios[0], *(r for r in ratios[1:-1] for _ in range(2))], strict=True
+    ):
         t = vp.time_at(ratio)
         x0 = denoise(state * vp.alpha(t), t)
         state = scheduler.step(ve.to_eps(state, x0, ratio), step, state).prev_sample
 
-    torch.testing.assert_close(SAMPLERS["heun"](denoise, x * vp.sigma(times[0]), times, vp, None, None), state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        SAMPLERS["heun"](denoise, x * vp.sigma(times[0]), times, vp, None, None), state, rtol=1e-4, atol=1e-4
+    )

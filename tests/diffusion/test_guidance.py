@@ -43,7 +43,9 @@ def first_channels_only(conditional: Denoiser, reference: Denoiser, scale: float
 
 
 def test_pitfall_fifteen_a_scale_of_one_is_off_and_every_channel_is_guided() -> None:
-    """Pitfall fifteen: 1 is the conditional model, 0 the reference, and w is reference + w (conditional - reference) everywhere."""
+    """Pitfall fifteen: 1 is the conditional model, 0 the reference, and w is reference + w (conditional - reference)
+    everywhere.
+    """
 
     def holds(guide: Guide) -> None:
         torch.testing.assert_close(guide(conditional, reference, 1.0)(X, 0.5), conditional(X, 0.5))

@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
-from gengen.diffusion.parameterizations import PARAMETERIZATIONS, denoiser, input_scale, network_inputs, target, to_x0, x0_gain
+from gengen.diffusion.parameterizations import (
+    PARAMETERIZATIONS,
+    denoiser,
+    input_scale,
+    network_inputs,
+    target,
+    to_x0,
+    x0_gain,
+)
 from gengen.diffusion.paths import PATHS, Path
+from gengen.errors import UserError
 
 PAIRS = [(p, path) for p in PARAMETERIZATIONS for path in PATHS]
 SIGMA_DATA = 0.5
@@ -78,8 +86,13 @@ def test_targets_are_the_papers() -> None:
     x0, eps, x_t, t = batch(edm)
     torch.testing.assert_close(target("velocity", x0, eps, t, edm, SIGMA_DATA), eps)
     s = t[:, None]
-    c_skip, c_out = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2), s * SIGMA_DATA / (s**2 + SIGMA_DATA**2).sqrt()  # Karras et al. 2022, Table 1
-    torch.testing.assert_close(target("edm", x0, eps, t, edm, SIGMA_DATA), (x0 - c_skip * x_t) / c_out, rtol=1e-5, atol=1e-9)
+    c_skip, c_out = (
+        SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2),
+        s * SIGMA_DATA / (s**2 + SIGMA_DATA**2).sqrt(),
+    )  # Karras et al. 2022, Table 1
+    torch.testing.assert_close(
+        target("edm", x0, eps, t, edm, SIGMA_DATA), (x0 - c_skip * x_t) / c_out, rtol=1e-5, atol=1e-9
+    )
     torch.testing.assert_close(input_scale(t, edm, SIGMA_DATA), (t**2 + SIGMA_DATA**2) ** -0.5)
 
 
@@ -94,11 +107,15 @@ def test_preconditioning_is_minus_v_for_unit_data_that_keep_their_variance() -> 
 def test_the_network_sees_unit_variance_and_edm_asks_for_unit_variance(name: str, sigma_data: float) -> None:
     path = PATHS[name]()
     t = path.spaced(torch.tensor([0.0, 0.01, 0.5, 1.0], dtype=torch.float64))
-    x0 = sigma_data * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).expand(4, 4)  # mean square and product with eps: exact
+    x0 = sigma_data * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).expand(
+        4, 4
+    )  # mean square and product with eps: exact
     eps = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).expand(4, 4)
     scaled, _ = network_inputs(path.add_noise(x0, eps, t), t, path, sigma_data)
     torch.testing.assert_close((scaled**2).mean(1), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close((target("edm", x0, eps, t, path, sigma_data) ** 2).mean(1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        (target("edm", x0, eps, t, path, sigma_data) ** 2).mean(1), torch.ones(4, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(("parameterization", "name"), [(p, path) for p, path in PAIRS if p != "eps"])
@@ -117,7 +134,9 @@ def test_pitfall_ten_eps_prediction_is_refused_where_pure_noise_says_nothing() -
         x = torch.ones(1, 2)
         with pytest.raises((ZeroDivisionError, AssertionError)):  # what the refusal spares the user
             assert to_x0("eps", x, x, path.times(1)[0], path, SIGMA_DATA).isfinite().all()
-        with pytest.raises(UserError, match=rf"model.prediction=eps .* model.path={name} is pure noise: take velocity, v or x0"):
+        with pytest.raises(
+            UserError, match=rf"model.prediction=eps .* model.path={name} is pure noise: take velocity, v or x0"
+        ):
             UNetConfig(prediction="eps", path=name).check()
     for parameterization, name in PAIRS:
         if parameterization != "eps" or name == "edm":
@@ -143,7 +162,9 @@ def test_a_network_that_answers_rightly_is_an_exact_denoiser(parameterization: s
 def test_training_and_sampling_give_the_network_the_same_inputs() -> None:
     path = PATHS["edm"]()
     x_t = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    for one, many in zip(network_inputs(x_t, 2.0, path, 0.5), network_inputs(x_t, torch.full((3,), 2.0), path, 0.5), strict=True):
+    for one, many in zip(
+        network_inputs(x_t, 2.0, path, 0.5), network_inputs(x_t, torch.full((3,), 2.0), path, 0.5), strict=True
+    ):
         torch.testing.assert_close(one, many)
 
 

@@ -116,7 +116,9 @@ def noised_in_bf16(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", PATHS)
 def test_pitfall_fourteen_bf16_samples_do_not_corrode_the_path(name: str) -> None:
-    """Pitfall fourteen: in bf16 there is nothing between 0.996 and 1, and the first thousandth of a path adds no noise."""
+    """Pitfall fourteen: in bf16 there is nothing between 0.996 and 1, and the first thousandth of a path adds no
+    noise.
+    """
     path, draw = PATHS[name](), torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 64, 32, generator=draw).bfloat16().unbind()
     t = torch.full((64,), 1e-3)
@@ -131,7 +133,9 @@ def test_pitfall_fourteen_bf16_samples_do_not_corrode_the_path(name: str) -> Non
 
 
 def test_pitfall_nineteen_the_shift_is_applied_once() -> None:
-    """Pitfall nineteen: a shift multiplies the ratio of noise to data by itself, in sampling and in training, not by its square."""
+    """Pitfall nineteen: a shift multiplies the ratio of noise to data by itself, in sampling and in training, not by
+    its square.
+    """
     from gengen.diffusion.times import TIME_SAMPLERS
 
     shift, u = 3.0, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)

@@ -122,7 +122,9 @@ def test_deterministic_samplers_draw_nothing(sampler: str) -> None:
         raise AssertionError("noise was drawn")
 
     path = Flow()
-    with_noise, without = (SAMPLERS[sampler](gaussian(path), torch.ones(2), path.times(5), path, noise, None) for noise in (never, None))
+    with_noise, without = (
+        SAMPLERS[sampler](gaussian(path), torch.ones(2), path.times(5), path, noise, None) for noise in (never, None)
+    )
     assert torch.equal(with_noise, without)
 
 
@@ -145,7 +147,9 @@ def test_samples_are_the_last_estimate_exactly(name: str, sampler: str, steps: i
     draw = torch.Generator().manual_seed(0)
     x = path.sigma(times[0]) * torch.randn(2, 3, generator=draw)
     seen: list[tuple[int, float, Tensor, Tensor]] = []
-    out = SAMPLERS[sampler](squashed(path), x, times, path, lambda: torch.randn(2, 3, generator=draw), lambda *step: seen.append(step))
+    out = SAMPLERS[sampler](
+        squashed(path), x, times, path, lambda: torch.randn(2, 3, generator=draw), lambda *step: seen.append(step)
+    )
     assert [(i, t) for i, t, _, _ in seen] == list(enumerate(times[:-1]))
     assert torch.equal(seen[0][2], x)
     torch.testing.assert_close(out, seen[-1][3], rtol=0, atol=0)
@@ -201,8 +205,12 @@ def test_data_moved_by_a_constant_come_out_moved_by_it(sampler: str, name: str) 
     torch.testing.assert_close(run(moved, x + path.alpha(times[0]) * 2.5), run(plain, x) + 2.5)
 
 
-def ddim_by_a_stride(denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, train_steps: int = 1000) -> Tensor:
-    """The bug: where a step ends is not the next time of the list but one stride, a whole number of training steps, further."""
+def ddim_by_a_stride(
+    denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, train_steps: int = 1000
+) -> Tensor:
+    """The bug: where a step ends is not the next time of the list but one stride, a whole number of training steps,
+    further.
+    """
     stride = train_steps // (len(times) - 1) / train_steps
     for t in times[:-1]:
         s = max(0.0, t - stride)
@@ -251,8 +259,12 @@ def test_pitfall_ten_sampling_begins_where_no_signal_is_left(name: str) -> None:
         holds(path.times(20)[1:])  # "leading" spacing: the list without its noise end, the noise as before
 
 
-def dpmpp_2m_in_sigma(denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, first_order_end: bool = True) -> Tensor:
-    """DPM-Solver++(2M) once more, in the coordinates x / alpha and -ln sigma of the exploding path (k-diffusion's way)."""
+def dpmpp_2m_in_sigma(
+    denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, first_order_end: bool = True
+) -> Tensor:
+    """DPM-Solver++(2M) once more, in the coordinates x / alpha and -ln sigma of the exploding path (k-diffusion's
+    way).
+    """
     before: Tensor | None = None
     last = math.nan
     sigmas = [path.sigma(t) / path.alpha(t) for t in times]
@@ -272,7 +284,9 @@ def dpmpp_2m_in_sigma(denoise: Denoiser, x: Tensor, times: list[float], path: Pa
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("steps", [5, 12])
 def test_pitfall_eighteen_the_last_step_of_dpmpp_is_first_order(name: str, steps: int) -> None:
-    """Pitfall eighteen: on the way to sigma = 0 the trend is carried on over an infinite step; the end must not use it."""
+    """Pitfall eighteen: on the way to sigma = 0 the trend is carried on over an infinite step; the end must not use
+    it.
+    """
     path = PATHS[name]()
     times = path.times(steps + 1)[1:]  # a finite start, which both forms know
     x = path.sigma(times[0]) * torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

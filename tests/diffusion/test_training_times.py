@@ -22,7 +22,11 @@ def test_one_time_falls_into_each_cell_and_their_order_is_random() -> None:
     with pytest.raises(AssertionError):
         holds(lambda rows, generator: torch.rand(rows, generator=generator, dtype=torch.float64))
     with pytest.raises(AssertionError):
-        holds(lambda rows, generator: (torch.arange(rows) + torch.rand(rows, generator=generator, dtype=torch.float64)) / rows)
+        holds(
+            lambda rows, generator: (
+                (torch.arange(rows) + torch.rand(rows, generator=generator, dtype=torch.float64)) / rows
+            )
+        )
 
 
 def test_draws_follow_from_the_generator_alone() -> None:
@@ -33,7 +37,9 @@ def test_draws_follow_from_the_generator_alone() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 65536])
 def test_no_draw_is_0_or_1(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for extreme in (0, 1):  # the least and the greatest that the generator can give
-        monkeypatch.setattr(torch, "randint", lambda high, size, extreme=extreme, **_: torch.full(size, extreme * (high - 1)))
+        monkeypatch.setattr(
+            torch, "randint", lambda high, size, extreme=extreme, **_: torch.full(size, extreme * (high - 1))
+        )
         u = stratified(rows, torch.Generator().manual_seed(0))
         assert u.min() > 0 and u.max() < 1
 
@@ -60,7 +66,9 @@ def test_logit_normal_times_have_normal_logits() -> None:
     u = stratified(20_000, torch.Generator().manual_seed(0))
     for mean, std in ((0.0, 1.0), (-0.5, 0.7)):
         logits = torch.logit(logit_normal(u, PATHS["flow"](), mean, std))
-        assert logits.mean().item() == pytest.approx(mean, abs=1e-3) and logits.std().item() == pytest.approx(std, abs=1e-3)
+        assert logits.mean().item() == pytest.approx(mean, abs=1e-3) and logits.std().item() == pytest.approx(
+            std, abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -69,7 +77,9 @@ def test_lognormal_draws_the_same_ratio_of_noise_to_data_on_every_path(path: str
     built = PATHS[path]()
     t = lognormal(u, built)
     log_ratio = -built.log_snr_half(t)
-    assert log_ratio.mean().item() == pytest.approx(-1.2, abs=1e-3) and log_ratio.std().item() == pytest.approx(1.2, abs=2e-3)
+    assert log_ratio.mean().item() == pytest.approx(-1.2, abs=1e-3) and log_ratio.std().item() == pytest.approx(
+        1.2, abs=2e-3
+    )
     assert lognormal(torch.tensor([0.5]), built).item() == pytest.approx(built.time_at(math.exp(-1.2)), rel=1e-6)
 
 

@@ -15,7 +15,9 @@ T = torch.tensor([0.02, 0.1, 0.25, 0.4, 0.5, 0.75, 0.95], dtype=torch.float64)
 
 
 def test_pitfall_eleven_min_snr_weights_are_one_loss_in_x0_units() -> None:
-    """Pitfall eleven: min(SNR, gamma) for x_0, / SNR for eps, / (SNR + 1) for v; v with the weights of eps is another loss."""
+    """Pitfall eleven: min(SNR, gamma) for x_0, / SNR for eps, / (SNR + 1) for v; v with the weights of eps is another
+    loss.
+    """
     path = Cosine()
     snr = (path.alpha(T) / path.sigma(T)) ** 2
     least = snr.clamp(max=GAMMA)

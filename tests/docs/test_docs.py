@@ -33,7 +33,12 @@ SHAPES["ldm"] = SHAPES["unet"][:3]
 def commands(page: Path) -> list[list[str]]:
     """The shell commands of a page's ```bash blocks, comments left out, continued lines joined."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [
+        shlex.split(line, comments=True)
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
 
 
 def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
@@ -46,15 +51,25 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
         if command == "train":
             shape = SHAPES.get(family, ["model.widths=[16,32]", "model.blocks=1", "model.patch=2"])
             return [*argv, *SMALL_IMAGES, *shape, f"data.path={pictures}", f"data.dir={data}"]
-        argv = ["labels=cross,circle" if a.startswith("labels=") else a for a in argv]  # classes of the stand-in pictures
-        return [*argv, *(["samples=12"] if command == "evaluate" else []), *(["steps=2"] if family in ("unet", "ldm") else [])]
+        argv = [
+            "labels=cross,circle" if a.startswith("labels=") else a for a in argv
+        ]  # classes of the stand-in pictures
+        return [
+            *argv,
+            *(["samples=12"] if command == "evaluate" else []),
+            *(["steps=2"] if family in ("unet", "ldm") else []),
+        ]
     if command == "prepare" and DATA.entries[chosen["data"]].kind == "image":
         return [*argv[:1], "data=imagefolder", f"data.path={pictures}", "data.resolution=16", f"data.dir={data}"]
     if command == "sample":
         return [*argv, *([] if "max_tokens" in " ".join(rest) else ["max_tokens=8"])]
     if command == "prepare":
         return [*argv, f"data.dir={data}", "model.vocab_size=300"]
-    if command == "train" and "run" in known and (Path("runs") / next(a[4:] for a in rest if a.startswith("run="))).exists():
+    if (
+        command == "train"
+        and "run" in known
+        and (Path("runs") / next(a[4:] for a in rest if a.startswith("run="))).exists()
+    ):
         return argv
     if command == "train" and not {"--help", "--cfg", "-m"} & set(rest):
         brings_model = any(a.startswith("init_from=") for a in rest)
@@ -63,20 +78,30 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
             small = ["model.context=80" if s.startswith("model.context") else s for s in small]
         if chosen.get("stage") == "grpo":  # as many answers as a prompt gets
             small = ["data.batch_size=8" if s.startswith("data.batch_size") else s for s in small]
-        return [*argv, *(s for s in small if s.split("=")[0] not in known or s.startswith(("model.", "trainer.max"))), f"data.dir={data}"]
+        return [
+            *argv,
+            *(s for s in small if s.split("=")[0] not in known or s.startswith(("model.", "trainer.max"))),
+            f"data.dir={data}",
+        ]
     return argv
 
 
 def family_of(rest: list[str]) -> str | None:
     """The family of the run that a command reads."""
     run = Path(rest[0]) if rest and "=" not in rest[0] else Path()
-    return json.loads((run / "config.json").read_text()).get("model", {}).get("name") if (run / "config.json").exists() else None
+    return (
+        json.loads((run / "config.json").read_text()).get("model", {}).get("name")
+        if (run / "config.json").exists()
+        else None
+    )
 
 
 LONG = {"align.md", "images.md", "train.md"}  # over 5 s
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES]
+)
 def test_every_command_runs(
     page: Path,
     stand_in_archive: Path,

@@ -1,4 +1,6 @@
-"""The statistics that alignment is judged by: golden values, laws they obey, and a whole judgement of made-up policies."""
+"""The statistics that alignment is judged by: golden values, laws they obey, and a whole judgement of made-up
+policies.
+"""
 
 import json
 import math
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.data.storygen import LABEL_SCALE, examples
+from gengen.data.sources.storygen import LABEL_SCALE, examples
 from gengen.evaluation import alignment
 from gengen.evaluation.alignment import (
     GATES,
@@ -49,12 +51,16 @@ def test_the_interval_is_that_of_normal_theory(draws: np.random.Generator) -> No
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(draws: np.random.Generator) -> None:
-    covered = sum(low <= 0 <= high for low, high in (interval(draws.standard_normal(60), resamples=1000) for _ in range(400)))
+    covered = sum(
+        low <= 0 <= high for low, high in (interval(draws.standard_normal(60), resamples=1000) for _ in range(400))
+    )
     assert 0.91 <= covered / 400 <= 0.97
 
 
 def test_prompts_that_share_their_words_are_drawn_together(draws: np.random.Generator) -> None:
-    """86 pairs asked for six times each: where a pair decides, six prompts say no more than one, and the interval is sqrt(6) wider."""
+    """86 pairs asked for six times each: where a pair decides, six prompts say no more than one, and the interval is
+    sqrt(6) wider.
+    """
     means = draws.standard_normal(86)
     gains, clusters = means.repeat(6), np.arange(86).repeat(6)
     (low, high), (near_low, near_high) = interval(gains, clusters), interval(gains)
@@ -71,7 +77,9 @@ def test_the_clustered_interval_covers_the_truth_and_the_plain_one_does_not(draw
     clusters, covered = np.arange(40).repeat(6), np.zeros(2)
     for _ in range(200):
         gains = draws.standard_normal(40).repeat(6) + 0.3 * draws.standard_normal(240)
-        for which, (low, high) in enumerate([interval(gains, clusters, resamples=500), interval(gains, resamples=500)]):
+        for which, (low, high) in enumerate(
+            [interval(gains, clusters, resamples=500), interval(gains, resamples=500)]
+        ):
             covered[which] += low <= 0 <= high
     assert covered[0] / 200 > 0.9 and covered[1] / 200 < 0.75
 
@@ -106,7 +114,9 @@ def test_spearman_of_what_is_one_of_two_values_cannot_reach_one() -> None:
 
 @pytest.mark.parametrize("deviation,ceiling", [(1, 0.6749), (2, 0.7780), (3, 0.8359)])
 def test_known_preferences(deviation: float, ceiling: float, draws: np.random.Generator) -> None:
-    """Gaps from N(0, s^2): who knows them is right as often as the ceiling, and calibrated; who is twice as sure is not."""
+    """Gaps from N(0, s^2): who knows them is right as often as the ceiling, and calibrated; who is twice as sure is
+    not.
+    """
     gaps = deviation * draws.standard_normal(200_000)
     assert sigmoid(abs(gaps)).mean() == pytest.approx(ceiling, abs=2e-3)
     wins = preferred(gaps, seed=3)
@@ -114,7 +124,9 @@ def test_known_preferences(deviation: float, ceiling: float, draws: np.random.Ge
     assert right.mean() == pytest.approx(ceiling, abs=4e-3)
 
     def ece(logits: np.ndarray) -> float:
-        found: float = calibration(torch.from_numpy(sigmoid(abs(logits))), torch.from_numpy(agreement(logits, wins)))["ece"]
+        found: float = calibration(torch.from_numpy(sigmoid(abs(logits))), torch.from_numpy(agreement(logits, wins)))[
+            "ece"
+        ]
         return found
 
     assert ece(gaps) < 0.005
@@ -221,14 +233,21 @@ class Storyteller:
         self.prompts = [*getattr(self, "prompts", []), prompt]
         return [0, *self.tokenizer.encode(prompt)]
 
-    def generate(self, prompts: list[list[int]], *, n: int, seed: int, temperature: float, max_tokens: int) -> list[Any]:
+    def generate(
+        self, prompts: list[list[int]], *, n: int, seed: int, temperature: float, max_tokens: int
+    ) -> list[Any]:
         assert temperature == 1
         draws, told = np.random.default_rng(seed), []
         for i in range(len(prompts) * n):
             text = self.tell(self.prompts[i // n], draws)
             ended = draws.random() < self.ends
             told.append(
-                SimpleNamespace(prompt="", text=text, tokens=self.tokenizer.encode(text), finish_reason="end" if ended else "length")
+                SimpleNamespace(
+                    prompt="",
+                    text=text,
+                    tokens=self.tokenizer.encode(text),
+                    finish_reason="end" if ended else "length",
+                )
             )
         return told
 
@@ -237,10 +256,12 @@ def teller(happy: float, asked: float) -> Any:
     """Stories that are happy, and that have the requested words, as often as is said."""
 
     def tell(prompt: str, draws: np.random.Generator) -> str:
-        from gengen.data.storygen import requested
+        from gengen.data.sources.storygen import requested
 
         words = " and ".join(word for word in requested(prompt) if draws.random() < asked)
-        return f"Here is {words} number {draws.integers(10**6)}. They were {'glad' if draws.random() < happy else 'sad'}."
+        return (
+            f"Here is {words} number {draws.integers(10**6)}. They were {'glad' if draws.random() < happy else 'sad'}."
+        )
 
     return tell
 
@@ -253,7 +274,10 @@ class Judge:
 
     def outputs(self, answers: Any) -> Tensor:
         heads = [a.text.split(" number")[0].removeprefix("Here is ") for a in answers]
-        told = [2.0 * ("glad" in a.text) + len(head.split(" and ")) / 2 * bool(head) for a, head in zip(answers, heads, strict=True)]
+        told = [
+            2.0 * ("glad" in a.text) + len(head.split(" and ")) / 2 * bool(head)
+            for a, head in zip(answers, heads, strict=True)
+        ]
         return LABEL_SCALE * torch.tensor(told) + 0.3 * torch.from_numpy(self.noise.standard_normal(len(told)))
 
     def __call__(self, answers: Any) -> Tensor:
@@ -302,7 +326,9 @@ def test_made_up_policies_are_judged_by_what_they_do(judgements: list[dict[str, 
     assert [b["kl"] for b in bests] == pytest.approx([0, 0.1931, 0.6363, 1.2044, 1.8351], abs=1e-4)
     assert f["dpo"]["kl"] == f["grpo"]["kl"] == 0 and f["dpo"]["accuracy"] == 0.5  # the same weights as SFT's
     normalizer = math.log((math.e**3 + 91) / 92)
-    assert f["ppo"]["kl"] == pytest.approx(3 - (f["ppo"]["tokens"] + 1) * normalizer, abs=1e-3)  # it ends e^3 times as readily
+    assert f["ppo"]["kl"] == pytest.approx(
+        3 - (f["ppo"]["tokens"] + 1) * normalizer, abs=1e-3
+    )  # it ends e^3 times as readily
 
 
 def test_gates_are_met_or_not_by_each_seed(judgements: list[dict[str, Any]]) -> None:
@@ -310,15 +336,27 @@ def test_gates_are_met_or_not_by_each_seed(judgements: list[dict[str, Any]]) -> 
     assert len(found) == len(GATES)
     assert found["ppo", "gold_gain", ">="] == found["ppo", "win_rate", ">="] == [True, True, False]
     assert found["sft", "coverage_gain", ">="] == found["sft", "ended", ">="] == [True] * 3
-    assert found["sft", "nll_saved", ">="] == found["ppo", "kl", ">="] == found["dpo", "below_reward", "<="] == [False] * 3
+    assert (
+        found["sft", "nll_saved", ">="]
+        == found["ppo", "kl", ">="]
+        == found["dpo", "below_reward", "<="]
+        == [False] * 3
+    )
     assert found["grpo", "passed_gain", ">="] == [True] * 3
 
 
 def test_a_gate_stands_where_the_table_says() -> None:
     figures: Any = {stage: {name: threshold for s, name, _, threshold in GATES if s == stage} for stage, *_ in GATES}
-    at = {(g["figure"], g["sign"], g["stage"]): g["met"][0] for g in gates([figures | {"ppo": figures["ppo"] | {"kl": 12.0}}])}
-    assert not at["gold_gain_low", ">", "ppo"] and not at["score_gain", ">", "ppo"]  # an interval above 0, not from 0 on
-    assert at["kl", "<=", "ppo"] and at["kl", ">=", "ppo"] and at["win_rate", ">=", "ppo"] and at["ece", "<=", "reward"]
+    at = {
+        (g["figure"], g["sign"], g["stage"]): g["met"][0]
+        for g in gates([figures | {"ppo": figures["ppo"] | {"kl": 12.0}}])
+    }
+    assert (
+        not at["gold_gain_low", ">", "ppo"] and not at["score_gain", ">", "ppo"]
+    )  # an interval above 0, not from 0 on
+    assert (
+        at["kl", "<=", "ppo"] and at["kl", ">=", "ppo"] and at["win_rate", ">=", "ppo"] and at["ece", "<=", "reward"]
+    )
     assert not gates([figures | {"ppo": figures["ppo"] | {"kl": 12.1}}])[9]["met"][0]
 
 
@@ -336,4 +374,8 @@ def test_the_report_holds_all(judgements: list[dict[str, Any]], tmp_path: Path) 
     assert page.count("data:image/png;base64,") == 1 and "http" not in page
     assert "2 of 3" in page and "3 of 3" in page and "best_of_16" in page
     for sample in judgements[0]["samples"]:
-        assert sample["prompt"] in page and sample["ppo"] in page and set(sample) == {"prompt", "base", "sft", "ppo", "dpo", "grpo"}
+        assert (
+            sample["prompt"] in page
+            and sample["ppo"] in page
+            and set(sample) == {"prompt", "base", "sft", "ppo", "dpo", "grpo"}
+        )

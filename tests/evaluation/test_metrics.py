@@ -18,7 +18,7 @@ from gengen.evaluation.metrics import (
     psnr,
     ssim,
 )
-from gengen.generation.pictures import to_uint8
+from gengen.generation.image.files import to_uint8
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +26,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def some_images(seed: int, n: int = 3, channels: int = 2, side: int = 17) -> torch.Tensor:
-    return torch.randint(0, 256, (n, channels, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (n, channels, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 # --- uint8
@@ -94,12 +96,15 @@ def test_ssim_equals_a_direct_loop() -> None:
     a, b = some_images(0), some_images(1)
     b = ((a.double() * 3 + b.double()) / 4).to(torch.uint8)  # related, so that the covariance counts
     expected = [
-        np.mean([ssim_loop(x.numpy() / 255, y.numpy() / 255) for x, y in zip(p, q, strict=True)]) for p, q in zip(a, b, strict=True)
+        np.mean([ssim_loop(x.numpy() / 255, y.numpy() / 255) for x, y in zip(p, q, strict=True)])
+        for p, q in zip(a, b, strict=True)
     ]
     assert 0.2 < expected[0] < 0.99
     assert ssim(a, b).tolist() == pytest.approx(expected, abs=1e-12)
     wider = ssim_loop(a[0, 0].numpy() / 255, b[0, 0].numpy() / 255, sigma=2.0)
-    assert abs(wider - ssim_loop(a[0, 0].numpy() / 255, b[0, 0].numpy() / 255)) > 1e-4  # another window would be noticed
+    assert (
+        abs(wider - ssim_loop(a[0, 0].numpy() / 255, b[0, 0].numpy() / 255)) > 1e-4
+    )  # another window would be noticed
 
 
 def test_ssim_of_flat_images_is_the_luminance_term() -> None:
@@ -114,7 +119,9 @@ def test_ssim_of_flat_images_is_the_luminance_term() -> None:
 def test_frechet_distance_of_diagonal_gaussians() -> None:
     s1, s2 = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([4.0, 4.0, 1.0])
     expected = 14 + ((s1.sqrt() - s2.sqrt()) ** 2).sum().item()  # |m|^2 + sum (sigma1 - sigma2)^2
-    assert frechet_distance(torch.zeros(3), s1.diag(), torch.tensor([1.0, 2.0, 3.0]), s2.diag()) == pytest.approx(expected)
+    assert frechet_distance(torch.zeros(3), s1.diag(), torch.tensor([1.0, 2.0, 3.0]), s2.diag()) == pytest.approx(
+        expected
+    )
 
 
 def test_frechet_distance_turns_with_the_axes_and_is_symmetric() -> None:
@@ -226,7 +233,9 @@ def test_prdc_by_hand() -> None:
 
 def test_prdc_radii_leave_the_point_itself_out() -> None:
     real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    assert prdc(real, real + 0.25, k=1)["coverage"] == 1  # radii 1; with the point itself they would be 0 and nothing covered
+    assert (
+        prdc(real, real + 0.25, k=1)["coverage"] == 1
+    )  # radii 1; with the point itself they would be 0 and nothing covered
 
 
 def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
@@ -238,7 +247,9 @@ def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
 
 def test_the_same_distribution_at_equal_counts_is_covered() -> None:
     figures = prdc(normal(300, 2), normal(300, 2, seed=1))
-    assert figures["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # a real ball holds no fake with probability 1 / 2^k
+    assert figures["coverage"] == pytest.approx(
+        1 - 0.5**5, abs=0.03
+    )  # a real ball holds no fake with probability 1 / 2^k
     assert figures["density"] == pytest.approx(1, abs=0.1)
 
 

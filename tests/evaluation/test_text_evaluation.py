@@ -11,12 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.data.shards import TokenStream, write_shards
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.text.shards import TokenStream, write_shards
+from gengen.data.text.tokenizer import TextTokenizer
 from gengen.evaluation import text as evaluation
-from gengen.evaluation.text import calibration, copies, distinct, latency, loss_by_place, predictions, real_passages, repeated, text_figures
-from gengen.training.metrics import read_metrics
+from gengen.evaluation.text import (
+    calibration,
+    copies,
+    distinct,
+    latency,
+    loss_by_place,
+    predictions,
+    real_passages,
+    repeated,
+    text_figures,
+)
 
 
 def stream(folder: Path, split: str, tokens: list[int]) -> TokenStream:
@@ -92,7 +102,9 @@ def test_loss_by_place_by_hand() -> None:
     place = torch.arange(16).repeat(3)
     found = loss_by_place(place.double() + torch.tensor([0.0, 1.0, 5.0]).repeat_interleave(16), place, 16)
     assert found == [{"from": 2 * b, "to": 2 * b + 1, "loss": 2 * b + 2.5} for b in range(8)]
-    assert loss_by_place(torch.ones(4), torch.tensor([0, 1, 2, 0]), 3) == [{"from": i, "to": i, "loss": 1.0} for i in range(3)]
+    assert loss_by_place(torch.ones(4), torch.tensor([0, 1, 2, 0]), 3) == [
+        {"from": i, "to": i, "loss": 1.0} for i in range(3)
+    ]
 
 
 # --- samples beside real text
@@ -120,7 +132,11 @@ def test_the_longest_copy_in_tokens_and_in_bytes() -> None:
     matching = [np.array([3, 2, 1, 2, 1]), np.array([0, 1]), np.array([], int)]  # 1 1 1 and 9 8; 7
     found = copies(texts, matching, Spelling())  # type: ignore[arg-type]
     assert found["longest_copies"] == [(3, 17), (1, 7), (0, 0)]
-    assert (found["longest_copy"], found["longest_copy_bytes"], found["mean_longest_copy"]) == (3, 17, pytest.approx(4 / 3))
+    assert (found["longest_copy"], found["longest_copy_bytes"], found["mean_longest_copy"]) == (
+        3,
+        17,
+        pytest.approx(4 / 3),
+    )
     assert found["longest_passage"] == "1 1 1" and found["copied_4"] == 0 and found["copied_8"] is None
 
 
@@ -130,13 +146,18 @@ def test_real_passages_begin_as_samples_do(tmp_path: Path) -> None:
     passages = real_passages(val, [3, 5, 4], eot=0)  # documents of at least 5, evenly chosen
     assert passages == [[1, 2, 3], [21, 22, 23, 24, 25], [41, 42, 43, 44]]
     tokens = val.read(0, len(val)).tolist()
-    assert real_passages(val, [9, 9], eot=0) == [tokens[:9], tokens[14:23]]  # one document is that long: 38 - 9 places, halved
+    assert real_passages(val, [9, 9], eot=0) == [
+        tokens[:9],
+        tokens[14:23],
+    ]  # one document is that long: 38 - 9 places, halved
 
 
 def test_copies_of_training_text_are_found_and_real_text_is_the_scale(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     train, val = (torch.randint(1, 257, (5000,), generator=draw).tolist() for _ in range(2))
-    prepared = SimpleNamespace(train=stream(tmp_path, "train", train), val=stream(tmp_path, "val", val), tokenizer=TextTokenizer.byte())
+    prepared = SimpleNamespace(
+        train=stream(tmp_path, "train", train), val=stream(tmp_path, "val", val), tokenizer=TextTokenizer.byte()
+    )
     samples = [SimpleNamespace(tokens=train[i : i + 50], finish_reason="length") for i in (0, 2000, 4950)]
     samples.append(SimpleNamespace(tokens=val[100:150], finish_reason="end"))
     found = text_figures(samples, prepared)  # type: ignore[arg-type]
@@ -187,12 +208,22 @@ def test_evaluate_reports_all_of_it(trained: Path, capsys: pytest.CaptureFixture
     assert sum(point["tokens"] for point in curve) == text["tokens"]  # few enough to look at each
     assert [block["from"] for block in blocks] == list(range(0, 48, 6))
     places = np.bincount(np.arange(text["tokens"]) % 48 // 6)  # tokens in each block: the last window is shorter
-    assert np.average([block["loss"] for block in blocks], weights=places) == pytest.approx(found["val/loss"], rel=1e-6)
+    assert np.average([block["loss"] for block in blocks], weights=places) == pytest.approx(
+        found["val/loss"], rel=1e-6
+    )
     assert set(found["samples"]) == {*found["real"], "finish_reasons"} and found["samples"]["mean_tokens"] == 60
-    assert found["settings"].items() >= {"max_tokens": 60, "temperature": 1.0, "top_k": 20, "top_p": None, "seed": 0}.items()
-    assert all(found["speed"][key] > 0 for key in ("parameters", "tokens_per_second", "first_token_ms", "next_token_ms", "peak_memory_mb"))
+    assert (
+        found["settings"].items()
+        >= {"max_tokens": 60, "temperature": 1.0, "top_k": 20, "top_p": None, "seed": 0}.items()
+    )
+    assert all(
+        found["speed"][key] > 0
+        for key in ("parameters", "tokens_per_second", "first_token_ms", "next_token_ms", "peak_memory_mb")
+    )
     page = (trained / "evaluation" / "evaluation.html").read_text()
-    assert page.count("<h3>") == 4 and "data:image/png;base64," in page and not re.search(r"https?:|src='(?!data:)", page)
+    assert (
+        page.count("<h3>") == 4 and "data:image/png;base64," in page and not re.search(r"https?:|src='(?!data:)", page)
+    )
 
 
 def test_without_samples_only_the_model_is_judged(trained: Path) -> None:
@@ -211,9 +242,20 @@ def test_each_kind_of_run_has_its_own_keys(trained: Path, capsys: pytest.Capture
 
 
 def test_a_page_shows_text_as_text() -> None:
-    figures = {"checkpoint": "step-1", "validation": {}, "speed": {}, "loss_by_place": loss_by_place(torch.ones(3), torch.arange(3), 3)}
+    figures = {
+        "checkpoint": "step-1",
+        "validation": {},
+        "speed": {},
+        "loss_by_place": loss_by_place(torch.ones(3), torch.arange(3), 3),
+    }
     figures["calibration"] = calibration(torch.tensor([0.5, 0.9]).double(), torch.tensor([True, False]))
-    column = {"longest_copies": [(1, 1)], "longest_passage": "<b>", "distinct_1": 0.123456, "longest_copy": 1234, "copied_16": 0.5}
+    column = {
+        "longest_copies": [(1, 1)],
+        "longest_passage": "<b>",
+        "distinct_1": 0.123456,
+        "longest_copy": 1234,
+        "copied_16": 0.5,
+    }
     figures |= {"samples": column, "real": column | {"copied_16": None}}
     sample = SimpleNamespace(index=0, finish_reason="end", text="<script>alert(1)</script>")
     page = evaluation.page(figures, [sample])  # type: ignore[list-item]

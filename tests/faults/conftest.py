@@ -1,7 +1,7 @@
 """The fault tests' families, and the table that `make faults` ends with: fault, promised, held.
 
-@pytest.mark.fault("F8", "kill -9 at each point of a save", "the old or the new checkpoint") says what a test injects and what must hold;
-a mark with the number alone adds its test to that row. Tests elsewhere may carry it, too.
+@pytest.mark.fault("F8", "kill -9 at each point of a save", "the old or the new checkpoint") says what a test injects
+and what must hold; a mark with the number alone adds its test to that row. Tests elsewhere may carry it, too.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gengen.cli import main
-from gengen.data.storygen import examples
+from gengen.data.sources.storygen import examples
 
 pytest.register_assert_rewrite("families")
 from families import AUTOENCODER, MACHINE, OWN, RHYTHM, Family, FamilyOf  # noqa: E402
@@ -30,12 +30,18 @@ ROWS = {
     "F7": ("one rank, then two", "the same order; the same curve"),
     "F8": ("kill -9 at each point of a save", "the old or the new checkpoint, never a torn one"),
     "F9": ("kill -9 at random moments, a save every step", "always resumes; ends as if never killed"),
-    "F10": ("no space left while saving", "goes on, warns, tries again; checkpoints intact; fails after K failed saves"),
+    "F10": (
+        "no space left while saving",
+        "goes on, warns, tries again; checkpoints intact; fails after K failed saves",
+    ),
     "F11": ("not enough space at the start", "refused before training, with the bytes"),
     "F12": ("a damaged checkpoint", "named, set aside; the newest good one is taken"),
     "F13": ("LATEST missing, stale, or leading elsewhere", "mended; nothing outside the run is read"),
     "F14": ("checkpoints/ read-only, or removed meanwhile", "a clear error; nothing else is lost"),
-    "F15": ("SIGTERM in a step, evaluation, preview, rollout, save", "a checkpoint, exit 143; a second one exits at once"),
+    "F15": (
+        "SIGTERM in a step, evaluation, preview, rollout, save",
+        "a checkpoint, exit 143; a second one exits at once",
+    ),
     "F16": ("SIGUSR1, ahead of a time limit", "a checkpoint; requeued; exit 75"),
     "F17": ("a NaN loss", "no weight or moment changes; stop, skip or rollback as asked"),
     "F18": ("an infinite gradient on one of two ranks", "both skip the step together"),
@@ -44,7 +50,10 @@ ROWS = {
     "F21": ("broken data files", "counted and skipped up to a share, then an error that names them"),
     "F22": ("data changed before a resume", "refused"),
     "F23": ("out of memory in a micro-batch", "halved; the same step"),
-    "F24": ("a data worker that hangs, is killed, raises", "one restart, then an error with its traceback; no orphans"),
+    "F24": (
+        "a data worker that hangs, is killed, raises",
+        "one restart, then an error with its traceback; no orphans",
+    ),
     "F25": ("a main thread that is stuck", "all stacks dumped, exit 70"),
     "F26": ("two processes on one run", "the second exits 3, naming the first; a dead one's lock is taken over"),
     "F27": ("a config changed on resume", "what may change does, with a diff; the rest is refused"),
@@ -136,7 +145,13 @@ def family_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             return [*request.getfixturevalue("tiny"), *OWN[name], *RHYTHM]
         if name == "ppo":
             source, data = request.getfixturevalue("base"), request.getfixturevalue("prompts")
-            return [*OWN[name], f"init_from={source}", f"data.path={data}", *request.getfixturevalue("tiny_alignment"), *RHYTHM]
+            return [
+                *OWN[name],
+                f"init_from={source}",
+                f"data.path={data}",
+                *request.getfixturevalue("tiny_alignment"),
+                *RHYTHM,
+            ]
         codec = [f"model.codec={request.getfixturevalue('codec')}"] if name == "ldm" else []
         return [*OWN[name], *request.getfixturevalue("picture_data"), *codec, *MACHINE, *RHYTHM]
 

@@ -15,29 +15,64 @@ from typing import Any
 from test_resume import FREE, last_checkpoint, same_checkpoint
 
 from gengen.checkpoints import store
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.training.metrics import read_metrics
 
-RHYTHM = ["trainer.max_steps=12", "trainer.save_every=4", "trainer.eval_every=4", "trainer.sample_every=6", "trainer.log_every=1"]
+RHYTHM = [
+    "trainer.max_steps=12",
+    "trainer.save_every=4",
+    "trainer.eval_every=4",
+    "trainer.sample_every=6",
+    "trainer.log_every=1",
+]
 MACHINE = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1"]
 AUTOENCODER = ["model.widths=[8,16]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
 PICTURES = ["data.flip=true", "data.batch_size=12", "data.micro_batch_size=6", "optim.ema=0.9"]
 OWN = {  # what has a state is there: dropout, flips and augmentation, an average of the weights, micro-batches
     "gpt": ["data.batch_size=16", "data.micro_batch_size=8", "model.dropout=0.1", "optim.ema=0.9"],
     "vae": ["model=vae", *PICTURES, *AUTOENCODER],
-    "ldm": ["model=ldm", *PICTURES, "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "model.patch=1"],
+    "ldm": [
+        "model=ldm",
+        *PICTURES,
+        "model.widths=[32]",
+        "model.blocks=1",
+        "model.attention=[0]",
+        "model.dropout=0.1",
+        "model.patch=1",
+    ],
     "gan": [
-        *("model=gan", *PICTURES, "model.widths=[8,16]", "model.patch=2", "model.latent_size=8", "model.penalty_every=3"),
+        *(
+            "model=gan",
+            *PICTURES,
+            "model.widths=[8,16]",
+            "model.patch=2",
+            "model.latent_size=8",
+            "model.penalty_every=3",
+        ),
         *("model.augment=color,translation,cutout",),
     ],
     "ppo": [
-        *("stage=ppo", "stage.reward=requested_words", "stage.max_tokens=6", "stage.minibatches=2", "stage.table_every=2"),
+        *(
+            "stage=ppo",
+            "stage.reward=requested_words",
+            "stage.max_tokens=6",
+            "stage.minibatches=2",
+            "stage.table_every=2",
+        ),
         *("data=prompts", "data.validation=0.2", "data.batch_size=8", "data.micro_batch_size=4"),
     ],
 }
 EPOCH = {"gpt": 11, "vae": 9, "ldm": 9, "gan": 9, "ppo": 4}
 """In how many steps the data, or an iteration's answers, are through."""
-SAVES = ["begin", "model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json", "optimizer.json", "state.json"]
+SAVES = [
+    "begin",
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "config.json",
+    "optimizer.json",
+    "state.json",
+]
 SAVES += ["tokenizer.json", "manifest.json", "staged", "renamed", "latest", "prune"]
 """The points of a save, in order; images have no tokenizer, this PPO no average."""
 HANGS = 180  # seconds, after which a process that should have ended by itself is said to hang
@@ -72,7 +107,9 @@ def on(runs: Path, *more: str) -> list[str]:
 
 
 def same_run(a: Path, b: Path, free: set[str] = FREE) -> None:
-    """Bit for bit: the last checkpoint (weights, moments, average, generators, loop), the curve but for its times, every sample."""
+    """Bit for bit: the last checkpoint (weights, moments, average, generators, loop), the curve but for its times,
+    every sample.
+    """
     same_checkpoint(last_checkpoint(a), last_checkpoint(b), free)
     curves = [read_metrics(run / "metrics.csv") for run in (a, b)]
     timed = {"seconds", "mfu", *(name for name in curves[0][0] if name.endswith("_per_second"))}
@@ -100,7 +137,9 @@ class Ended:
 
 
 def start(argv: list[str], said: Path, fault: str = "", before: Callable[[], object] = lambda: None) -> int:
-    """Fork a process that runs a command, in a session of its own, its words in a file; `before` may change things in it. Its id."""
+    """Fork a process that runs a command, in a session of its own, its words in a file; `before` may change things in
+    it. Its id.
+    """
     if child := os.fork():
         return child
     code = 70
@@ -119,8 +158,12 @@ def start(argv: list[str], said: Path, fault: str = "", before: Callable[[], obj
         os._exit(code)
 
 
-def forked(argv: list[str], fault: str = "", before: Callable[[], object] = lambda: None, kill_after: float | None = None) -> Ended:
-    """Run a command in a forked process to its end, or kill it -9 after some seconds. See that it leaves no process behind."""
+def forked(
+    argv: list[str], fault: str = "", before: Callable[[], object] = lambda: None, kill_after: float | None = None
+) -> Ended:
+    """Run a command in a forked process to its end, or kill it -9 after some seconds. See that it leaves no process
+    behind.
+    """
     said = Path(next(a for a in argv if a.startswith("runs_dir=")).removeprefix("runs_dir=")) / "said.txt"
     said.parent.mkdir(exist_ok=True)
     child = start(argv, said, fault, before)

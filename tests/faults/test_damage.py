@@ -15,9 +15,9 @@ from families import FamilyOf
 import gengen
 from gengen.checkpoints import store
 from gengen.checkpoints.files import Damaged, sha256, to_json
-from gengen.checkpoints.format import digest, read
+from gengen.checkpoints.layout import digest, read
 from gengen.cli import main
-from gengen.config.errors import UserError
+from gengen.errors import UserError
 
 Others = list[bytes]  # contents of other files: of this checkpoint, of an older one, of another run
 Damage = Callable[[random.Random, bytes, Others], bytes]
@@ -36,7 +36,23 @@ def swapped(draw: random.Random, content: bytes, others: Others) -> bytes:
     return draw.choice(others)
 
 
-ODD: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "../../x", "F64", [], {}, [-1], [2**62, 2**62], {"tensor": "nowhere"}, [[[[]]]]]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1.5,
+    "",
+    "../../x",
+    "F64",
+    [],
+    {},
+    [-1],
+    [2**62, 2**62],
+    {"tensor": "nowhere"},
+    [[[[]]]],
+]
 
 
 def edited(draw: random.Random, content: bytes, others: Others) -> bytes:
@@ -62,7 +78,12 @@ def places(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(tree[key])
 
 
-DAMAGES: dict[str, Damage] = {"a byte flipped": flipped, "truncated": truncated, "a file swapped": swapped, "a value edited": edited}
+DAMAGES: dict[str, Damage] = {
+    "a byte flipped": flipped,
+    "truncated": truncated,
+    "a file swapped": swapped,
+    "a value edited": edited,
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +105,9 @@ def damaged(draw: random.Random, checkpoint: Path, damage: Damage, sources: tupl
     """Damage one file of a (linked) checkpoint, not `but`; returns its name. It is another content than it was."""
     while True:
         path = draw.choice(sorted(p for p in checkpoint.iterdir() if p.name != but))
-        others = [p.read_bytes() for p in checkpoint.iterdir()] + [(source / path.name).read_bytes() for source in sources]
+        others = [p.read_bytes() for p in checkpoint.iterdir()] + [
+            (source / path.name).read_bytes() for source in sources
+        ]
         content = path.read_bytes()
         try:
             made = damage(draw, content, others)
@@ -98,7 +121,9 @@ def damaged(draw: random.Random, checkpoint: Path, damage: Damage, sources: tupl
 
 @pytest.mark.fault("F12")
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_250_damaged_checkpoints(kind: str, checkpoints: tuple[Path, Path, Path], tmp_path: Path, record_property: Any) -> None:
+def test_250_damaged_checkpoints(
+    kind: str, checkpoints: tuple[Path, Path, Path], tmp_path: Path, record_property: Any
+) -> None:
     """Each is refused by the name of the file, and what is taken is the one before it."""
     newest, older, other = checkpoints
     draw = random.Random(kind)
@@ -148,7 +173,9 @@ def outcome(action: Callable[[], object]) -> str:
 def test_300_checkpoints_damaged_by_hand_are_refused_or_are_other_numbers(
     checkpoints: tuple[Path, Path, Path], tmp_path: Path, record_property: Any
 ) -> None:
-    """Where the manifest fits, names, shapes, types and values are what is checked. What loads is a model with other numbers."""
+    """Where the manifest fits, names, shapes, types and values are what is checked. What loads is a model with other
+    numbers.
+    """
     newest, older, other = checkpoints
     draw, outcomes = random.Random("by hand"), Counter[str]()
     for kind, damage in list(DAMAGES.items()) * 75:
@@ -168,21 +195,31 @@ def test_300_checkpoints_damaged_by_hand_are_refused_or_are_other_numbers(
 @pytest.mark.fault("F12")
 @pytest.mark.slow
 def test_100_resumes_from_checkpoints_damaged_by_hand(
-    checkpoints: tuple[Path, Path, Path], family_of: FamilyOf, tmp_path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
+    checkpoints: tuple[Path, Path, Path],
+    family_of: FamilyOf,
+    tmp_path: Path,
+    record_property: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What only training reads: moments, generators, loop, clocks."""
     _, older, other = checkpoints
     draw, outcomes = random.Random("by hand"), Counter[str]()
     for kind, damage in list(DAMAGES.items()) * 25:
         shutil.rmtree(tmp_path / "r", ignore_errors=True)
-        shutil.copytree(family_of("gpt").straight, tmp_path / "r", ignore=shutil.ignore_patterns("checkpoints", "run.lock"))
+        shutil.copytree(
+            family_of("gpt").straight, tmp_path / "r", ignore=shutil.ignore_patterns("checkpoints", "run.lock")
+        )
         bad = linked(older, tmp_path / "r" / "checkpoints" / older.name)
         file = damaged(draw, bad, damage, (other,), but="manifest.json")
         fitted(bad)
         codes: list[int] = []
         argv = ["train", "run=r", f"runs_dir={tmp_path}", f"stop_at={store.step_of(older) + 1}"]
         ended = outcome(lambda: codes.append(main(argv)))  # noqa: B023
-        ended = {"loaded": {0: "loaded", 2: "refused"}.get(codes[0], f"exit {codes[0]}")}.get(ended, ended) if codes else ended
+        ended = (
+            {"loaded": {0: "loaded", 2: "refused"}.get(codes[0], f"exit {codes[0]}")}.get(ended, ended)
+            if codes
+            else ended
+        )
         outcomes[ended if ended in ("refused", "loaded") else f"{kind}, {file}: {ended}"] += 1
     assert set(outcomes) == {"refused", "loaded"}, "\n".join(f"{n} {what}" for what, n in outcomes.items())
     for word, n in outcomes.items():

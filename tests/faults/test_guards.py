@@ -13,13 +13,13 @@ import pytest
 import torch
 from families import FREE, Family, forked, on, step
 
-from gengen.checkpoints.format import read
+from gengen.checkpoints.layout import read
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.cli.train import requeue
-from gengen.training.console import Console
-from gengen.training.guards import WINDOW, Spikes
-from gengen.training.language import Pretraining
-from gengen.training.metrics import read_metrics
+from gengen.training.monitor.console import Console
+from gengen.training.monitor.guards import WINDOW, Spikes
+from gengen.training.objectives.language import Pretraining
 
 PASSES = {"gpt": 2, "vae": 2, "ldm": 2, "gan": 4, "ppo": 4}  # losses of micro-batches in a step
 
@@ -50,7 +50,9 @@ def gpt(family_of: Callable[[str], Family]) -> Family:
 
 @pytest.mark.fault("F10")
 def test_a_full_disk_is_waited_for(gpt: Family, tmp_path: Path) -> None:
-    """The second save fails twice, at steps 8 and 9; what was there stays, the third attempt succeeds, the end is the same."""
+    """The second save fails twice, at steps 8 and 9; what was there stays, the third attempt succeeds, the end is the
+    same.
+    """
     ended = forked(gpt.begin(tmp_path), "save:optimizer.safetensors@2=full,save:manifest.json@2=full")
     assert ended.code == 0 and ended.said.count("could not be written") == 2 and "(2 failed in a row)" in ended.said
     gpt.same(tmp_path / "r")
@@ -91,7 +93,9 @@ def test_too_little_space_is_found_before_training(
 @pytest.mark.fault("F11")
 def test_too_little_space_for_one_more_is_found_before_it_is_begun(gpt: Family, tmp_path: Path) -> None:
     free = iter([10**9, 10**9, 100_000, 10**9, 10**9])  # at the start, at steps 4, 8, 9 and 12
-    ended = forked(gpt.begin(tmp_path), before=lambda: setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free))))
+    ended = forked(
+        gpt.begin(tmp_path), before=lambda: setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    )
     assert ended.code == 0 and ended.said.count("could not") + ended.said.count("are needed for checkpoints") == 1
     gpt.same(tmp_path / "r")
 
@@ -115,7 +119,9 @@ def test_a_run_that_is_to_be_requeued(gpt: Family, tmp_path: Path, name: str) ->
 
 
 @pytest.mark.fault("F16")
-@pytest.mark.parametrize("job,asked", [({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")])
+@pytest.mark.parametrize(
+    "job,asked", [({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")]
+)
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_task_of_an_array_requeues_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: dict[str, str], asked: str, code: int
@@ -141,7 +147,10 @@ def test_a_bad_step_is_skipped_or_ends_the_run(family: Family, tmp_path: Path) -
     every = ["trainer.save_every=1", "trainer.keep=50"]
     ended = forked(family.begin(tmp_path / "skip", *every), poison(family.name, 7))
     run = tmp_path / "skip" / "r"
-    assert ended.code == 0 and "step 7: loss or gradient not finite; such a step changes no weight (1 in a row, 1 in all)" in ended.said
+    assert (
+        ended.code == 0
+        and "step 7: loss or gradient not finite; such a step changes no weight (1 in a row, 1 in all)" in ended.said
+    )
     assert weights(run, 6)[0] == weights(run, 7)[0] != weights(run, 8)[0]
     was, now = (read(run / "checkpoints" / f"step-{at:09d}").optimizer["state"] for at in (6, 7))
     for name, moments in was.items():
@@ -156,7 +165,9 @@ def test_a_bad_step_is_skipped_or_ends_the_run(family: Family, tmp_path: Path) -
 @pytest.mark.fault("F17")
 @pytest.mark.parametrize("name", ["gpt", "vae", "ldm", "gan"])
 def test_a_bad_step_is_rolled_back(family_of: Callable[[str], Family], name: str, tmp_path: Path) -> None:
-    """From step 7 back to the checkpoint of step 4, and on without the data of the three steps; a later stop changes nothing of that."""
+    """From step 7 back to the checkpoint of step 4, and on without the data of the three steps; a later stop changes
+    nothing of that.
+    """
     family = family_of(name)
     settings = ["trainer.on_bad_step=rollback"]
     ended = forked(family.begin(tmp_path / "a", *settings), poison(name, 7))
@@ -166,14 +177,18 @@ def test_a_bad_step_is_rolled_back(family_of: Callable[[str], Family], name: str
     assert forked(family.begin(tmp_path / "b", *settings, "stop_at=9"), poison(name, 7)).code == 0
     assert forked(on(tmp_path / "b", "data.num_workers=1")).code == 0
     assert weights(tmp_path / "b" / "r", 12) == weights(run, 12)
-    rows = [{row["step"]: row["train/loss"] for row in read_metrics(of / "metrics.csv")} for of in (run, family.straight)]
+    rows = [
+        {row["step"]: row["train/loss"] for row in read_metrics(of / "metrics.csv")} for of in (run, family.straight)
+    ]
     assert list(rows[0]) == list(range(1, 13)) and [rows[0][i] == rows[1][i] for i in (4, 5)] == [True, False]
 
 
 @pytest.mark.fault("F17")
 def test_what_was_left_out_stays_out_in_a_second_roll_back(gpt: Family, tmp_path: Path) -> None:
     """Batch 7 is bad, so steps 5 and 6 take 8 and 9; 9 is bad, too, so step 5 takes 10."""
-    second = ",".join(f"loss@{i}=poison" for i in (17, 18))  # passes 15 and 16 are those of the first step after the roll-back
+    second = ",".join(
+        f"loss@{i}=poison" for i in (17, 18)
+    )  # passes 15 and 16 are those of the first step after the roll-back
     ended = forked(gpt.begin(tmp_path, "trainer.on_bad_step=rollback"), f"{poison('gpt', 7)},{second}")
     assert ended.code == 0 and ended.said.count("going on from step-000000004") == 2
     assert state(tmp_path / "r", 12)["passed_over"] == 5
@@ -193,7 +208,13 @@ def test_what_cannot_be_rolled_back_is_said(gpt: Family, tmp_path: Path) -> None
 @pytest.mark.fault("F18")
 def test_a_bad_gradient_on_one_of_two_ranks(tiny: list[str], tmp_path: Path) -> None:
     """Rank 0 alone is poisoned; both skip the step, and their weights are still the same in the next."""
-    settings = ["trainer.devices=2", "trainer.max_steps=6", "trainer.save_every=1", "trainer.keep=9", "trainer.log_every=1"]
+    settings = [
+        "trainer.devices=2",
+        "trainer.max_steps=6",
+        "trainer.save_every=1",
+        "trainer.keep=9",
+        "trainer.log_every=1",
+    ]
     ended = forked(["train", *tiny, *settings, f"runs_dir={tmp_path}", "run=r"], "loss@4=poison")
     run = tmp_path / "r"
     assert ended.code == 0 and "step 4: loss or gradient not finite" in ended.said
@@ -223,14 +244,22 @@ def test_spikes_by_hand() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("F19")
-def test_a_spike_is_skipped_and_the_detector_is_resumed(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_is_skipped_and_the_detector_is_resumed(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, high = Pretraining.loss_sum, {70: 1e3}
 
     def loss_sum(self: Pretraining, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return right(self, batch) * high.get(self.global_step + 1, 1.0)
 
     monkeypatch.setattr(Pretraining, "loss_sum", loss_sum)
-    settings = ["trainer.max_steps=72", "trainer.spike=6", "trainer.save_every=1", "trainer.keep=90", "trainer.log_every=1"]
+    settings = [
+        "trainer.max_steps=72",
+        "trainer.spike=6",
+        "trainer.save_every=1",
+        "trainer.keep=90",
+        "trainer.log_every=1",
+    ]
     argv = ["train", *tiny, *settings, "trainer.eval_every=72", "trainer.sample_every=72"]
     assert main([*argv, f"runs_dir={tmp_path}", "run=a"]) == 0
     assert weights(tmp_path / "a", 69)[0] == weights(tmp_path / "a", 70)[0] != weights(tmp_path / "a", 71)[0]
@@ -247,8 +276,13 @@ def test_a_spike_is_skipped_and_the_detector_is_resumed(tiny: list[str], tmp_pat
 def test_where_memory_runs_out_the_micro_batch_is_halved(gpt: Family, tmp_path: Path) -> None:
     """The same steps but for rounding, said once, and kept by a resume; a single row that is too much is an error."""
     assert forked(gpt.begin(tmp_path / "a", "model.dropout=0")).code == 0
-    ended = forked(gpt.begin(tmp_path / "b", "model.dropout=0", "stop_at=8"), "loss@6=oom")  # the second half of step 3
-    assert ended.code == 0 and ended.said.count("memory ran out; from now on data.micro_batch_size=4, and the same steps") == 1
+    ended = forked(
+        gpt.begin(tmp_path / "b", "model.dropout=0", "stop_at=8"), "loss@6=oom"
+    )  # the second half of step 3
+    assert (
+        ended.code == 0
+        and ended.said.count("memory ran out; from now on data.micro_batch_size=4, and the same steps") == 1
+    )
     ended = forked(on(tmp_path / "b"))
     assert ended.code == 0 and "memory ran out" not in ended.said and state(tmp_path / "b" / "r", 12)["halved"] == 4
     one, two = (read(tmp_path / name / "r" / "checkpoints" / "step-000000012").model for name in "ab")

@@ -13,12 +13,12 @@ from families import Ended, forked, forked_ranks, left_behind, on, start, step, 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import launch
 from gengen.config.compose import compose_train, read_command_line
-from gengen.config.errors import UserError
+from gengen.errors import UserError
 from gengen.training.build import build_trainer
-from gengen.training.language import Pretraining
-from gengen.training.metrics import read_metrics
+from gengen.training.objectives.language import Pretraining
 
 pytestmark = pytest.mark.fault("F31")
 EVERY = ["trainer.save_every=2", "trainer.eval_every=2", "trainer.sample_every=9", "trainer.log_every=1"]
@@ -64,7 +64,9 @@ def test_a_failed_save_and_an_odd_last_batch(tiny: list[str], tmp_path: Path) ->
     assert one.code == 0 and two.code == 0, two.said
     assert two.said.count("could not be written") == 1 and "(1 failed in a row)" in two.said
     assert step(tmp_path / "two" / "r") == 4
-    curves = [[row["val/bpb"] for row in read_metrics(tmp_path / n / "r" / "metrics.csv")][1::2] for n in ("one", "two")]
+    curves = [
+        [row["val/bpb"] for row in read_metrics(tmp_path / n / "r" / "metrics.csv")][1::2] for n in ("one", "two")
+    ]
     assert curves[1] == pytest.approx(curves[0], rel=1e-6)
 
 
@@ -83,7 +85,9 @@ def test_a_disk_that_stays_full_ends_both_ranks(tiny: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_best_that_one_rank_alone_would_see(tiny: list[str], tmp_path: Path) -> None:
-    """Metrics of which ranks differ (as by what batch normalisation has seen of each) lead to no save of one rank alone."""
+    """Metrics of which ranks differ (as by what batch normalisation has seen of each) lead to no save of one rank
+    alone.
+    """
 
     def change() -> None:
         def metrics(self: Pretraining, sums: Any) -> dict[str, float]:
@@ -128,7 +132,9 @@ def test_a_rank_that_is_stuck_ends_both(tiny: list[str], tmp_path: Path, rank: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, code, said", [(die, 1, "SIGKILL"), (refuse, 2, "exit code 2")], ids=["killed", "refuses"])
+@pytest.mark.parametrize(
+    "what, code, said", [(die, 1, "SIGKILL"), (refuse, 2, "exit code 2")], ids=["killed", "refuses"]
+)
 def test_a_rank_that_fails_alone_is_named(tiny: list[str], tmp_path: Path, what: Change, code: int, said: str) -> None:
     """The checkpoint of before is there, and the run goes on from it."""
     ended = two_ranks(tiny, tmp_path, change=doing(what, rank=1)).clear()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from families import EPOCH, OWN, Family, FamilyOf, forked, on, step
 
-from gengen.checkpoints.format import read, read_tensors
+from gengen.checkpoints.layout import read, read_tensors
 
 
 @pytest.mark.fault("F1")
@@ -20,7 +20,9 @@ def test_a_stop_changes_nothing_nor_do_workers(family: Family, tmp_path: Path) -
     assert forked(on(tmp_path, "data.num_workers=0")).code == 0
     family.same(tmp_path / "r")
     updates = read(tmp_path / "r" / "checkpoints" / "step-000000012").optimizer["state"].values()
-    assert {int(moments["step"]) for moments in updates} == {12}  # a step is one update, whatever else has an optimizer
+    assert {int(moments["step"]) for moments in updates} == {
+        12
+    }  # a step is one update, whatever else has an optimizer
 
 
 @pytest.mark.fault("F3")

@@ -1,4 +1,6 @@
-"""A save that is killed, a folder that cannot be written, a signal: no checkpoint is torn and none is lost. F8, F9, F14, F15."""
+"""A save that is killed, a folder that cannot be written, a signal: no checkpoint is torn and none is lost. F8, F9,
+F14, F15.
+"""
 
 import ctypes
 import random
@@ -28,7 +30,11 @@ def test_a_kill_at_each_point_of_a_save(family: Family, tmp_path: Path) -> None:
     assert forked(family.begin(tmp_path, "stop_at=1", "trainer.save_every=1")).code == 0
     for point in family.points:
         assert forked(on(tmp_path), f"{point}@1").code == -signal.SIGKILL, point
-        at += point in ("save:renamed", "save:latest", "save:prune")  # the new one is whole from here on; before, the old one is there
+        at += point in (
+            "save:renamed",
+            "save:latest",
+            "save:prune",
+        )  # the new one is whole from here on; before, the old one is there
         assert step(run) == at, point
     assert forked(on(tmp_path)).code == 0
     family.same(run, EVERY)
@@ -65,7 +71,9 @@ def test_36_kills_at_random_moments(name: str, family_of: FamilyOf, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_4_kills_of_whole_processes(name: str, family_of: FamilyOf, tmp_path: Path, record_property: Any) -> None:
-    """The command as a user starts it, killed at a random moment after its run has been made; and the same command goes on."""
+    """The command as a user starts it, killed at a random moment after its run has been made; and the same command
+    goes on.
+    """
     family, draw, kills = family_of(name), random.Random(name), 0
     while kills < 4:
         runs = tmp_path / "killed"
@@ -96,7 +104,9 @@ def powerless() -> None:
 
 @pytest.mark.fault("F14")
 def test_checkpoints_that_may_not_be_written(family: Family, tmp_path: Path) -> None:
-    """Said, and the exit is not 0; the checkpoint there is as it was, and once the folder may be written, the run goes on from it."""
+    """Said, and the exit is not 0; the checkpoint there is as it was, and once the folder may be written, the run goes
+    on from it.
+    """
     assert forked(family.begin(tmp_path, "stop_at=2")).code == 0
     folder = tmp_path / "r" / "checkpoints"
     folder.chmod(0o500)
@@ -168,7 +178,9 @@ def test_a_second_signal_exits_at_once_wherever_it_comes(family: Family, tmp_pat
     """No checkpoint is written any more, and the run goes on from what it had."""
     assert forked(family.begin(tmp_path, "stop_at=2")).code == 0
     for point, _ in signal_points(family)[:4]:
-        assert forked(on(tmp_path), f"{point.partition('@')[0]}@1=term,{point.partition('@')[0]}@1=term").code == 143, point
+        assert (
+            forked(on(tmp_path), f"{point.partition('@')[0]}@1=term,{point.partition('@')[0]}@1=term").code == 143
+        ), point
         assert step(tmp_path / "r") == {"step": 2, "evaluate": 2}.get(point.partition("@")[0], 4), point
     assert forked(on(tmp_path)).code == 0
     family.same(tmp_path / "r")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from families import FREE, FamilyOf, forked, on
 
-from gengen.data import steps
+from gengen.data import loader as steps
 
 WORKERS = ["data.num_workers=2", "data.worker_timeout=2"]
 FREE_OF_WORKERS = FREE | {"data.num_workers", "data.worker_timeout"}
@@ -22,7 +22,9 @@ ACTIONS = {"kill": "killed", "hang": "timed out", "error": "asked for at data:ba
 @pytest.mark.parametrize("name", ["gpt", "vae"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_worker_that_always_fails_is_an_error(name: str, family_of: FamilyOf, tmp_path: Path, action: str) -> None:
-    """Started anew once; then it is said what failed, with the worker's own traceback if it has one, and nobody is left behind."""
+    """Started anew once; then it is said what failed, with the worker's own traceback if it has one, and nobody is
+    left behind.
+    """
     family, begun = family_of(name), time.monotonic()
     ended = forked(family.begin(tmp_path, *WORKERS), f"data:batch@3={action}")
     assert ended.code == 2 and ACTIONS[action] in ended.said and "data worker" in ended.said
@@ -52,8 +54,12 @@ def fails() -> None:
 @pytest.mark.fault("F24")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "vae"])
-@pytest.mark.parametrize("action", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: time.sleep(600), fails], ids=list(ACTIONS))
-def test_a_worker_that_fails_once_is_started_anew(name: str, family_of: FamilyOf, tmp_path: Path, action: Callable[[], object]) -> None:
+@pytest.mark.parametrize(
+    "action", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: time.sleep(600), fails], ids=list(ACTIONS)
+)
+def test_a_worker_that_fails_once_is_started_anew(
+    name: str, family_of: FamilyOf, tmp_path: Path, action: Callable[[], object]
+) -> None:
     """And no batch is lost, doubled or exchanged."""
     family, flag = family_of(name), tmp_path / "failed"
     assert forked(family.begin(tmp_path, *WORKERS), before=failing_once(flag, action)).code == 0

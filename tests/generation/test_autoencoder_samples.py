@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gengen.config.errors import UserError
+from gengen.config.commands import AutoencoderSampling, EvaluateConfig
 from gengen.config.model import AutoencoderConfig
-from gengen.config.sample import AutoencoderSampling, EvaluateConfig
-from gengen.generation.autoencoder import AutoencoderGenerator, slerp
-from gengen.generation.pictures import to_float, to_uint8
+from gengen.errors import UserError
+from gengen.generation.image.autoencoder import AutoencoderGenerator, slerp
+from gengen.generation.image.files import to_float, to_uint8
 from gengen.models.autoencoder import Autoencoder
 
 
@@ -33,14 +33,18 @@ VQ = {"quantizer": "vq", "loss": "l1_l2"}
 @pytest.mark.parametrize("settings", [{}, VQ], ids=["gaussian", "vq"])
 def test_image_i_does_not_depend_on_what_is_drawn_beside_it(settings: dict[str, Any]) -> None:
     wide, narrow = generator(64, **settings), generator(3, **settings)
-    torch.testing.assert_close(wide.decode(wide.prior(range(16), 5))[:4], narrow.decode(narrow.prior(range(4), 5)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        wide.decode(wide.prior(range(16), 5))[:4], narrow.decode(narrow.prior(range(4), 5)), atol=1e-4, rtol=0
+    )
     images = wide.generate(16, seed=5)
     assert images.dtype == torch.uint8 and len({image.numpy().tobytes() for image in images}) == 16
     assert not torch.equal(images, wide.generate(16, seed=6))
 
 
 def test_one_generator_for_the_batch_would_be_noticed() -> None:
-    """The bug put back: of a shared generator's draws for 4 and for 16, only the first agree by chance of layout, not by seed."""
+    """The bug put back: of a shared generator's draws for 4 and for 16, only the first agree by chance of layout, not
+    by seed.
+    """
 
     def shared(indices: list[int]) -> Tensor:
         return torch.randn(4, len(indices), 4, 4, generator=torch.Generator().manual_seed(5)).movedim(1, 0)
@@ -153,11 +157,15 @@ def test_files_that_are_missing_or_too_many_are_answered(tmp_path: Path) -> None
         AutoencoderSampling(run="r", what="interpolation", images=["a.png"]).check()
     (tmp_path / "no.png").write_text("text")
     with pytest.raises(UserError, match=r"images=.*no\.png: no PNG"):
-        generator().command(AutoencoderSampling(run="r", what="reconstruction", images=[str(tmp_path / "no.png")]), print)
+        generator().command(
+            AutoencoderSampling(run="r", what="reconstruction", images=[str(tmp_path / "no.png")]), print
+        )
 
 
 def test_a_path_between_draws_is_an_arc_about_the_latents_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The middle of a path on the great arc about 0 came nearer to the mean than any draw, where that mean is far from 0."""
+    """The middle of a path on the great arc about 0 came nearer to the mean than any draw, where that mean is far from
+    0.
+    """
     g, decoded = generator(), list[Tensor]()
     g.model.latent_mean.fill_(5.0)
     a, b = g.prior([0, 1], seed=3)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from gengen.checkpoints.files import copy_folder
-from gengen.checkpoints.format import Checkpoint, unique_state, write
+from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.model import AutoencoderConfig, GPTConfig, LDMConfig
 from gengen.config.schema import plain
-from gengen.data import latents
-from gengen.data.image_prepare import PreparedImages, prepare
-from gengen.data.latents import EncodedImages, statistics
-from gengen.generation import codec
-from gengen.generation.codec import encode
+from gengen.data.image import latents
+from gengen.data.image.latents import EncodedImages, statistics
+from gengen.data.image.prepare import PreparedImages, prepare
+from gengen.errors import UserError
+from gengen.generation.image import codec
+from gengen.generation.image.codec import encode
 from gengen.generation.load import load_generator
 from gengen.models.autoencoder import Autoencoder
 from gengen.models.gpt import GPT
@@ -45,7 +45,9 @@ def checkpoint_of(model: Any, folder: Path) -> Path:
 @pytest.fixture
 def prepared(picture_data: list[str], tmp_path: Path) -> PreparedImages:
     """Pictures that are mirrored in training, prepared in a folder of this test's own."""
-    line = read_command_line([*picture_data, f"data.dir={tmp_path / 'data'}", "data.flip=true", "model=autoencoder_kl"])
+    line = read_command_line(
+        [*picture_data, f"data.dir={tmp_path / 'data'}", "data.flip=true", "model=autoencoder_kl"]
+    )
     return prepare(compose_train(line).data, lambda line: None)  # type: ignore[arg-type]
 
 
@@ -61,7 +63,9 @@ def encoded(prepared: PreparedImages, where: Path, run: Path | None = None) -> E
 def drawn(data: EncodedImages, split: str = "train") -> Tensor:
     """A draw z = mean + std * noise of each image's whitened latents; in training of each mirrored one too."""
     everything = torch.arange(len(getattr(data, split)))
-    sides = [torch.zeros(len(everything), dtype=torch.bool)] + [torch.ones(len(everything), dtype=torch.bool)] * (split == "train")
+    sides = [torch.zeros(len(everything), dtype=torch.bool)] + [torch.ones(len(everything), dtype=torch.bool)] * (
+        split == "train"
+    )
     batches = [data.batch(split, everything, flipped) for flipped in sides]
     noise = torch.Generator().manual_seed(0)
     return torch.cat([b["mean"] + b["std"] * torch.randn(b["mean"].shape, generator=noise) for b in batches])
@@ -74,10 +78,20 @@ def whiteness(z: Tensor) -> float:
 
 def test_latents_are_white_over_the_whole_training_set(prepared: PreparedImages, run: Path) -> None:
     data = encoded(prepared, run)
-    assert data.model_facts == {"resolution": 4, "channels": 4, "classes": ["circle", "cross", "square"], "sigma_data": 1.0}
+    assert data.model_facts == {
+        "resolution": 4,
+        "channels": 4,
+        "classes": ["circle", "cross", "square"],
+        "sigma_data": 1.0,
+    }
     assert whiteness(drawn(data)) < 0.08  # 2 x 108 x 16 draws a channel
     assert (
-        whiteness(autoencoder().encode(prepared.batch("train", torch.arange(100), torch.zeros(100, dtype=torch.bool))["images"])[0]) > 0.3
+        whiteness(
+            autoencoder().encode(
+                prepared.batch("train", torch.arange(100), torch.zeros(100, dtype=torch.bool))["images"]
+            )[0]
+        )
+        > 0.3
     )
 
 
@@ -91,7 +105,9 @@ def without_deviations(posteriors: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("bug", [one_batch, without_deviations])
-def test_statistics_of_less_would_be_noticed(bug: Any, prepared: PreparedImages, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_less_would_be_noticed(
+    bug: Any, prepared: PreparedImages, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bugs put back: statistics of one batch (images come sorted by class), or of means alone."""
     monkeypatch.setattr(codec, "statistics", bug)
     assert whiteness(drawn(encoded(prepared, run))) > 0.12
@@ -100,7 +116,10 @@ def test_statistics_of_less_would_be_noticed(bug: Any, prepared: PreparedImages,
 def test_statistics_are_those_of_all_values_at_once() -> None:
     """In fp64, whatever the shards: a channel far from 0 keeps its small variance, which fp32 sums would lose."""
     generator = torch.Generator().manual_seed(0)
-    mean, std = torch.randn(1000, 2, 2, 2, generator=generator) * 0.01 + 30, torch.rand(1000, 2, 2, 2, generator=generator) * 0.01
+    mean, std = (
+        torch.randn(1000, 2, 2, 2, generator=generator) * 0.01 + 30,
+        torch.rand(1000, 2, 2, 2, generator=generator) * 0.01,
+    )
     z_mean, z_std = statistics(zip(mean.split(300), std.split(300), strict=True))
     exact = (mean.double().var((0, 2, 3), correction=0) + std.double().square().mean((0, 2, 3))).sqrt()
     torch.testing.assert_close(z_mean.double(), mean.double().mean((0, 2, 3)), atol=1e-5, rtol=0)
@@ -109,7 +128,9 @@ def test_statistics_are_those_of_all_values_at_once() -> None:
     assert not torch.allclose(in_fp32.double(), exact, rtol=1e-2)
 
 
-def test_both_means_and_deviations_are_kept_and_mirrored_images_are_encoded_anew(prepared: PreparedImages, run: Path) -> None:
+def test_both_means_and_deviations_are_kept_and_mirrored_images_are_encoded_anew(
+    prepared: PreparedImages, run: Path
+) -> None:
     """Latents of a mirrored image are not mirrored latents."""
     data, model = encoded(prepared, run), autoencoder()
     index, flipped = torch.tensor([5, 80, 5]), torch.tensor([False, True, True])
@@ -159,7 +180,11 @@ def test_a_copy_in_the_run_needs_neither_the_codecs_run_nor_new_latents(
 def test_lost_latents_are_made_again_byte_for_byte(prepared: PreparedImages, run: Path) -> None:
     data = encoded(prepared, run)
     files = {path: path.read_bytes() for path in sorted(data.folder.rglob("*.safetensors"))}
-    assert {path.name for path in files} >= {"train-00000.safetensors", "mirrored-00000.safetensors", "val-00000.safetensors"}
+    assert {path.name for path in files} >= {
+        "train-00000.safetensors",
+        "mirrored-00000.safetensors",
+        "val-00000.safetensors",
+    }
     for name in ("mirrored-00000.safetensors", "codec/model.safetensors", "meta.json"):
         (data.folder / name).unlink()
         encoded(prepared, run)
@@ -179,7 +204,9 @@ def test_other_weights_data_or_flips_have_other_latents(prepared: PreparedImages
         encoded(replace(prepared, meta=prepared.meta | {"fingerprint": "f" * 64}), run).fingerprint,
     ]
     assert len(set(fingerprints)) == 4
-    assert encoded(replace(prepared, config=replace(prepared.config, batch_size=3)), run).fingerprint == fingerprints[0]
+    assert (
+        encoded(replace(prepared, config=replace(prepared.config, batch_size=3)), run).fingerprint == fingerprints[0]
+    )
 
 
 def test_many_shards_read_as_one(tmp_path: Path) -> None:
@@ -187,18 +214,28 @@ def test_many_shards_read_as_one(tmp_path: Path) -> None:
     assert latents.write_latents(tmp_path, "val", zip(mean.split(4), std.split(4), strict=True), shard=8) == 25
     assert len(list(tmp_path.iterdir())) == 4
     read = latents.Latents(tmp_path, "val")
-    assert len(read) == 25 and all(torch.equal(read[i][0], mean[i]) and torch.equal(read[i][1], std[i]) for i in range(25))
+    assert len(read) == 25 and all(
+        torch.equal(read[i][0], mean[i]) and torch.equal(read[i][1], std[i]) for i in range(25)
+    )
 
 
 @pytest.mark.parametrize(
     "model,message",
     [
         (lambda: GPT(GPTConfig(size="nano", layers=1)), "is a gpt, no autoencoder"),
-        (lambda: autoencoder(resolution=32), "encodes images of 32 x 32 pixels and 1 channel, data=imagefolder has 16 x 16 pixels"),
-        (lambda: autoencoder(channels=3), "16 x 16 pixels and 3 channels, data=imagefolder has 16 x 16 pixels and 1 channel"),
+        (
+            lambda: autoencoder(resolution=32),
+            "encodes images of 32 x 32 pixels and 1 channel, data=imagefolder has 16 x 16 pixels",
+        ),
+        (
+            lambda: autoencoder(channels=3),
+            "16 x 16 pixels and 3 channels, data=imagefolder has 16 x 16 pixels and 1 channel",
+        ),
     ],
 )
-def test_what_cannot_encode_this_data_is_refused(model: Any, message: str, prepared: PreparedImages, tmp_path: Path) -> None:
+def test_what_cannot_encode_this_data_is_refused(
+    model: Any, message: str, prepared: PreparedImages, tmp_path: Path
+) -> None:
     where = checkpoint_of(model(), tmp_path / "runs" / "other")
     with pytest.raises(UserError, match=message):
         encoded(prepared, where)

@@ -1,4 +1,6 @@
-"""Every control of sampling against a distribution written out in loops; what ends a text; what a compiled engine changes."""
+"""Every control of sampling against a distribution written out in loops; what ends a text; what a compiled engine
+changes.
+"""
 
 import math
 from collections import Counter
@@ -10,18 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.config.errors import UserError
+from gengen.config.commands import DecodingSettings
 from gengen.config.model import GPTConfig
-from gengen.config.sample import DecodingSettings
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation import decoding, engine
-from gengen.generation.decoding import Controls, draw, next_token_probabilities, penalized, uniforms
-from gengen.generation.text import TextGenerator
-from gengen.models.cache import Cache
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+from gengen.generation.text import engine
+from gengen.generation.text import sampling as decoding
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.sampling import Controls, draw, next_token_probabilities, penalized, uniforms
 from gengen.models.gpt import GPT
+from gengen.models.kv_cache import Cache
 
 BYTES = TextTokenizer.byte()
-SIZE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 257, "context": 32}
+SIZE = {
+    "size": "nano",
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "ff": 48,
+    "vocab_size": 257,
+    "context": 32,
+}
 
 
 class Constant(GPT):
@@ -67,7 +79,9 @@ def reference(c: Settings, logits: Sequence[float] = LOGITS) -> list[float]:
         score[int(token)] += float(number)
     for token in set(PROMPT) | set(TEXT):  # as transformers' RepetitionPenaltyLogitsProcessor: once a token, by sign
         score[token] = (
-            score[token] * c.get("repetition_penalty", 1.0) if score[token] < 0 else score[token] / c.get("repetition_penalty", 1.0)
+            score[token] * c.get("repetition_penalty", 1.0)
+            if score[token] < 0
+            else score[token] / c.get("repetition_penalty", 1.0)
         )
     for token in set(TEXT):
         score[token] -= c.get("presence_penalty", 0.0) + c.get("frequency_penalty", 0.0) * TEXT.count(token)
@@ -118,14 +132,19 @@ def beyond(chi2: float, degrees: int) -> float:
     return torch.special.gammaincc(*half).item()
 
 
-@pytest.mark.parametrize("degrees,chi2,p", [(1, 3.841, 0.05), (1, 10.828, 1e-3), (5, 11.070, 0.05), (11, 31.264, 1e-3)])
+@pytest.mark.parametrize(
+    "degrees,chi2,p", [(1, 3.841, 0.05), (1, 10.828, 1e-3), (5, 11.070, 0.05), (11, 31.264, 1e-3)]
+)
 def test_the_p_value_is_that_of_the_tables(degrees: int, chi2: float, p: float) -> None:
     assert beyond(chi2, degrees) == pytest.approx(p, rel=1e-3)
 
 
 def test_the_cells_by_hand() -> None:
     assert p_value([60, 40], [0.5, 0.5]) == beyond(4.0, 1)
-    assert p_value([50, 46, 1, 3], [0.5, 0.46, 0.02, 0.02]) == 1.0 and p_value([50, 46, 4, 0], [0.5, 0.46, 0.02, 0.02]) == 1.0
+    assert (
+        p_value([50, 46, 1, 3], [0.5, 0.46, 0.02, 0.02]) == 1.0
+        and p_value([50, 46, 4, 0], [0.5, 0.46, 0.02, 0.02]) == 1.0
+    )
     assert p_value([99, 1], [1.0, 0.0]) == 0.0
 
 
@@ -158,7 +177,9 @@ ALL = CONTROLS["all but min_p"] | {"top_p": 0.75, "min_p": 0.3}
 def test_what_is_drawn_follows_the_reference(name: str) -> None:
     c: Settings = {"temperature": 1.0} | CONTROLS[name]
     expected = reference(c)
-    torch.testing.assert_close(probabilities(c)[0].double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        probabilities(c)[0].double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-5
+    )
     counts = drawn(c)
     assert not any(count for count, chance in zip(counts, expected, strict=True) if chance == 0)
     assert p_value(counts, expected) > 1e-3
@@ -216,7 +237,12 @@ def test_a_bug_put_back_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_last_of_several_equal_tokens_may_be_cut() -> None:
-    assert probabilities({"temperature": 1.0, "top_k": 4})[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]  # 3 and 4 are tied
+    assert probabilities({"temperature": 1.0, "top_k": 4})[0].nonzero()[:, 0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # 3 and 4 are tied
     assert probabilities({"temperature": 1.0, "top_k": 1}, [0.0, 7.0, 7.0]).tolist() == [[0, 1, 0]]
 
 
@@ -225,7 +251,9 @@ def test_min_p_by_hand() -> None:
     assert next_token_probabilities(logits, min_p=0.51).tolist() == [pytest.approx([0.5 / 0.76, 0.26 / 0.76, 0.0])]
     assert next_token_probabilities(logits, min_p=1.0).tolist() == [[1, 0, 0]]
     assert next_token_probabilities(logits, min_p=0.0).tolist() == [pytest.approx([0.5, 0.26, 0.24])]
-    assert next_token_probabilities(logits, 2.0, min_p=0.7).count_nonzero() == 2, "min_p is of what the temperature left"
+    assert next_token_probabilities(logits, 2.0, min_p=0.7).count_nonzero() == 2, (
+        "min_p is of what the temperature left"
+    )
 
 
 def test_penalties_by_hand() -> None:
@@ -242,14 +270,18 @@ def test_penalties_by_hand() -> None:
 
 
 def test_generate_draws_from_the_reference() -> None:
-    """First tokens of many samples, and second ones by what the first was: the text's own tokens are counted, not the prompt's."""
+    """First tokens of many samples, and second ones by what the first was: the text's own tokens are counted, not the
+    prompt's.
+    """
     c = {"temperature": 1.0, "top_k": 8, "frequency_penalty": 1.5}
     samples = TextGenerator(Constant(LOGITS), BYTES, batch_size=4000).generate("\0\1", n=4000, max_tokens=2, **c)
     weight = {i: math.exp(LOGITS[i]) for i in range(8)}
     first = Counter(s.tokens[0] - 1 for s in samples)
     assert p_value([first[i] for i in range(12)], [weight.get(i, 0) / sum(weight.values()) for i in range(12)]) > 1e-3
     second = Counter(s.tokens[1] - 1 for s in samples if s.tokens[0] == 1)
-    expected = [math.exp(x - 1.5 * (i == 0)) for i, x in enumerate(LOGITS)]  # token 0 falls behind 1 and 2, and stays among the eight
+    expected = [
+        math.exp(x - 1.5 * (i == 0)) for i, x in enumerate(LOGITS)
+    ]  # token 0 falls behind 1 and 2, and stays among the eight
     expected = [x / sum(expected[:8]) if i < 8 else 0 for i, x in enumerate(expected)]
     assert p_value([second[i] for i in range(12)], expected) > 1e-3
     free = [x / sum(map(math.exp, LOGITS[:8])) if i < 8 else 0 for i, x in enumerate(map(math.exp, LOGITS))]
@@ -271,7 +303,11 @@ def test_logit_bias_forbids_and_forces(generator: TextGenerator) -> None:
     free = generator.generate("a", n=20, max_tokens=10, temperature=2.0)
     seen = {token for s in free for token in s.tokens}
     bias = dict.fromkeys(seen, -math.inf) | {0: -math.inf}
-    assert not seen & {token for s in generator.generate("a", n=20, max_tokens=10, temperature=2.0, logit_bias=bias) for token in s.tokens}
+    assert not seen & {
+        token
+        for s in generator.generate("a", n=20, max_tokens=10, temperature=2.0, logit_bias=bias)
+        for token in s.tokens
+    }
 
 
 @pytest.mark.parametrize("token", [257, -1])
@@ -350,16 +386,27 @@ def test_a_processor_gone_wrong_is_named(generator: TextGenerator, kind: str) ->
 def test_a_stop_id_ends_a_sample_and_is_left_out(generator: TextGenerator) -> None:
     free = generator.generate("a", n=6, max_tokens=30, temperature=1.2)
     token = free[0].tokens[4]
-    for whole, s in zip(free, generator.generate("a", n=6, max_tokens=30, temperature=1.2, stop_ids=[token, 256]), strict=True):
+    for whole, s in zip(
+        free, generator.generate("a", n=6, max_tokens=30, temperature=1.2, stop_ids=[token, 256]), strict=True
+    ):
         at = next((i for i, t in enumerate(whole.tokens) if t in (token, 256)), None)
         assert s.tokens == whole.tokens[:at] and len(s.logprobs) == len(s.tokens)
         assert s.finish_reason == (whole.finish_reason if at is None else "stop")
-    assert scripted("ab").generate("", stop_ids=[0])[0].finish_reason == "stop", "the end of text, where it is asked for"
+    assert scripted("ab").generate("", stop_ids=[0])[0].finish_reason == "stop", (
+        "the end of text, where it is asked for"
+    )
 
 
 @pytest.mark.parametrize(
     "text,stop,left",
-    [("aab", "ab", "a"), ("112", "12", "1"), ("1121", "121", "1"), ("abababac", "ababac", "ab"), ("aaab", "aab", "a"), ("aab", "b", "aa")],
+    [
+        ("aab", "ab", "a"),
+        ("112", "12", "1"),
+        ("1121", "121", "1"),
+        ("abababac", "ababac", "ab"),
+        ("aaab", "aab", "a"),
+        ("aab", "b", "aa"),
+    ],
 )
 def test_a_stop_string_is_found_behind_its_own_beginning(text: str, stop: str, left: str) -> None:
     sample = scripted(text + "z").generate("", stop=stop)[0]
@@ -380,7 +427,11 @@ def test_bytes_of_a_character_are_held_back_until_it_is_whole() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 1.0}, {"temperature": 0.3}, {"temperature": 1.5, "top_k": 30, "repetition_penalty": 1.4, "logit_bias": {70: 2.0}}],
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.3},
+        {"temperature": 1.5, "top_k": 30, "repetition_penalty": 1.4, "logit_bias": {70: 2.0}},
+    ],
     ids=["as it is", "cold", "controlled"],
 )
 def test_logprobs_are_the_models_own(model: GPT, generator: TextGenerator, settings: dict[str, Any]) -> None:
@@ -408,7 +459,9 @@ def test_a_prompt_of_tokens_the_tokenizer_lacks_is_refused() -> None:
         wide.generate([[0, 299]], max_tokens=1)
 
 
-def test_samples_of_a_prompt_share_one_pass_over_it(model: GPT, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_a_prompt_share_one_pass_over_it(
+    model: GPT, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes: list[tuple[int, ...]] = []
     right = GPT.features
 
@@ -516,7 +569,10 @@ def then_nothing(logits: Tensor, rows: list[list[int]]) -> Tensor:
 
 
 def test_a_grammar_may_allow_nothing_behind_the_end(generator: TextGenerator) -> None:
-    assert [s.text for s in generator.generate(["x", "y"], stop=".", max_tokens=9, processor=then_nothing)] == ["a", "bb"]
+    assert [s.text for s in generator.generate(["x", "y"], stop=".", max_tokens=9, processor=then_nothing)] == [
+        "a",
+        "bb",
+    ]
 
 
 def test_a_grammar_may_allow_nothing_behind_the_end_of_rows_that_stay(model: GPT) -> None:
@@ -527,7 +583,9 @@ def test_a_grammar_may_allow_nothing_behind_the_end_of_rows_that_stay(model: GPT
 def test_a_processor_changes_what_is_drawn_and_no_log_probability(generator: TextGenerator) -> None:
     """The bug put back would be one line: a processor whose result is written over the model's own logits."""
     token = generator.generate("a", max_tokens=1, temperature=0)[0].tokens[0]
-    forced = generator.generate("a", max_tokens=1, temperature=0, processor=lambda logits, rows: logits + 50 * (torch.arange(257) == 9))
+    forced = generator.generate(
+        "a", max_tokens=1, temperature=0, processor=lambda logits, rows: logits + 50 * (torch.arange(257) == 9)
+    )
     with torch.no_grad():
         expected = generator.model(torch.tensor([[0, *BYTES.encode("a")]]))[0, -1].log_softmax(-1)
     assert forced[0].tokens == [9] != [token]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gengen.generation.decoding import draw, next_token_probabilities, uniforms
+from gengen.generation.text.sampling import draw, next_token_probabilities, uniforms
 
 
 def brute_force(logits: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
@@ -27,7 +27,9 @@ def brute_force(logits: list[float], temperature: float, top_k: int | None, top_
 @pytest.mark.parametrize("top_k", [None, 1, 3, 20, 50])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_probabilities_equal_brute_force(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # rounded: there are ties
+    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0)).round(
+        decimals=1
+    )  # rounded: there are ties
     found = next_token_probabilities(logits, temperature, top_k, top_p)
     expected = torch.tensor([brute_force(row, temperature, top_k, top_p) for row in logits.tolist()])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
@@ -83,7 +85,9 @@ def test_draws_equal_a_walk_along_the_distribution() -> None:
 
 @pytest.mark.parametrize("u", [0.0, 5e-324, 0.25, 0.5, 1 - 2**-53, 1.0])
 def test_a_token_of_probability_0_is_never_drawn(u: float) -> None:
-    rows = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0], [0, 0, 1, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3, 0], [0, 1e-30, 0, 1e-38, 0]])
+    rows = torch.tensor(
+        [[0.0, 0.5, 0.0, 0.5, 0.0], [0, 0, 1, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3, 0], [0, 1e-30, 0, 1e-38, 0]]
+    )
     tokens = draw(rows, torch.full((4,), u, dtype=torch.float64))
     assert (rows.gather(1, tokens[:, None]) > 0).all()
 
@@ -113,7 +117,10 @@ def test_uniforms_are_a_function_of_seed_and_index() -> None:
 def test_uniforms_are_the_same_on_every_machine() -> None:
     """Golden: written by numpy 2.4 on x86-64; PCG64 and its doubles are the same in every version and platform."""
     expected = torch.tensor(
-        [[0.32569387888534307, 0.548066581795755, 0.8350560514028788], [0.6120651904095339, 0.7700377339851359, 0.553198767762169]],
+        [
+            [0.32569387888534307, 0.548066581795755, 0.8350560514028788],
+            [0.6120651904095339, 0.7700377339851359, 0.553198767762169],
+        ],
         dtype=torch.float64,
     )
     torch.testing.assert_close(uniforms(0, [0, 1], 3), expected, atol=0, rtol=0)

@@ -1,4 +1,6 @@
-"""Drawing from GANs: image i is a function of (seed, i, its label), classes by name, paths, truncation, and the files of the command."""
+"""Drawing from GANs: image i is a function of (seed, i, its label), classes by name, paths, truncation, and the files
+of the command.
+"""
 
 import json
 from pathlib import Path
@@ -10,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import gengen.generation.gan
-from gengen.config.errors import UserError
+import gengen.generation.image.gan
+from gengen.config.commands import EvaluateConfig, GANSampling
 from gengen.config.model import DCGANConfig, GANConfig
-from gengen.config.sample import EvaluateConfig, GANSampling
-from gengen.generation.gan import GANGenerator
+from gengen.errors import UserError
+from gengen.generation.image.files import enlarged, grid, to_uint8
+from gengen.generation.image.gan import GANGenerator
 from gengen.generation.noise import slerp
-from gengen.generation.pictures import enlarged, grid, to_uint8
 from gengen.models.dcgan import DCGAN
 from gengen.models.gan import GAN
 
@@ -24,9 +26,17 @@ CLASSES = ["Cat", "dog", "fox"]
 
 
 def generator(family: str = "gan", **settings: Any) -> GANGenerator:
-    """Of a small GAN whose every weight matters and, with batch normalisation, whose statistics are those of some batches."""
+    """Of a small GAN whose every weight matters and, with batch normalisation, whose statistics are those of some
+    batches.
+    """
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"resolution": 16, "channels": 1, "classes": CLASSES, "latent_size": 8, "widths": [8, 16]} | settings
+    shape: dict[str, Any] = {
+        "resolution": 16,
+        "channels": 1,
+        "classes": CLASSES,
+        "latent_size": 8,
+        "widths": [8, 16],
+    } | settings
     model = DCGAN(DCGANConfig(**shape)) if family == "dcgan" else GAN(GANConfig(**shape | {"blocks": 1, "patch": 2}))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,7 +49,7 @@ def generator(family: str = "gan", **settings: Any) -> GANGenerator:
 @pytest.fixture
 def in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images as the network made them."""
-    monkeypatch.setattr(gengen.generation.gan, "to_uint8", lambda x: x)
+    monkeypatch.setattr(gengen.generation.image.gan, "to_uint8", lambda x: x)
 
 
 def apart(a: Tensor, b: Tensor) -> int:
@@ -66,7 +76,7 @@ def test_nor_do_its_floats_on_those_drawn_with_it(family: str, monkeypatch: pyte
     images = g.generate(16)
     assert images.dtype == torch.float32
     torch.testing.assert_close(g.generate(4), images[:4], atol=1e-4, rtol=0)
-    monkeypatch.setattr(gengen.generation.gan, "BATCH", 3)
+    monkeypatch.setattr(gengen.generation.image.gan, "BATCH", 3)
     torch.testing.assert_close(g.generate(16), images, atol=1e-4, rtol=0)
 
 
@@ -104,7 +114,9 @@ def test_noise_is_of_seed_and_index_alone() -> None:
 def test_classes_are_named_numbered_and_taken_in_turn(wanted: list[str | int], labels: list[int]) -> None:
     g = generator()
     assert torch.equal(g.generate(5, wanted, seed=1), g.decode(g.latents(range(5), 1), labels))
-    assert not torch.equal(g.decode(g.latents(range(5), 1), [(label + 1) % 3 for label in labels]), g.generate(5, wanted, seed=1))
+    assert not torch.equal(
+        g.decode(g.latents(range(5), 1), [(label + 1) % 3 for label in labels]), g.generate(5, wanted, seed=1)
+    )
 
 
 def test_classes_named_by_numbers_are_drawn_as_numbered() -> None:
@@ -198,7 +210,10 @@ def test_the_command_writes_images_and_what_they_are(tmp_path: Path) -> None:
     config = GANSampling(run="r", out=str(tmp_path / "out"), n=4, seed=3, labels=["dog", "cat"], truncation=0.5)
     summary = g.command(config, said.append)
     images, out = g.generate(4, [1, 0], seed=3, truncation=0.5), tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == [f"{i:05}.png" for i in range(4)] + ["grid.png", "samples.json"]
+    assert sorted(path.name for path in out.iterdir()) == [f"{i:05}.png" for i in range(4)] + [
+        "grid.png",
+        "samples.json",
+    ]
     for i in range(4):
         assert torch.equal(read(out / f"{i:05}.png"), images[i, 0])
     assert torch.equal(read(out / "grid.png"), grid(enlarged(images))[0])
@@ -210,23 +225,42 @@ def test_the_command_writes_images_and_what_they_are(tmp_path: Path) -> None:
 
 def test_the_command_writes_paths_a_row_each_and_their_animation(tmp_path: Path) -> None:
     g, out = generator(), tmp_path / "out"
-    config = GANSampling(run="r", out=str(out), n=2, seed=3, labels=["dog", "fox"], truncation=0.5, what="interpolation", steps=4)
+    config = GANSampling(
+        run="r", out=str(out), n=2, seed=3, labels=["dog", "fox"], truncation=0.5, what="interpolation", steps=4
+    )
     config.check()
     g.command(config, lambda line: None)
     numbered = sorted(out.glob("0*.png"))
     assert [path.name for path in numbered] == [f"{i:05}.png" for i in range(8)]
-    assert {path.name for path in out.iterdir()} - {path.name for path in numbered} == {"grid.png", "interpolation.gif", "samples.json"}
+    assert {path.name for path in out.iterdir()} - {path.name for path in numbered} == {
+        "grid.png",
+        "interpolation.gif",
+        "samples.json",
+    }
     ends = g.decode(g.latents(range(4), 3) / 2, [1, 1, 2, 2])
     for file, end in zip((0, 3, 4, 7), ends, strict=True):
         assert apart(read(numbered[file]), end[0]) <= 1
     assert read(out / "grid.png").shape == (2 * 66 + 2, 4 * 66 + 2)  # a row a path
     entries = json.loads((out / "samples.json").read_text())
     assert [entry["at"] for entry in entries] == pytest.approx([0, 1 / 3, 2 / 3, 1] * 2)
-    last = {"file": "00007.png", "from": 2, "to": 3, "seed": 3, "truncation": 0.5, "label": 2, "class": "fox", "at": 1.0}
+    last = {
+        "file": "00007.png",
+        "from": 2,
+        "to": 3,
+        "seed": 3,
+        "truncation": 0.5,
+        "label": 2,
+        "class": "fox",
+        "at": 1.0,
+    }
     assert entries[-1] == last
     with Image.open(out / "interpolation.gif") as gif:
         assert gif.n_frames > 60  # type: ignore[attr-defined]  # there and back; frames alike are one
-        for frame, expected in ((0, ends[[0, 2]]), (gif.n_frames - 1, ends[[0, 2]]), (gif.n_frames // 2, ends[[1, 3]])):  # type: ignore[attr-defined]
+        for frame, expected in (
+            (0, ends[[0, 2]]),
+            (gif.n_frames - 1, ends[[0, 2]]),
+            (gif.n_frames // 2, ends[[1, 3]]),
+        ):  # type: ignore[attr-defined]
             gif.seek(frame)
             shown = torch.from_numpy(np.array(gif.convert("L")))
             assert (shown.int() - grid(enlarged(expected))[0].int()).abs().float().mean() < 3
@@ -234,7 +268,9 @@ def test_the_command_writes_paths_a_row_each_and_their_animation(tmp_path: Path)
 
 def test_files_of_an_unlabelled_model_name_no_class(tmp_path: Path) -> None:
     for what in ("images", "interpolation"):
-        generator(classes=[]).command(GANSampling(run="r", out=str(tmp_path / what), n=1, what=what), lambda line: None)
+        generator(classes=[]).command(
+            GANSampling(run="r", out=str(tmp_path / what), n=1, what=what), lambda line: None
+        )
         entries = json.loads((tmp_path / what / "samples.json").read_text())
         assert len(entries) == {"images": 1, "interpolation": 8}[what]
         assert not any("label" in entry or "class" in entry for entry in entries)

@@ -10,16 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from gengen.config.errors import UserError
+from gengen.config.commands import DiffusionSampling, EvaluateConfig
 from gengen.config.model import UNetConfig
-from gengen.config.sample import DiffusionSampling, EvaluateConfig
-from gengen.generation.image import ImageGenerator
+from gengen.errors import UserError
+from gengen.generation.image.diffusion import ImageGenerator
+from gengen.generation.image.files import grid, labels_of, to_float, to_uint8
 from gengen.generation.noise import Noise
-from gengen.generation.pictures import grid, labels_of, to_float, to_uint8
 from gengen.models.unet import UNet
 
 SMALL = UNetConfig(
-    resolution=8, channels=1, classes=["cat", "dog", "bird, small"], widths=[32], blocks=1, attention=[0], patch=2, sigma_data=0.5
+    resolution=8,
+    channels=1,
+    classes=["cat", "dog", "bird, small"],
+    widths=[32],
+    blocks=1,
+    attention=[0],
+    patch=2,
+    sigma_data=0.5,
 )
 
 
@@ -62,7 +69,7 @@ def test_one_generator_for_a_batch_would_be_noticed(monkeypatch: pytest.MonkeyPa
 def test_every_path_and_prediction_is_sampled_as_trained(path: str, prediction: str) -> None:
     """A network that says the exact target for one image draws that image, whatever the path and what it is asked."""
     from gengen.diffusion.parameterizations import target
-    from gengen.generation.image import path_of
+    from gengen.generation.image.diffusion import path_of
 
     config = replace(SMALL, path=path, prediction=prediction)
     gen, way = generator(config), path_of(config)
@@ -84,11 +91,14 @@ def test_guidance_goes_from_the_null_class_through_the_class_and_beyond() -> Non
     gen = generator()
     labels = torch.tensor([0, 1, 2])
     none, off, double = (
-        gen.draw(labels, range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=g), None, None) for g in (0.0, 1.0, 2.0)
+        gen.draw(labels, range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=g), None, None)
+        for g in (0.0, 1.0, 2.0)
     )
     torch.testing.assert_close(double, 2 * off - none, atol=1e-5, rtol=1e-5)
     assert (off - none).abs().max() > 1e-3
-    unlabelled = gen.draw(torch.full((3,), -1), range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=1.0), None, None)
+    unlabelled = gen.draw(
+        torch.full((3,), -1), range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=1.0), None, None
+    )
     torch.testing.assert_close(none, unlabelled)
 
 
@@ -97,12 +107,17 @@ def test_autoguidance_takes_another_model_told_the_same_class() -> None:
     c = DiffusionSampling(steps=1, sampler="ddim", guidance=1.5)
     labels = torch.tensor([0, 1])
     alone = [g.draw(labels, range(2), replace(c, guidance=1.0), None, None) for g in (gen, worse)]
-    torch.testing.assert_close(gen.draw(labels, range(2), c, worse, None), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gen.draw(labels, range(2), c, worse, None), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_guide_must_mean_the_same() -> None:
     gen = generator()
-    for other, words in ((replace(SMALL, path="cosine"), "model.path"), (replace(SMALL, classes=["cat"]), "model.classes")):
+    for other, words in (
+        (replace(SMALL, path="cosine"), "model.path"),
+        (replace(SMALL, classes=["cat"]), "model.classes"),
+    ):
         with pytest.raises(UserError, match=words):
             gen.generate(2, steps=1, guide=generator(other))
 
@@ -123,8 +138,12 @@ def test_without_an_estimate_without_the_class_there_is_no_guidance() -> None:
 
 def test_an_interval_of_guidance_is_kept() -> None:
     gen = generator()
-    assert torch.equal(drawn(gen, range(2), guidance=3.0, guide_from=0.999, guide_to=0.9991), drawn(gen, range(2), guidance=1.0))
-    assert not torch.equal(drawn(gen, range(2), guidance=3.0, guide_from=0.2, guide_to=0.6), drawn(gen, range(2), guidance=1.0))
+    assert torch.equal(
+        drawn(gen, range(2), guidance=3.0, guide_from=0.999, guide_to=0.9991), drawn(gen, range(2), guidance=1.0)
+    )
+    assert not torch.equal(
+        drawn(gen, range(2), guidance=3.0, guide_from=0.2, guide_to=0.6), drawn(gen, range(2), guidance=1.0)
+    )
 
 
 def test_labels_by_name_number_and_in_turn() -> None:
@@ -182,7 +201,9 @@ def test_an_interruption_leaves_the_rest_undrawn() -> None:
 
 def test_what_sample_writes(tmp_path: Path) -> None:
     gen, said = generator(), list[str]()
-    config = DiffusionSampling(run="r", n=5, labels=["dog"], steps=3, seed=7, out=str(tmp_path / "drawn"), guidance=2.0)
+    config = DiffusionSampling(
+        run="r", n=5, labels=["dog"], steps=3, seed=7, out=str(tmp_path / "drawn"), guidance=2.0
+    )
     gen.command(config, said.append)
     names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
     assert names == [*(f"{i:05}.png" for i in range(5)), "denoising.gif", "grid.png", "samples.json"]

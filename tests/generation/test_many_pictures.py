@@ -14,8 +14,8 @@ from test_autoencoder_samples import generator as autoencoder
 from test_gan_samples import generator as gan
 from test_image import generator as diffusion
 
-from gengen.config.sample import AutoencoderSampling, DiffusionSampling, GANSampling
-from gengen.generation import pictures
+from gengen.config.commands import AutoencoderSampling, DiffusionSampling, GANSampling
+from gengen.generation.image import files as pictures
 
 HOW = {"steps": 2, "guidance": 1.0, "batch_size": 4}
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {

@@ -17,19 +17,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
 from gengen.config.stage import weighted_reward
-from gengen.data.chat import prompt_tokens
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation import rewards
-from gengen.generation.rewards import Answer, Scorer, best_of, load_reward
-from gengen.generation.text import TextGenerator
+from gengen.data.dialogue.template import prompt_tokens
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+from gengen.generation.text import rewards
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import Answer, Scorer, best_of, load_reward
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, register_reward
-from gengen.training import guards, signals
-from gengen.training.signals import Interruption
+from gengen.training.monitor import guards
+from gengen.training.monitor import interruption as signals
+from gengen.training.monitor.interruption import Interruption
 
 CHAT = TextTokenizer.byte().with_chat()
 START, USER, ASSISTANT, END = 0, 258, 259, 260
@@ -51,7 +52,9 @@ def scorer() -> Scorer:
     model, draw = RewardModel(GPTConfig(**SHAPE)).eval(), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     model.normalize(torch.tensor([1.0, 4.0]))
     return Scorer(model, CHAT)
 
@@ -59,7 +62,9 @@ def scorer() -> Scorer:
 QUESTIONS, SAID, ENDED = ["why", "how so?", "why"], ["because", "so", "no"], [True, False, True]
 
 
-def test_a_score_is_read_at_the_last_token_of_a_users_question_and_its_answer(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_is_read_at_the_last_token_of_a_users_question_and_its_answer(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The end token, if it has ended; whatever else is scored with it."""
     by_hand = []
     for question, said, ended in zip(QUESTIONS, SAID, ENDED, strict=True):
@@ -69,7 +74,11 @@ def test_a_score_is_read_at_the_last_token_of_a_users_question_and_its_answer(sc
     raw = scorer.raw(QUESTIONS, SAID, ENDED)
     torch.testing.assert_close(raw, torch.tensor(by_hand))
     torch.testing.assert_close(scorer.score(QUESTIONS, SAID, ENDED), (raw - 2.5) / 1.5)
-    assert (scorer.raw(QUESTIONS, SAID) == raw).tolist() == [True, False, True]  # all are whole if nothing is said of it
+    assert (scorer.raw(QUESTIONS, SAID) == raw).tolist() == [
+        True,
+        False,
+        True,
+    ]  # all are whole if nothing is said of it
     monkeypatch.setattr(rewards, "BATCH", 2)
     torch.testing.assert_close(scorer.raw(QUESTIONS, SAID, ENDED), raw)
 
@@ -81,10 +90,16 @@ def answers() -> list[Answer]:
 
 def test_rewards_add_up_with_their_weights(scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rewards, "load_generator", lambda *_, **__: scorer)
-    by_function = torch.tensor([len(s) + 100.0 * e + 1000 * len(q) for q, s, e in zip(QUESTIONS, SAID, ENDED, strict=True)])
+    by_function = torch.tensor(
+        [len(s) + 100.0 * e + 1000 * len(q) for q, s, e in zip(QUESTIONS, SAID, ENDED, strict=True)]
+    )
     total = load_reward(["letters", "0.5*runs/RM", "-2*letters"], tmp_path, CHAT)(answers())
     torch.testing.assert_close(total, 0.5 * scorer.score(QUESTIONS, SAID, ENDED) - by_function)
-    assert load_reward(["letters", "0.1*no_idea_of_e"], tmp_path, CHAT)(answers()).isnan().tolist() == [True, False, False]
+    assert load_reward(["letters", "0.1*no_idea_of_e"], tmp_path, CHAT)(answers()).isnan().tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("name,read", [
@@ -105,16 +120,20 @@ def test_a_reward_of_another_tokenizer_and_what_is_no_reward_are_refused(
     other = TextTokenizer.train(["a b a b " * 9], 300).with_chat()
     found: list[object] = [scorer, generator]
     monkeypatch.setattr(rewards, "load_generator", lambda *_, **__: found.pop(0))
-    with pytest.raises(UserError, match="runs/RM was trained with another tokenizer; start it from the same run as the policy"):
+    with pytest.raises(
+        UserError, match="runs/RM was trained with another tokenizer; start it from the same run as the policy"
+    ):
         load_reward(["runs/RM"], tmp_path, other)
     with pytest.raises(UserError, match="runs/SFT is no reward model: stage=reward trains one"):
         load_reward(["2*runs/SFT"], tmp_path, CHAT)
 
 
 def test_a_reward_model_draws_nothing(scorer: Scorer) -> None:
-    from gengen.config.sample import TextSampling
+    from gengen.config.commands import TextSampling
 
-    with pytest.raises(UserError, match="runs/RM scores answers and draws none: sample another run with best_of=8 reward=runs/RM"):
+    with pytest.raises(
+        UserError, match="runs/RM scores answers and draws none: sample another run with best_of=8 reward=runs/RM"
+    ):
         scorer.command(TextSampling(run="runs/RM"), print)
 
 
@@ -305,7 +324,9 @@ def lengths(found: Sequence[Answer]) -> Tensor:
 
 
 def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
-    """The more are drawn, the better the best is; each is one of those that were drawn, and two are the best of either half."""
+    """The more are drawn, the better the best is; each is one of those that were drawn, and two are the best of either
+    half.
+    """
     prompts, settings = ["once", [0, 5, 6], ""], {"max_tokens": 12, "seed": 3, "temperature": 1.5}
     drawn = generator.generate(prompts, n=16, **settings)
     worth = [len(sample.text) for sample in drawn]
@@ -315,7 +336,9 @@ def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
         assert [sample.text for sample in found] == [
             drawn[at + worth[at : at + of].index(max(worth[at : at + of]))].text for at in range(0, 48, of)
         ]
-        assert [sample.prompt for sample in found] == [p for p in (drawn[0].prompt, drawn[16].prompt, "") for _ in range(16 // of)]
+        assert [sample.prompt for sample in found] == [
+            p for p in (drawn[0].prompt, drawn[16].prompt, "") for _ in range(16 // of)
+        ]
         means.append(sum(len(sample.text) for sample in found) / len(found))
     assert means == sorted(means) and means[-1] > means[0]
 

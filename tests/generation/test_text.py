@@ -1,4 +1,6 @@
-"""Sampling text: equal to a plain loop without cache or batch, and right in what it returns, streams, refuses and leaves alone."""
+"""Sampling text: equal to a plain loop without cache or batch, and right in what it returns, streams, refuses and
+leaves alone.
+"""
 
 import itertools
 import json
@@ -14,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError
+from gengen.config.commands import DecodingSettings, TextSampling
 from gengen.config.model import GPTConfig
-from gengen.config.sample import DecodingSettings, TextSampling
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation.decoding import draw, next_token_probabilities, uniforms
-from gengen.generation.text import Continuation, TextGenerator
-from gengen.models.cache import Cache
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+from gengen.generation.text.generator import Continuation, TextGenerator
+from gengen.generation.text.sampling import draw, next_token_probabilities, uniforms
 from gengen.models.gpt import GPT
+from gengen.models.kv_cache import Cache
 
 BYTES = TextTokenizer.byte()
 PROMPTS = ["Once upon a time", "", "é", "The bear said: go home"]
@@ -36,7 +38,9 @@ class Scripted(GPT):
     """Continues the empty prompt with given tokens, then ends the text."""
 
     def __init__(self, script: list[int], vocab_size: int = 257):
-        super().__init__(GPTConfig(size="nano", layers=1, width=8, heads=2, kv_heads=1, ff=8, vocab_size=vocab_size, context=256))
+        super().__init__(
+            GPTConfig(size="nano", layers=1, width=8, heads=2, kv_heads=1, ff=8, vocab_size=vocab_size, context=256)
+        )
         self.script = torch.tensor([*script, 0])
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
@@ -81,9 +85,13 @@ def plain_loop(
     ids=["greedy", "all", "top"],
 )
 def test_samples_equal_those_of_a_plain_loop(model: GPT, generator: TextGenerator, settings: dict[str, Any]) -> None:
-    """Ragged prompts, three samples of each, far beyond the context of 32, so that it is read again from its last half."""
+    """Ragged prompts, three samples of each, far beyond the context of 32, so that it is read again from its last
+    half.
+    """
     samples = generator.generate(PROMPTS, n=3, max_tokens=80, **settings)
-    assert [s.prompt for s in samples] == [p for p in PROMPTS for _ in range(3)] and [s.index for s in samples] == list(range(12))
+    assert [s.prompt for s in samples] == [p for p in PROMPTS for _ in range(3)] and [
+        s.index for s in samples
+    ] == list(range(12))
     for s in samples:
         assert s.tokens == plain_loop(model, s.prompt, s.index, 80, **settings)
         assert s.seed == settings.get("seed", 0)
@@ -184,7 +192,10 @@ def test_where_a_sample_stops_does_not_depend_on_token_borders() -> None:
     stopped = 0
     for _ in range(500):
         text = "".join(some.choices("abé", k=12))
-        stop = [some.choice([text, text[::-1]])[at : at + some.randint(1, 5)] for at in some.sample(range(4, 12), some.randint(0, 3))]
+        stop = [
+            some.choice([text, text[::-1]])[at : at + some.randint(1, 5)]
+            for at in some.sample(range(4, 12), some.randint(0, 3))
+        ]
         expected = text
         for end in range(13):
             if complete := [s for s in stop if text[:end].endswith(s)]:
@@ -216,7 +227,11 @@ def test_a_stream_never_breaks_a_character() -> None:
     assert pieces == list(text), "one byte a token: each piece is a whole character"
     for cut in range(1, len(text.encode())):
         whole = text.encode()[:cut].decode(errors="ignore")
-        assert scripted(text).generate("", max_tokens=cut)[0].text == whole == "".join(scripted(text).stream("", max_tokens=cut))
+        assert (
+            scripted(text).generate("", max_tokens=cut)[0].text
+            == whole
+            == "".join(scripted(text).stream("", max_tokens=cut))
+        )
 
 
 def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
@@ -243,7 +258,11 @@ def test_a_stream_shows_text_as_it_comes() -> None:
 def test_interrupted_samples_end_as_they_are(generator: TextGenerator) -> None:
     polls: Iterator[bool] = iter([False] * 5 + [True])
     full = generator.generate("go", n=3, max_tokens=20, temperature=1.0)
-    for s, whole in zip(generator.generate("go", n=3, max_tokens=20, temperature=1.0, interrupted=lambda: next(polls)), full, strict=True):
+    for s, whole in zip(
+        generator.generate("go", n=3, max_tokens=20, temperature=1.0, interrupted=lambda: next(polls)),
+        full,
+        strict=True,
+    ):
         assert s.tokens == whole.tokens[:5] and s.finish_reason == "interrupted"
     polls = iter([False, False, True])
     assert "".join(scripted("abcd").stream("", stop="bz", interrupted=lambda: next(polls))) == "ab"
@@ -333,7 +352,7 @@ def test_a_diverged_model_is_named() -> None:
 
 
 def test_sampling_needs_no_trainer() -> None:
-    code = "import sys, gengen.generation.text; print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
+    code = "import sys, gengen.generation.text.generator; print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
@@ -356,7 +375,7 @@ def test_a_billion_samples_begin_at_once(generator: TextGenerator, tmp_path: Pat
 def test_a_billion_tokens_begin_at_once(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """All their random numbers were drawn before the first of them. How many are drawn at once changes none."""
     long = generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2)
-    monkeypatch.setattr("gengen.generation.text.AHEAD", 7)
+    monkeypatch.setattr("gengen.generation.text.generator.AHEAD", 7)
     assert generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2) == long
     pieces = "".join(itertools.islice(generator.stream("a", max_tokens=10**9, temperature=1.2), 30))
     assert len(pieces) >= 30 and long[0].text.startswith(pieces[:10])

@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.training.metrics import read_metrics
 
 FILE = Path(__file__).with_name("gpt-nano.json")
 
 
 def machine() -> dict[str, str]:
     """What bit equality depends on."""
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     capability = torch.backends.cpu.get_cpu_capability()
     return {"cpu": model[0] if model else platform.machine(), "capability": capability, "torch": torch.__version__}
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
-from gengen.checkpoints.format import load_weights, unique_state
+from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.model import GPTConfig
-from gengen.models import answers
-from gengen.models.answers import answer_log_probs, last, read, right_padded
+from gengen.models import completions as answers
+from gengen.models.completions import answer_log_probs, last, read, right_padded
 from gengen.models.gpt import GPT, padded
 from gengen.models.reward import RewardModel
 
@@ -31,7 +31,9 @@ def lively(model: AnyGPT) -> AnyGPT:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model.eval()
 
 
@@ -40,7 +42,10 @@ def rows() -> list[tuple[list[int], list[int]]]:
     draw = torch.Generator().manual_seed(1)
     lengths = [(3, 1), (5, 15), (2, 7), (9, 4), (4, 4), (12, 2), (1, 11), (6, 9)]
     return [
-        ([0, *torch.randint(1, 100, (p,), generator=draw).tolist()], torch.randint(1, 100, (a,), generator=draw).tolist())
+        (
+            [0, *torch.randint(1, 100, (p,), generator=draw).tolist()],
+            torch.randint(1, 100, (a,), generator=draw).tolist(),
+        )
         for p, a in lengths
     ]
 
@@ -65,7 +70,9 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
         found = answer_log_probs(model, tokens, mask, temperature)
         (spread,) = read(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),))
         p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
-        torch.testing.assert_close(found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5
+        )
         torch.testing.assert_close(spread[0, len(prompt) - 1 :], -(p * p.log()).sum(-1).float(), atol=1e-5, rtol=1e-5)
         assert not found[0, : len(prompt) - 1].any() and not spread[0, : len(prompt) - 1].any()
 
@@ -73,8 +80,8 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
 @pytest.mark.parametrize("half,tolerance", [(False, 1e-5), (True, 2e-2)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, tolerance: float) -> None:
-    """Log-probabilities, entropies, values and scores, of a batch of eight against seven more tokens of padding, other padding, batches of
-    one, and rows in another order."""
+    """Log-probabilities, entropies, values and scores, of a batch of eight against seven more tokens of padding, other
+    padding, batches of one, and rows in another order."""
     model, critic = (lively(made(GPTConfig(**SHAPE | KINDS[kind]))) for made in (GPT, RewardModel))  # type: ignore[arg-type]
 
     def all_of(tokens: Tensor, mask: Tensor) -> list[Tensor]:
@@ -86,7 +93,9 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
     def same(found: list[Tensor], which: list[int]) -> None:
         for one, two in zip(whole, found, strict=True):
             width = min(one.shape[1], two.shape[1])
-            torch.testing.assert_close(one[which, :width], two[:, :width], atol=tolerance, rtol=tolerance if half else 0)
+            torch.testing.assert_close(
+                one[which, :width], two[:, :width], atol=tolerance, rtol=tolerance if half else 0
+            )
             assert not two[:, width:].any()
 
     tokens, mask = right_padded(rows())
@@ -155,7 +164,9 @@ def test_a_reward_model_is_a_trunk_under_a_head_of_its_own() -> None:
     width = 1024
     config = GPTConfig(**SHAPE | {"width": width, "layers": 1, "ff": 8})  # type: ignore[arg-type]
     source, model = GPT(config), RewardModel(config)
-    assert model.value.weight.std().item() == pytest.approx((width + 1) ** -0.5, rel=0.1) and not model.value.bias.any()
+    assert (
+        model.value.weight.std().item() == pytest.approx((width + 1) ** -0.5, rel=0.1) and not model.value.bias.any()
+    )
     before = model.value.weight.clone()
     load_weights(model, model.adopted(unique_state(source), source.vocab_size), None)  # type: ignore[arg-type]
     assert torch.equal(model.value.weight, before) and torch.equal(model.embedding.weight, source.embedding.weight)
@@ -203,7 +214,9 @@ def test_new_tokens_start_as_the_mean_and_nothing_else_changes(size: int, tied: 
     tokens = torch.tensor([[0, 5, 99, 42]])
     before, after = source(tokens), grown.eval()(tokens)
     torch.testing.assert_close(after[..., :size], before)
-    torch.testing.assert_close(after[..., size:], before.mean(-1, keepdim=True).expand(-1, -1, 4), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        after[..., size:], before.mean(-1, keepdim=True).expand(-1, -1, 4), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_same_vocabulary_is_taken_as_it_is() -> None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from gengen.config.errors import UserError
 from gengen.config.model import AutoencoderConfig
+from gengen.errors import UserError
 from gengen.models import autoencoder, quantizers
 from gengen.models.autoencoder import Autoencoder, Gaussian, kl_to_standard_normal
 from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer, squared_distances
@@ -19,7 +19,9 @@ from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer, squ
 def model(**settings: Any) -> Autoencoder:
     """A small autoencoder of 16 x 16 grey images whose every weight matters."""
     torch.manual_seed(0)
-    built = Autoencoder(AutoencoderConfig(resolution=16, channels=1, **{"widths": [16, 32], "blocks": 1, "patch": 2} | settings))
+    built = Autoencoder(
+        AutoencoderConfig(resolution=16, channels=1, **{"widths": [16, 32], "blocks": 1, "patch": 2} | settings)
+    )
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -62,7 +64,9 @@ def test_without_the_clamp_it_would_not_be_finite() -> None:
 
 
 def test_kl_is_taken_in_fp32_from_what_a_bf16_encoder_says() -> None:
-    """At mean 0 the KL of a log-variance of 0.01 is 2.5e-5; bf16 has only 1.0078 for its exponential, and says 0 or worse."""
+    """At mean 0 the KL of a log-variance of 0.01 is 2.5e-5; bf16 has only 1.0078 for its exponential, and says 0 or
+    worse.
+    """
     x = torch.zeros(1, 2, 1, 1, dtype=torch.bfloat16)
     x[:, 1] = 0.01
     said = x[0, 1].item()
@@ -118,11 +122,16 @@ def test_vector_quantizer_by_hand() -> None:
     assert latents.tolist() == [[[[0.0, 4.0]], [[0.0, 4.0]]]]
     assert penalty.tolist() == [[[[1.25, 1.25]], [[0.0, 5.0]]]]  # 1 + 1/4 of the squared distances 1 and 1, 0 and 4
     latents.sum().backward(retain_graph=True)
-    assert x.grad is not None and torch.equal(x.grad, torch.ones_like(x)) and quantizer.codebook.grad is None  # straight through
+    assert (
+        x.grad is not None and torch.equal(x.grad, torch.ones_like(x)) and quantizer.codebook.grad is None
+    )  # straight through
     x.grad = None
     penalty.sum().backward()
     assert x.grad.tolist() == [[[[0.5, -0.5]], [[0.0, -1.0]]]]  # commitment * 2 (x - e)
-    assert quantizer.codebook.grad is not None and quantizer.codebook.grad.tolist() == [[-2.0, 0.0], [2.0, 4.0]]  # 2 (e - x)
+    assert quantizer.codebook.grad is not None and quantizer.codebook.grad.tolist() == [
+        [-2.0, 0.0],
+        [2.0, 4.0],
+    ]  # 2 (e - x)
 
 
 def reaches(quantizer: VectorQuantizer | FiniteScalarQuantizer) -> bool:
@@ -166,7 +175,12 @@ def test_gradient_of_finite_scalars_is_that_of_tanh() -> None:
 def test_codes_are_all_that_a_quantized_image_keeps(settings: dict[str, Any]) -> None:
     m, x = model(loss="l1_l2", **settings), images()
     codes = m.codes(x)
-    assert codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < m.bottleneck.codes and len(codes.unique()) > 2
+    assert (
+        codes.dtype == torch.int64
+        and codes.min() >= 0
+        and codes.max() < m.bottleneck.codes
+        and len(codes.unique()) > 2
+    )
     torch.testing.assert_close(m.decode(m.quantizer.lookup(codes)), m(x)[0])
     mean, std = m.encode(x)
     torch.testing.assert_close(m.decode(mean), m(x)[0])
@@ -203,7 +217,9 @@ def test_whitening_is_undone_exactly() -> None:
     m.latent_std.copy_(torch.tensor([0.1, 5, 1, 2]))
     latents, _ = m.encode(x)
     torch.testing.assert_close(m.decode(m.unwhitened(m.whitened(latents))), m.decode(latents))
-    assert not torch.allclose(m.decode(m.whitened(latents)), m.decode(latents), atol=1e-2)  # the bug: scaled and never unscaled
+    assert not torch.allclose(
+        m.decode(m.whitened(latents)), m.decode(latents), atol=1e-2
+    )  # the bug: scaled and never unscaled
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def drawn(n: int = N, c: int = C, v: int = V) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(n, c, generator=draw), torch.randn(v, c, generator=draw), labels
 
 
-def whole(x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def whole(
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The nats and what is differentiated, by all logits at once in fp64."""
     logits = x @ weight.T
     if softcap:
@@ -51,7 +53,9 @@ def test_value_and_gradients_equal_those_of_all_logits(
     x.requires_grad_(), weight.requires_grad_()
     found = linear_cross_entropy(x, weight, labels, softcap, z_loss)
     assert found.dtype == torch.float32 and found.item() == pytest.approx(nats.item(), rel=1e-5)
-    torch.testing.assert_close(gradients(3 * found, x, weight), gradients(3 * objective, x64, w64), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(
+        gradients(3 * found, x, weight), gradients(3 * objective, x64, w64), rtol=1e-5, atol=2e-5
+    )
     with torch.no_grad():
         assert linear_cross_entropy(x, weight, labels, softcap, z_loss) == found
 
@@ -173,5 +177,7 @@ def test_logits_of_all_rows_are_never_there(monkeypatch: pytest.MonkeyPatch) -> 
     x.requires_grad_(), weight.requires_grad_()
     made, saved = largest(lambda *inputs: linear_cross_entropy(*inputs, 20.0, 1e-4), x, weight, labels)
     assert made <= max(n * c, v * c, rows * v) < n * v / 16 and saved <= max(n * c, v * c)
-    made, saved = largest(lambda x, w, y: F.cross_entropy(x @ w.T, y, ignore_index=IGNORED, reduction="sum"), x, weight, labels)
+    made, saved = largest(
+        lambda x, w, y: F.cross_entropy(x @ w.T, y, ignore_index=IGNORED, reduction="sum"), x, weight, labels
+    )
     assert made == saved == n * v, "what this must notice"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gengen.adversarial.losses import LOSSES, squared_slope
-from gengen.checkpoints.format import load_weights, unique_state
-from gengen.config.errors import UserError
+from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.model import DCGANConfig, GANConfig
+from gengen.errors import UserError
 from gengen.models.dcgan import DCGAN
 from gengen.models.gan import GAN, PatchDiscriminator, ResidualBlock, activation, conv
 
@@ -159,7 +159,9 @@ def test_images_do_not_see_each_other_but_through_batch_normalisation() -> None:
 
 
 def test_a_patch_sees_what_is_near_it() -> None:
-    """Of 8 x 8 positions of a 32 x 32 image, row by row: a pixel at the lower right moves the last logit, not the first."""
+    """Of 8 x 8 positions of a 32 x 32 image, row by row: a pixel at the lower right moves the last logit, not the
+    first.
+    """
     torch.manual_seed(0)
     d, x = (
         PatchDiscriminator(GANConfig(**SHAPE | {"resolution": 32, "widths": [8, 16], "blocks": 1, "patch": 2})),
@@ -176,8 +178,8 @@ def test_a_patch_sees_what_is_near_it() -> None:
 
 
 def test_the_penalty_can_be_differentiated() -> None:
-    """The slope is linear in the first weights, in the last ones, and in the logit's and the classes' together, so its square s has
-    w . ds/dw = 2 s (Euler); it does not depend on the biases but for where activations bend."""
+    """The slope is linear in the first weights, in the last ones, and in the logit's and the classes' together, so its
+    square s has w . ds/dw = 2 s (Euler); it does not depend on the biases but for where activations bend."""
     m = model()
     d = m.discriminator
     x = images().requires_grad_()
@@ -252,7 +254,9 @@ def test_weights_come_back(family: str, limited: bool) -> None:
 # --- configs
 
 
-@pytest.mark.parametrize("resolution,widths", [(8, [64]), (16, [64, 128]), (32, [64, 128, 256]), (64, [64, 128, 256, 512])])
+@pytest.mark.parametrize(
+    "resolution,widths", [(8, [64]), (16, [64, 128]), (32, [64, 128, 256]), (64, [64, 128, 256, 512])]
+)
 def test_widths_of_dcgan_follow_the_resolution(resolution: int, widths: list[int]) -> None:
     config = DCGANConfig(resolution=resolution)
     config.check()
@@ -268,9 +272,18 @@ def test_widths_of_dcgan_follow_the_resolution(resolution: int, widths: list[int
         (DCGANConfig(resolution=32, widths=[8, 8]), "resolution 32 is not 4 doubled len(model.widths) = 2 times"),
         (DCGANConfig(resolution=32, gamma=0.5), "batch normalisation"),
         (DCGANConfig(augment="flip"), "'flip' is none of color, translation, cutout"),
-        (GANConfig(augment="cutout,colour"), "model.augment=cutout,colour: 'colour' is none of color, translation, cutout"),
-        (GANConfig(resolution=20, patch=2, widths=[16, 16, 16]), "resolution 20 is no multiple of 8: model.patch=2, halved 2 times"),
-        (GANConfig(resolution=18, patch=1, widths=[16, 16, 16]), "resolution 18 is no multiple of 4: model.patch=1, halved 2 times"),
+        (
+            GANConfig(augment="cutout,colour"),
+            "model.augment=cutout,colour: 'colour' is none of color, translation, cutout",
+        ),
+        (
+            GANConfig(resolution=20, patch=2, widths=[16, 16, 16]),
+            "resolution 20 is no multiple of 8: model.patch=2, halved 2 times",
+        ),
+        (
+            GANConfig(resolution=18, patch=1, widths=[16, 16, 16]),
+            "resolution 18 is no multiple of 4: model.patch=1, halved 2 times",
+        ),
         (GANConfig(widths=[]), "model.widths=[]"),
         (GANConfig(widths=[16, 0]), "model.widths=[16, 0]"),
     ],

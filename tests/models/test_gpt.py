@@ -22,7 +22,9 @@ def lively(seed: int = 0, **config: Any) -> GPT:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model
 
 
@@ -35,7 +37,9 @@ def frequencies(head_size: int) -> Tensor:
 
 
 def naive_logits(weights: dict[str, Tensor], c: GPTConfig, tokens: list[int]) -> Tensor:
-    """The same model written a second time: one text, fp64, a loop over heads and positions, rotations as complex numbers."""
+    """The same model written a second time: one text, fp64, a loop over heads and positions, rotations as complex
+    numbers.
+    """
     w = {name: weight.double() for name, weight in weights.items()}
     assert c.layers and c.width and c.heads and c.kv_heads and c.ff and c.vocab_size
     D = c.width // c.heads
@@ -53,7 +57,10 @@ def naive_logits(weights: dict[str, Tensor], c: GPTConfig, tokens: list[int]) ->
     for layer in range(c.layers):
         b = {name.removeprefix(f"blocks.{layer}."): weight for name, weight in w.items()}
         qkv = [(b["attention.qkv.weight"] @ norm(x, b["attention_norm.weight"])).view(-1, D) for x in stream]
-        keys = [[turned(norm(x[c.heads + g], b["attention.key_norm.weight"]), t) for g in range(c.kv_heads)] for t, x in enumerate(qkv)]
+        keys = [
+            [turned(norm(x[c.heads + g], b["attention.key_norm.weight"]), t) for g in range(c.kv_heads)]
+            for t, x in enumerate(qkv)
+        ]
         for t in range(len(stream)):
             heads = []
             for h in range(c.heads):
@@ -68,7 +75,9 @@ def naive_logits(weights: dict[str, Tensor], c: GPTConfig, tokens: list[int]) ->
     return torch.stack([w["head.weight"] @ norm(x, w["norm.weight"]) for x in stream])[:, : c.vocab_size]
 
 
-@pytest.mark.parametrize("config", [{}, {"kv_heads": 4}, {"kv_heads": 1, "tied": False, "rope_theta": 500.0, "vocab_size": 500}])
+@pytest.mark.parametrize(
+    "config", [{}, {"kv_heads": 4}, {"kv_heads": 1, "tied": False, "rope_theta": 500.0, "vocab_size": 500}]
+)
 def test_whole_model_equals_a_naive_one(config: dict[str, Any]) -> None:
     model, tokens = lively(layers=2, **config), some_tokens(2, 9, vocab_size=500)
     expected = torch.stack([naive_logits(model.state_dict(), model.config, row.tolist()) for row in tokens])
@@ -90,9 +99,13 @@ def test_rotation_equals_multiplication_by_complex_units() -> None:
     x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([0, 1, 7, 300, 2047])
     frequencies = 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
-    z = torch.complex(*x.double().chunk(2, dim=-1)) * torch.polar(torch.ones(5, 4).double(), positions[:, None] * frequencies)
+    z = torch.complex(*x.double().chunk(2, dim=-1)) * torch.polar(
+        torch.ones(5, 4).double(), positions[:, None] * frequencies
+    )
     turned = rotate(x, rotary_table(positions, frequencies.float())).double()
-    torch.testing.assert_close(turned, torch.cat([z.real, z.imag], dim=-1), atol=2e-4, rtol=0)  # fp32 at an angle of 2047
+    torch.testing.assert_close(
+        turned, torch.cat([z.real, z.imag], dim=-1), atol=2e-4, rtol=0
+    )  # fp32 at an angle of 2047
 
 
 def test_scores_depend_on_distance_alone() -> None:
@@ -138,7 +151,9 @@ def test_a_step_in_bf16_autocast_warns_of_nothing_and_is_near_fp32() -> None:
         F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()).backward()
     assert logits.dtype == torch.bfloat16
     assert (logits - exact).std() < 0.03 * exact.std()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
 
 
 def test_the_loss_starts_at_that_of_a_guess() -> None:
@@ -155,7 +170,9 @@ def test_blocks_start_as_the_identity() -> None:
 
 def test_a_token_sees_itself_and_those_before_it_alone() -> None:
     model, embedded = lively(), []
-    model.embedding.register_forward_hook(lambda module, args, out: embedded.append(out.requires_grad_().retain_grad() or out))
+    model.embedding.register_forward_hook(
+        lambda module, args, out: embedded.append(out.requires_grad_().retain_grad() or out)
+    )
     for t in (0, 5, 11):
         model(some_tokens(1, 12))[0, t].square().sum().backward()
         reached = embedded.pop().grad.abs().sum(-1)[0] > 0
@@ -196,7 +213,9 @@ def test_rows_of_a_cache_go_on_on_their_own() -> None:
         torch.testing.assert_close(model(tokens[[1, 0, 1], 5:6], taken)[:, 0], exact[[1, 0, 1]], atol=1e-4, rtol=0)
         taken.replace([2], other)
         torch.testing.assert_close(model(tokens[[1, 0, 0], 5:6], taken)[:, 0], exact[[1, 0, 0]], atol=1e-4, rtol=0)
-        torch.testing.assert_close(model(tokens[:, 5:6], cache)[:, 0], exact, atol=1e-4, rtol=0)  # the copies changed nothing
+        torch.testing.assert_close(
+            model(tokens[:, 5:6], cache)[:, 0], exact, atol=1e-4, rtol=0
+        )  # the copies changed nothing
 
 
 def test_tied_weights_are_one_tensor_also_after_loading() -> None:
@@ -262,4 +281,6 @@ def test_flops_are_those_torch_counts(config: dict[str, Any]) -> None:
         model(tokens, labels=tokens).backward()
     counts = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
     assert counts.keys() == {"aten.mm", "aten.bmm"}
-    assert gpt_flops_per_token(model.config, T) * B * T == pytest.approx(counts["aten.mm"] + counts["aten.bmm"] / 2, rel=1e-6)
+    assert gpt_flops_per_token(model.config, T) * B * T == pytest.approx(
+        counts["aten.mm"] + counts["aten.bmm"] / 2, rel=1e-6
+    )

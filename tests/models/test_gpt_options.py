@@ -1,4 +1,6 @@
-"""Every architecture option of the language model, against the same model written a second time without any of its means."""
+"""Every architecture option of the language model, against the same model written a second time without any of its
+means.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,13 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
+from gengen.errors import UserError
 from gengen.models import gpt
 from gengen.models.gpt import GPT, attend_one, attend_short, rotary_frequencies, visible_keys
 
-SMALL = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 96, "context": 32}
-LLAMA3 = {"rope_scaling": "llama3", "rope_context": 64, "rope_factor": 8.0}  # of a head of 8, wavelengths 6, 63, 628 and 6283
+SMALL = {
+    "size": "nano",
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "ff": 48,
+    "vocab_size": 96,
+    "context": 32,
+}
+LLAMA3 = {
+    "rope_scaling": "llama3",
+    "rope_context": 64,
+    "rope_factor": 8.0,
+}  # of a head of 8, wavelengths 6, 63, 628 and 6283
 
 
 def lively(**config: Any) -> GPT:
@@ -25,7 +40,9 @@ def lively(**config: Any) -> GPT:
     model, draw = GPT(GPTConfig(**(SMALL | config))).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model
 
 
@@ -49,7 +66,9 @@ def stretched(frequency: float, c: GPTConfig) -> float:
 
 
 def naive_logits(model: GPT, tokens: list[int]) -> Tensor:
-    """One text, fp64, a loop over layers, positions and heads; rotations as complex numbers; several documents one by one."""
+    """One text, fp64, a loop over layers, positions and heads; rotations as complex numbers; several documents one by
+    one.
+    """
     c, w = model.config, {name: weight.double() for name, weight in model.state_dict().items()}
     if c.document_token is not None and c.document_token in tokens[1:]:
         cut = tokens.index(c.document_token, 1)
@@ -62,7 +81,9 @@ def naive_logits(model: GPT, tokens: list[int]) -> Tensor:
     def norm(name: str, x: Tensor) -> Tensor:
         if c.norm == "layernorm" and x.numel() == c.width:
             x = x - x.sum() / len(x)
-        return w[f"{name}.weight"] * x / torch.sqrt((x * x).sum() / len(x) + c.norm_eps) + w.get(f"{name}.bias", torch.zeros(()))
+        return w[f"{name}.weight"] * x / torch.sqrt((x * x).sum() / len(x) + c.norm_eps) + w.get(
+            f"{name}.bias", torch.zeros(())
+        )
 
     def turned(x: Tensor, position: int) -> Tensor:
         if c.positions == "learned":
@@ -93,10 +114,18 @@ def naive_logits(model: GPT, tokens: list[int]) -> Tensor:
                 g = H + h // (H // KV)
                 query, keys = qkv[t][h], [qkv[s][g] for s in range(t + 1)]
                 if c.qk_norm:
-                    query, keys = norm(f"{b}.attention.query_norm", query), [norm(f"{b}.attention.key_norm", key) for key in keys]
+                    query, keys = (
+                        norm(f"{b}.attention.query_norm", query),
+                        [norm(f"{b}.attention.key_norm", key) for key in keys],
+                    )
                 seen = range(max(0, t - window + 1), t + 1)
                 scores = torch.stack([turned(query, t) @ turned(keys[s], s) / math.sqrt(D) for s in seen])
-                heads.append(sum(weight * qkv[s][g + KV] for weight, s in zip(scores.exp() / scores.exp().sum(), seen, strict=True)))
+                heads.append(
+                    sum(
+                        weight * qkv[s][g + KV]
+                        for weight, s in zip(scores.exp() / scores.exp().sum(), seen, strict=True)
+                    )
+                )
             x = stream[t] + linear(f"{b}.attention.out", torch.cat(heads))  # type: ignore[arg-type]
             stream[t] = x + linear(f"{b}.mlp.out", hidden(f"{b}.mlp", norm(f"{b}.mlp_norm", x)))
     logits = torch.stack([linear("head", norm("norm", x)) for x in stream])[:, : c.vocab_size]
@@ -149,7 +178,10 @@ def test_stretched_frequencies(scaling: str) -> None:
     plain = [500_000.0 ** (-i / 64) for i in range(64)]
     expected = torch.tensor([stretched(f, c) for f in plain], dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=0, rtol=2e-6)
-    kept, divided = [f == s for f, s in zip(plain, expected, strict=True)], [s == f / 8 for f, s in zip(plain, expected, strict=True)]
+    kept, divided = (
+        [f == s for f, s in zip(plain, expected, strict=True)],
+        [s == f / 8 for f, s in zip(plain, expected, strict=True)],
+    )
     assert (sum(kept), sum(divided)) == ((29, 29) if scaling == "llama3" else (0, 64))
 
 
@@ -166,7 +198,12 @@ def seen_by_layer(model: GPT, tokens: Tensor) -> list[list[list[bool]]]:
     for attention, x, rotary, visible, _ in caught:
         x = x.detach().requires_grad_()
         y = attention(x, rotary, visible)[0]
-        found.append([(torch.autograd.grad(at.square().sum(), x, retain_graph=True)[0][0].abs().sum(-1) > 0).tolist() for at in y])
+        found.append(
+            [
+                (torch.autograd.grad(at.square().sum(), x, retain_graph=True)[0][0].abs().sum(-1) > 0).tolist()
+                for at in y
+            ]
+        )
     return found
 
 
@@ -183,7 +220,9 @@ def test_a_window_off_by_one_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert sum(seen_by_layer(lively(window=4), some_tokens(1, 9))[0][-1]) == 5
     model, tokens = lively(window=3), some_tokens(9)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(model(tokens[None])[0].double(), naive_logits(model, tokens.tolist()), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(tokens[None])[0].double(), naive_logits(model, tokens.tolist()), atol=2e-5, rtol=1e-5
+        )
 
 
 def test_the_pattern_repeats_over_the_layers() -> None:
@@ -227,9 +266,11 @@ def test_packed_documents_are_as_alone(name: str) -> None:
 
 
 def test_positions_that_run_on_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug put back: documents masked, but their positions counted from the start of the window. Rotary ones, which are relative
-    inside a document, are the same then; learned ones are not."""
-    monkeypatch.setattr(torch.Tensor, "cummax", lambda self, dim: torch.return_types.cummax((torch.zeros_like(self), self)))
+    """The bug put back: documents masked, but their positions counted from the start of the window. Rotary ones, which
+    are relative inside a document, are the same then; learned ones are not."""
+    monkeypatch.setattr(
+        torch.Tensor, "cummax", lambda self, dim: torch.return_types.cummax((torch.zeros_like(self), self))
+    )
     assert not is_as_alone(lively(document_token=0, positions="learned"))
     assert is_as_alone(lively(document_token=0))
 
@@ -250,9 +291,20 @@ CACHED: dict[str, dict[str, Any]] = {
     "learned": {"positions": "learned"},
     "softcap, four key heads": {"logit_softcap": 0.7, "kv_heads": 4},
     "llama3": LLAMA3,
-    "biases": {"bias": True, "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "positions": "learned", "window": 5},
+    "biases": {
+        "bias": True,
+        "norm": "layernorm",
+        "mlp": "gelu",
+        "qk_norm": False,
+        "positions": "learned",
+        "window": 5,
+    },
 }
-COUNTS = [[5, 9, 1], [7, 2, 4], *[[1, 1, 1]] * 8]  # tokens that each of three rows gets in each pass: longer than the windows, ragged
+COUNTS = [
+    [5, 9, 1],
+    [7, 2, 4],
+    *[[1, 1, 1]] * 8,
+]  # tokens that each of three rows gets in each pass: longer than the windows, ragged
 
 
 def is_as_uncached(model: GPT) -> bool:
@@ -278,9 +330,13 @@ def test_cached_decoding_equals_uncached(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["window", "learned"])
 def test_a_causal_mask_aligned_at_the_top_left_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug put back: torch's is_causal, by which query 0 sees key 0 alone, also where the cache holds tokens before it."""
+    """The bug put back: torch's is_causal, by which query 0 sees key 0 alone, also where the cache holds tokens before
+    it.
+    """
     right = gpt.attend
-    monkeypatch.setattr(gpt, "attend", lambda q, k, v, visible: right(q, k, v, None if q.shape[2] != k.shape[2] else visible))
+    monkeypatch.setattr(
+        gpt, "attend", lambda q, k, v, visible: right(q, k, v, None if q.shape[2] != k.shape[2] else visible)
+    )
     assert not is_as_uncached(lively(**CACHED[name]))
 
 
@@ -303,7 +359,9 @@ MASKS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("name", MASKS)
 def test_short_attention_equals_the_fused_kernel(name: str, kv_heads: int) -> None:
-    """Both in bf16, values and gradients: no farther from fp64 than the fused kernel may be, and as near to each other."""
+    """Both in bf16, values and gradients: no farther from fp64 than the fused kernel may be, and as near to each
+    other.
+    """
     draw, visible = torch.Generator().manual_seed(0), MASKS[name](packed()[0])
     shapes = [(3, 4, 20, 16), (3, kv_heads, 20, 16), (3, kv_heads, 20, 16), (3, 4, 20, 16)]
     q, k, v, weight = (torch.randn(shape, generator=draw).bfloat16() for shape in shapes)
@@ -328,8 +386,13 @@ def test_short_attention_equals_the_fused_kernel(name: str, kv_heads: int) -> No
 def test_attention_of_one_query_equals_the_fused_kernel(kv_heads: int, dtype: torch.dtype, tolerance: float) -> None:
     """Three rows of a cache of 20 slots, filled up to different ones, one of them with a window."""
     draw, slots = torch.Generator().manual_seed(0), torch.arange(20)
-    visible = ((slots < torch.tensor([1, 7, 20])[:, None]) & (slots >= torch.tensor([0, 4, 0])[:, None]))[:, None, None]
-    q, k, v = (torch.randn(shape, generator=draw).to(dtype) for shape in [(3, 4, 1, 16), (3, kv_heads, 20, 16), (3, kv_heads, 20, 16)])
+    visible = ((slots < torch.tensor([1, 7, 20])[:, None]) & (slots >= torch.tensor([0, 4, 0])[:, None]))[
+        :, None, None
+    ]
+    q, k, v = (
+        torch.randn(shape, generator=draw).to(dtype)
+        for shape in [(3, 4, 1, 16), (3, kv_heads, 20, 16), (3, kv_heads, 20, 16)]
+    )
     found = attend_one(q, k, v, visible)
     assert found.dtype == dtype
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), visible, enable_gqa=True)
@@ -340,7 +403,9 @@ def test_attention_of_one_query_equals_the_fused_kernel(kv_heads: int, dtype: to
 
 def test_short_attention_is_taken_in_bf16_training_of_short_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    monkeypatch.setattr(gpt, "attend_short", lambda q, k, v, visible: taken.append(q.shape[2]) or attend_short(q, k, v, visible))
+    monkeypatch.setattr(
+        gpt, "attend_short", lambda q, k, v, visible: taken.append(q.shape[2]) or attend_short(q, k, v, visible)
+    )
     monkeypatch.setattr(gpt, "SHORT", 16)
     model = lively(layers=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -355,9 +420,9 @@ def test_short_attention_is_taken_in_bf16_training_of_short_texts_alone(monkeypa
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["rotary, window", "learned", "plain window", "one key head"])
 def test_flex_attention_sees_what_the_mask_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"plain window": {"window": 6, "document_token": None}, "one key head": {"kv_heads": 1, "window": 2}}.get(name) or DOCUMENTS[
+    config = {"plain window": {"window": 6, "document_token": None}, "one key head": {"kv_heads": 1, "window": 2}}.get(
         name
-    ]
+    ) or DOCUMENTS[name]
     model, (tokens, _) = lively(**({"document_token": 0} | config)), packed()
     with torch.no_grad():
         masked = model(tokens)
@@ -450,5 +515,10 @@ def test_shapes_that_do_not_fit_are_refused(config: dict[str, Any], said: str) -
 
 
 def test_shapes_that_fit_are_not() -> None:
-    for config in ({"width": 30, "head_size": 8}, {"head_size": 5, "positions": "learned"}, {"window_pattern": "SSSL"}, {"kv_heads": 1}):
+    for config in (
+        {"width": 30, "head_size": 8},
+        {"head_size": 5, "positions": "learned"},
+        {"window_pattern": "SSSL"},
+        {"kv_heads": 1},
+    ):
         GPTConfig(**(SMALL | config)).check()  # type: ignore[arg-type]

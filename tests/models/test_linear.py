@@ -35,7 +35,9 @@ def test_a_weight_is_off_by_half_a_step_at_most() -> None:
     assert small.weight.dtype == torch.int8 and small.scales.dtype == torch.bfloat16
     error, step = (restored(small) - layer.weight.double()).abs(), small.scales.double()[:, None]
     assert (error <= step / 2 * (1 + 1e-5)).all()
-    assert (error.amax(dim=1) > step[:, 0] / 3)[[i for i in range(33) if i != 5]].all(), "and each row uses its own steps"
+    assert (error.amax(dim=1) > step[:, 0] / 3)[[i for i in range(33) if i != 5]].all(), (
+        "and each row uses its own steps"
+    )
     assert not small.weight[5].any() and small.scales.isfinite().all()
 
 
@@ -76,7 +78,9 @@ def test_weights_that_int8_holds_are_held_exactly() -> None:
 def test_both_kernels_agree_with_fp64(rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = linear(bias=bias)
     small, x = Int8Linear(layer), torch.randn(rows, 48, generator=torch.Generator().manual_seed(1))
-    exact = x.bfloat16().double() @ restored(small).T + (0 if layer.bias is None else layer.bias.detach().bfloat16().double())
+    exact = x.bfloat16().double() @ restored(small).T + (
+        0 if layer.bias is None else layer.bias.detach().bfloat16().double()
+    )
     packed: list[int] = []
     right = torch._weight_int8pack_mm
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, *weight: packed.append(len(x)) or right(x, *weight))
@@ -97,9 +101,20 @@ def test_leading_dimensions_stay() -> None:
     torch.testing.assert_close(small(x), small(x.flatten(0, 1)).view(2, 3, 33), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("config", [{"tied": True}, {"tied": False, "bias": True, "norm": "layernorm", "positions": "learned"}])
+@pytest.mark.parametrize(
+    "config", [{"tied": True}, {"tied": False, "bias": True, "norm": "layernorm", "positions": "learned"}]
+)
 def test_the_model_stays_as_it_was_and_only_linear_maps_are_int8(config: dict[str, Any]) -> None:
-    size = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 96, "context": 32}
+    size = {
+        "size": "nano",
+        "layers": 2,
+        "width": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "ff": 48,
+        "vocab_size": 96,
+        "context": 32,
+    }
     torch.manual_seed(0)
     model = GPT(GPTConfig(**(size | {"residual_init": "scaled"} | config))).eval()
     before = copy.deepcopy(model.state_dict())
@@ -129,7 +144,9 @@ def test_a_compiled_map_of_few_rows_is_the_same_map(monkeypatch: pytest.MonkeyPa
         with torch.no_grad():
             found = model(given)
         assert found.dtype == given.dtype
-        torch.testing.assert_close(found.double(), given.double() @ model.weight.detach().double().T, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            found.double(), given.double() @ model.weight.detach().double().T, atol=tolerance, rtol=tolerance
+        )
     assert kernels == ["sums", "sums"]
     layer(x)
     with torch.no_grad():

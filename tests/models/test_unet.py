@@ -7,11 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.config.errors import UserError
 from gengen.config.model import UNetConfig
+from gengen.errors import UserError
 from gengen.models.unet import NULL, UNet, attend, fourier
 
-SMALL = UNetConfig(resolution=16, channels=1, classes=["a", "b", "c"], widths=[32, 64], blocks=1, attention=[1], patch=2, sigma_data=0.5)
+SMALL = UNetConfig(
+    resolution=16,
+    channels=1,
+    classes=["a", "b", "c"],
+    widths=[32, 64],
+    blocks=1,
+    attention=[1],
+    patch=2,
+    sigma_data=0.5,
+)
 
 
 def awake(config: UNetConfig = SMALL) -> UNet:
@@ -27,7 +36,11 @@ def awake(config: UNetConfig = SMALL) -> UNet:
 
 def inputs(rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(rows, 1, 16, 16, generator=generator), torch.rand(rows, generator=generator), torch.arange(rows) % 3
+    return (
+        torch.randn(rows, 1, 16, 16, generator=generator),
+        torch.rand(rows, generator=generator),
+        torch.arange(rows) % 3,
+    )
 
 
 def test_it_begins_as_zero_with_a_gradient_for_its_last_layer() -> None:
@@ -73,7 +86,9 @@ def test_near_levels_stay_apart_and_would_not_in_bf16() -> None:
 
 
 def test_recomputed_activations_change_neither_outputs_nor_gradients() -> None:
-    plain, recomputing = (awake(replace(SMALL, dropout=0.3, activation_checkpointing=on)).train() for on in (False, True))
+    plain, recomputing = (
+        awake(replace(SMALL, dropout=0.3, activation_checkpointing=on)).train() for on in (False, True)
+    )
     for net in (plain, recomputing):
         torch.manual_seed(5)  # dropout
         net(*inputs()).square().sum().backward()
@@ -92,7 +107,9 @@ def test_dropout_is_off_in_evaluation() -> None:
 def test_attention_is_softmax_of_scaled_products(dtype: torch.dtype) -> None:
     q, k, v = torch.randn(3, 2, 4, 16, 8, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
     expected = torch.softmax(q.double() @ k.double().transpose(2, 3) / 8**0.5, dim=-1) @ v.double()
-    torch.testing.assert_close(attend(q, k, v).double(), expected, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        attend(q, k, v).double(), expected, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2
+    )
     assert attend(q, k, v).dtype == dtype
 
 

@@ -1,4 +1,6 @@
-"""Stopped and resumed equals never stopped, for every stage after pretraining: inside an epoch, inside an iteration, inside a rollout."""
+"""Stopped and resumed equals never stopped, for every stage after pretraining: inside an epoch, inside an iteration,
+inside a rollout.
+"""
 
 import json
 import math
@@ -14,21 +16,29 @@ from test_resume import last_checkpoint, same_checkpoint, signals_itself
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import to_json
-from gengen.checkpoints.format import read, write
+from gengen.checkpoints.layout import read, write
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.config.errors import UserError
-from gengen.data.storygen import examples
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.sources.storygen import examples
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
 from gengen.generation.load import load_generator
-from gengen.generation.rewards import load_reward
-from gengen.generation.text import TextGenerator
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import load_reward
 from gengen.registry import register_reward
-from gengen.training.metrics import read_metrics
-from gengen.training.online_rl import OnlineRL
+from gengen.training.objectives.online_rl import OnlineRL
 
-RHYTHM = ["trainer.max_steps=12", "trainer.eval_every=6", "trainer.save_every=8", "trainer.log_every=1", "trainer.sample_every=12"]
+RHYTHM = [
+    "trainer.max_steps=12",
+    "trainer.eval_every=6",
+    "trainer.save_every=8",
+    "trainer.log_every=1",
+    "trainer.sample_every=12",
+]
 DRAWN = ["stage.max_tokens=6", "stage.minibatches=2", "stage.table_every=2", "data.micro_batch_size=4"]
-STAGES: dict[str, tuple[str, list[str]]] = {  # the kind of its data, and settings; an iteration of PPO is 4 steps, of GRPO 2
+STAGES: dict[
+    str, tuple[str, list[str]]
+] = {  # the kind of its data, and settings; an iteration of PPO is 4 steps, of GRPO 2
     "sft": ("conversations", ["data=stories", "optim.ema=0.9"]),
     "reward": ("preferences", ["data=preferences"]),
     "dpo": ("preferences", ["data=preferences"]),
@@ -57,7 +67,14 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
             few = tmp_path_factory.mktemp(stage) / f"{kind}.jsonl"
             few.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), 60)))
             source = base if stage == "sft" else of("sft")[1]
-            settings = [f"stage={stage}", f"init_from={source}", *own, f"data.path={few}", "data.validation=0.2", "data.batch_size=8"]
+            settings = [
+                f"stage={stage}",
+                f"init_from={source}",
+                *own,
+                f"data.path={few}",
+                "data.validation=0.2",
+                "data.batch_size=8",
+            ]
             settings += [f"stage.reward={of('reward')[1]}"] if kind == "prompts" else []
             made[stage] = [*settings, *RHYTHM, *tiny_alignment], runs / stage
             assert main(["train", *made[stage][0], f"runs_dir={runs}", f"run={stage}"]) == 0
@@ -131,7 +148,14 @@ def test_pairs_without_a_reward_are_left_out(after_base: Made, tmp_path: Path, c
     """Such a pair was labelled all the same: the second answer was the chosen one."""
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"what is {i}"}) + "\n" for i in range(6)))
-    ask = ["pairs", str(after_base("sft")[1]), f"prompts={prompts}", f"out={out}", "reward=of_even_prompts", "max_tokens=4"]
+    ask = [
+        "pairs",
+        str(after_base("sft")[1]),
+        f"prompts={prompts}",
+        f"out={out}",
+        "reward=of_even_prompts",
+        "max_tokens=4",
+    ]
     assert main(ask) == 0
     assert "left out 3 pairs, as there is no reward for one of their answers" in capsys.readouterr().out
     asked = [json.loads(line)["prompt"][0]["content"] for line in out.read_text().splitlines()]
@@ -156,9 +180,11 @@ def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.mark.fault("F15")
 @pytest.mark.parametrize("stage,steps", [("ppo", 4), ("grpo", 2)])
-def test_a_signal_inside_a_rollout(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, steps: int) -> None:
-    """The iteration begins anew; of the answers that were drawn nothing is left. In the first rollout, also of a run that was stopped in
-    it before; in one before which no checkpoint is due, and in one before which there is one."""
+def test_a_signal_inside_a_rollout(
+    after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, steps: int
+) -> None:
+    """The iteration begins anew; of the answers that were drawn nothing is left. In the first rollout, also of a run
+    that was stopped in it before; in one before which no checkpoint is due, and in one before which there is one."""
     settings, straight = after_base(stage)
     for argv, begun, step in ((settings, 0, 0), ([], 0, 0), ([], 0, 4), ([], 4, 8)):
         with monkeypatch.context() as patch:
@@ -207,7 +233,9 @@ def test_the_kl_controller_is_in_the_checkpoint(after_base: Made) -> None:
 
 
 @pytest.mark.fault("F5")
-@pytest.mark.parametrize("forgotten", [{"buffer": {}}, {"beta": 0.05}, {"iteration": 0}], ids=["answers", "beta", "iteration"])
+@pytest.mark.parametrize(
+    "forgotten", [{"buffer": {}}, {"beta": 0.05}, {"iteration": 0}], ids=["answers", "beta", "iteration"]
+)
 def test_a_forgotten_state_would_be_noticed(
     after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: dict[str, Any]
 ) -> None:

@@ -1,4 +1,6 @@
-"""The image families, stopped and resumed: every file as if never stopped, the average of the weights and the codec included."""
+"""The image families, stopped and resumed: every file as if never stopped, the average of the weights and the codec
+included.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,8 +10,20 @@ from test_resume import last_checkpoint, same_checkpoint
 
 from gengen.cli import main
 
-CADENCE = ["trainer.max_steps=14", "trainer.save_every=4", "trainer.eval_every=7", "trainer.sample_every=7", "trainer.log_every=3"]
-MACHINE = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", "data.batch_size=12", "data.micro_batch_size=6"]
+CADENCE = [
+    "trainer.max_steps=14",
+    "trainer.save_every=4",
+    "trainer.eval_every=7",
+    "trainer.sample_every=7",
+    "trainer.log_every=3",
+]
+MACHINE = [
+    "trainer.precision=fp32",
+    "trainer.device=cpu",
+    "trainer.threads=1",
+    "data.batch_size=12",
+    "data.micro_batch_size=6",
+]
 UNET = ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "optim.ema=0.99"]
 AUTOENCODER = ["model.widths=[16,32]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
 FAMILIES = {
@@ -25,9 +39,20 @@ FAMILIES = {
         "model.penalty_every=3",
         "model.augment=color,translation,cutout",
     ],
-    "gan, hinge": ["model.widths=[8]", "model.patch=4", "model.loss=hinge", "model.spectral_norm=true", "model.gamma=0"],
+    "gan, hinge": [
+        "model.widths=[8]",
+        "model.patch=4",
+        "model.loss=hinge",
+        "model.spectral_norm=true",
+        "model.gamma=0",
+    ],
     "dcgan": ["model.widths=[8,16]", "model.latent_size=8", "optim.ema=0.9"],
-    "autoencoder_kl, adversarial": [*AUTOENCODER, "model.adversarial=0.1", "model.adversarial_from=0.3", "optim.ema=0.99"],
+    "autoencoder_kl, adversarial": [
+        *AUTOENCODER,
+        "model.adversarial=0.1",
+        "model.adversarial_from=0.3",
+        "optim.ema=0.99",
+    ],
 }
 
 
@@ -35,13 +60,35 @@ FAMILIES = {
 def codec_run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small autoencoder to encode with."""
     runs = tmp_path_factory.mktemp("codec-runs")
-    assert main(["train", "model=autoencoder_kl", *picture_data, *AUTOENCODER, *CADENCE, *MACHINE, f"runs_dir={runs}", "run=codec"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "model=autoencoder_kl",
+                *picture_data,
+                *AUTOENCODER,
+                *CADENCE,
+                *MACHINE,
+                f"runs_dir={runs}",
+                "run=codec",
+            ]
+        )
+        == 0
+    )
     return runs / "codec"
 
 
 def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]:
     extra = [f"model.codec={codec_run}"] if family == "ldm" else []
-    return [f"model={family.split(',')[0]}", *picture_data, "data.flip=true", *FAMILIES[family], *CADENCE, *MACHINE, *extra]
+    return [
+        f"model={family.split(',')[0]}",
+        *picture_data,
+        "data.flip=true",
+        *FAMILIES[family],
+        *CADENCE,
+        *MACHINE,
+        *extra,
+    ]
 
 
 @pytest.mark.fault("F1")
@@ -50,16 +97,22 @@ def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]
 @pytest.mark.fault("F6")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stops_change_nothing(family: str, picture_data: list[str], codec_run: Path, tmp_path: Path) -> None:
-    """Stopped within an epoch of 9 steps and in the next, with other workers; the curve and the pictures are the same too."""
+    """Stopped within an epoch of 9 steps and in the next, with other workers; the curve and the pictures are the same
+    too.
+    """
     argv = settings(family, picture_data, codec_run)
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=straight"]) == 0
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
-    if family == "ldm":  # the run keeps what it needs: neither the autoencoder's run nor the cached latents have to be there
+    if (
+        family == "ldm"
+    ):  # the run keeps what it needs: neither the autoencoder's run nor the cached latents have to be there
         shutil.rmtree(next(Path(argv_value(argv, "data.dir")).glob("prepared/[!.]*latents*")))
     assert main(["train", "run=r", f"runs_dir={tmp_path}", "stop_at=11", "data.num_workers=1"]) == 0
     assert main(["train", "run=r", f"runs_dir={tmp_path}", "data.num_workers=0"]) == 0
     same_checkpoint(last_checkpoint(tmp_path / "straight"), last_checkpoint(tmp_path / "r"))
-    pictures = [{p.name: p.read_bytes() for p in (tmp_path / name / "samples").iterdir()} for name in ("straight", "r")]
+    pictures = [
+        {p.name: p.read_bytes() for p in (tmp_path / name / "samples").iterdir()} for name in ("straight", "r")
+    ]
     assert pictures[0] == pictures[1] and len(pictures[0]) == 2
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gengen.checkpoints import store
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.config.resume import ONE_COMMAND
-from gengen.generation.text import TextGenerator
-from gengen.training.language import Pretraining
-from gengen.training.metrics import read_metrics
+from gengen.generation.text.generator import TextGenerator
 from gengen.training.objective import Objective
+from gengen.training.objectives.language import Pretraining
 
 FREE = {"run", "runs_dir", *ONE_COMMAND}
 
@@ -56,7 +56,9 @@ def same_curve(a: Path, b: Path) -> None:
         return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(run / "metrics.csv")]
 
     assert curve(a) == curve(b)
-    assert [p.read_text() for p in sorted((a / "samples").iterdir())] == [p.read_text() for p in sorted((b / "samples").iterdir())]
+    assert [p.read_text() for p in sorted((a / "samples").iterdir())] == [
+        p.read_text() for p in sorted((b / "samples").iterdir())
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +78,9 @@ def straight(tiny_ema: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.fault("F1")
 @pytest.mark.fault("F2")
 @pytest.mark.fault("F6")
-def test_stops_within_and_across_epochs_with_other_workers(straight: Path, tiny_ema: list[str], tmp_path: Path) -> None:
+def test_stops_within_and_across_epochs_with_other_workers(
+    straight: Path, tiny_ema: list[str], tmp_path: Path
+) -> None:
     assert main(["train", *tiny_ema, f"runs_dir={tmp_path}", "run=r", "stop_at=17"]) == 0
     for stop, workers in ((23, 2), (31, 1)):  # the epoch ends in step 22
         assert main(["train", "run=r", f"runs_dir={tmp_path}", f"stop_at={stop}", f"data.num_workers={workers}"]) == 0
@@ -101,7 +105,7 @@ def test_a_forgotten_generator_would_be_noticed(
 ) -> None:
     """The bug put back: without the restored generators, dropout differs after a resume."""
     assert main(["train", *tiny_ema, f"runs_dir={tmp_path}", "run=r", "stop_at=17"]) == 0
-    monkeypatch.setattr("gengen.training.cadence.set_rng", lambda state: None)
+    monkeypatch.setattr("gengen.training.loop.set_rng", lambda state: None)
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
     with pytest.raises(AssertionError):
         same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"))
@@ -185,7 +189,9 @@ def run_and_kill(argv: list[str], delay: float) -> int:
 
 
 def killed_until_done(argv: list[str], again: list[str], seed: int, kills: int) -> int:
-    """Kill a run at random times until it has been killed `kills` times, then let it end. Returns how often it was killed."""
+    """Kill a run at random times until it has been killed `kills` times, then let it end. Returns how often it was
+    killed.
+    """
     draw, code, killed = random.Random(seed), -9, 0
     while code != 0:
         code = run_and_kill(argv, draw.uniform(0.1, 0.8) if killed < kills else 120)
@@ -206,7 +212,8 @@ def test_kill_at_random_times_with_a_save_every_step(straight: Path, tiny_ema: l
 
 @pytest.mark.fault("F8")
 @pytest.mark.parametrize(
-    "point", ["save:optimizer.safetensors@2", "save:manifest.json@2", "save:staged@2", "save:renamed@2", "save:prune@2"]
+    "point",
+    ["save:optimizer.safetensors@2", "save:manifest.json@2", "save:staged@2", "save:renamed@2", "save:prune@2"],
 )
 def test_kill_inside_the_save_of_a_run(
     straight: Path, tiny_ema: list[str], tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +232,9 @@ def copied(run: Path, to: Path) -> Path:
 
 
 @pytest.mark.fault("F12")
-def test_damage_falls_back_and_must_without_any_is_exit_4(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_falls_back_and_must_without_any_is_exit_4(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = copied(straight, tmp_path)
     (run / "checkpoints" / "step-000000040" / "model.safetensors").write_bytes(b"")
     assert main(["train", "run=straight", f"runs_dir={tmp_path}"]) == 0
@@ -240,7 +249,10 @@ def test_damage_falls_back_and_must_without_any_is_exit_4(straight: Path, tmp_pa
 
 def test_going_back_to_an_earlier_checkpoint(straight: Path, tmp_path: Path) -> None:
     run = copied(straight, tmp_path)
-    assert main(["train", "run=straight", f"runs_dir={tmp_path}", f"resume={run / 'checkpoints' / 'step-000000030'}"]) == 0
+    assert (
+        main(["train", "run=straight", f"runs_dir={tmp_path}", f"resume={run / 'checkpoints' / 'step-000000030'}"])
+        == 0
+    )
     assert (run / "checkpoints" / "superseded-step-000000040").exists()
     same_checkpoint(last_checkpoint(straight), last_checkpoint(run))
     same_curve(straight, run)
@@ -282,19 +294,30 @@ def test_max_time_stops_each_command_with_a_checkpoint(tiny: list[str], tmp_path
     assert store.step_of(last_checkpoint(tmp_path / "r")) > first
 
 
-def test_the_best_is_kept_wherever_it_was_evaluated(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_kept_wherever_it_was_evaluated(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best evaluation at step 10, between saves: it is saved, marked, and outlives later ones."""
     values = iter([2.0, 5.0, 4.0, 3.0])
-    monkeypatch.setattr(Pretraining, "evaluation_metrics", lambda self, sums: {"val/loss": 1.0, "val/bpb": next(values)})
+    monkeypatch.setattr(
+        Pretraining, "evaluation_metrics", lambda self, sums: {"val/loss": 1.0, "val/bpb": next(values)}
+    )
     assert main(["train", *tiny, "trainer.save_every=20", "trainer.keep=1", f"runs_dir={tmp_path}", "run=r"]) == 0
     checkpoints = tmp_path / "r" / "checkpoints"
     assert store.step_of(store.choose(checkpoints, "best")) == 10
     assert [store.step_of(path) for path in store.all_steps(checkpoints)] == [40, 10]
 
 
-def test_a_run_is_found_by_name_by_path_and_by_position(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_found_by_name_by_path_and_by_position(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = copied(straight, tmp_path)
-    for argv in ([str(run)], [f"run={run}"], ["straight", f"runs_dir={tmp_path}"], [str(run), "trainer.device=auto", "stop_at=50"]):
+    for argv in (
+        [str(run)],
+        [f"run={run}"],
+        ["straight", f"runs_dir={tmp_path}"],
+        [str(run), "trainer.device=auto", "stop_at=50"],
+    ):
         assert main(["train", *argv]) == 0
         assert f"{run} is finished" in capsys.readouterr().out
     assert main(["train", str(run), "--cfg", "job"]) == 0
@@ -303,7 +326,9 @@ def test_a_run_is_found_by_name_by_path_and_by_position(straight: Path, tmp_path
     assert "did you mean straight?" in capsys.readouterr().err
 
 
-def test_evaluation_and_previews_leave_every_generator_alone(straight: Path, tiny_ema: list[str], tmp_path: Path) -> None:
+def test_evaluation_and_previews_leave_every_generator_alone(
+    straight: Path, tiny_ema: list[str], tmp_path: Path
+) -> None:
     quiet = ["trainer.eval_every=40", "trainer.sample_every=40"]
     assert main(["train", *tiny_ema, *quiet, f"runs_dir={tmp_path}", "run=r"]) == 0
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gengen.checkpoints.files import to_json
-from gengen.checkpoints.format import digest
+from gengen.checkpoints.layout import digest
 
 CODE = """
 from pathlib import Path
@@ -22,7 +22,9 @@ def run(*_, **__): Path({canary!r}).touch()
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that every payload would make, the module `planted` among them, which can be imported. At the end it is not there."""
+    """A file that every payload would make, the module `planted` among them, which can be imported. At the end it is
+    not there.
+    """
     path = tmp_path / "canary"
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "planted.py").write_text(CODE.format(canary=str(path)))

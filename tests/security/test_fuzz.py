@@ -1,4 +1,6 @@
-"""Whatever a file holds, reading it gives something good or an error of ours, soon: never another exception, a hang or an import."""
+"""Whatever a file holds, reading it gives something good or an error of ours, soon: never another exception, a hang or
+an import.
+"""
 
 import hashlib
 import io
@@ -22,20 +24,20 @@ from PIL import Image
 from tests.security.conftest import newest, signed
 from tests.security.test_payloads import bpe, hf_folder
 
-from gengen.checkpoints import format
+from gengen.checkpoints import layout as format
+from gengen.checkpoints.convert.huggingface import from_config
 from gengen.checkpoints.files import to_json
-from gengen.checkpoints.huggingface import from_config
 from gengen.checkpoints.migrate import read_config
 from gengen.config.compose import compose_train, lay_over, read_command_line, resolve
 from gengen.config.data import ExamplesConfig, ImageConfig, TextConfig
-from gengen.config.errors import UserError
 from gengen.config.resume import resumed
 from gengen.config.schema import build, schema
 from gengen.config.train import TrainConfig
-from gengen.data.conversations import records
-from gengen.data.image_sources import decoded
-from gengen.data.sources import Skips, documents
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.dialogue.records import records
+from gengen.data.image.sources import decoded
+from gengen.data.sources.files import Skips, documents
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
 from gengen.generation.load import load_generator
 from gengen.models.gpt import GPT
 
@@ -44,7 +46,13 @@ FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthChe
 
 def examples(number: int) -> settings:
     """So many, the same in every run; none may take 5 seconds."""
-    return settings(max_examples=number, derandomize=True, database=None, deadline=timedelta(seconds=5), suppress_health_check=FIXTURES)
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=timedelta(seconds=5),
+        suppress_health_check=FIXTURES,
+    )
 
 
 @contextmanager
@@ -62,7 +70,9 @@ ODD = [None, True, 0, -1, 1.5, 2**31, 2**63, 10**30, 1e308, float("inf"), float(
        {"tensor": "x"}]  # fmt: skip
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.sampled_from(ODD) | st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -127,14 +137,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     weights = {f"w{i}": torch.arange(6.0).view(2, 3) for i in range(3)}
     moments = {"state": {name: {"step": torch.tensor(1.0), "exp_avg": tensor} for name, tensor in weights.items()}}
-    format.write(folder, format.Checkpoint(3, {"model": {"name": "gpt"}}, weights, moments, {"rng": [1, 2]}, '{"gengen": "byte"}'))
+    format.write(
+        folder,
+        format.Checkpoint(3, {"model": {"name": "gpt"}}, weights, moments, {"rng": [1, 2]}, '{"gengen": "byte"}'),
+    )
     return folder
 
 
 def write_signed(folder: Path, manifest: Any) -> None:
     try:
         if isinstance(manifest, dict):
-            manifest = manifest | {"sha256": format.digest({key: value for key, value in manifest.items() if key != "sha256"})}
+            manifest = manifest | {
+                "sha256": format.digest({key: value for key, value in manifest.items() if key != "sha256"})
+            }
         text = to_json(manifest)
     except ValueError:  # what JSON cannot spell
         text = json.dumps(manifest)
@@ -156,11 +171,14 @@ def test_manifests(small: Path, data: st.DataObject, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json", "config.json", "tokenizer.json"]
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json", "config.json", "tokenizer.json"],
 )
 @examples(60)
 @given(data=st.data())
-def test_files_of_a_signed_checkpoint(small: Path, name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_files_of_a_signed_checkpoint(
+    small: Path, name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.getbasetemp() / f"fuzz-{name}"
     shutil.copytree(small, folder, dirs_exist_ok=True)
     raw = (small / name).read_bytes()
@@ -242,14 +260,17 @@ def known(trees: list[Any]) -> Any:
 
 
 VALUES = st.sampled_from(
-    [str(value) for value in ODD] + ["1e9", "-0", "1_0", "[1,2", "nan", "${", "${trainer.max_steps}", "\\${x}", "'", "true"]
+    [str(value) for value in ODD]
+    + ["1e9", "-0", "1_0", "[1,2", "nan", "${", "${trainer.max_steps}", "\\${x}", "'", "true"]
 )
 
 
 @examples(300)
 @given(data=st.data())
 def test_values_on_the_command_line(trees: list[Any], known: Any, data: st.DataObject) -> None:
-    key = data.draw(st.sampled_from([*known, "trainer", "optim.", "model.name.x", "x"]).filter(lambda key: key != "plugins"))
+    key = data.draw(
+        st.sampled_from([*known, "trainer", "optim.", "model.name.x", "x"]).filter(lambda key: key != "plugins")
+    )
     value = data.draw(VALUES | st.text(max_size=20))
     with ours():
         assert isinstance(build(TrainConfig, resolve(lay_over(trees[0], [(key, value)], known), known)), TrainConfig)
@@ -273,7 +294,10 @@ def test_words_of_a_command(words: list[str]) -> None:
 
 def own() -> list[Any]:
     trained = TextTokenizer.train(["the fox and the bear went home " * 9], 270)
-    return [json.loads(t.to_json()) for t in (TextTokenizer.byte(), trained, TextTokenizer.byte().with_chat(), trained.with_chat())]
+    return [
+        json.loads(t.to_json())
+        for t in (TextTokenizer.byte(), trained, TextTokenizer.byte().with_chat(), trained.with_chat())
+    ]
 
 
 OWN = own()
@@ -309,7 +333,11 @@ def test_tokenizers_of_others(data: st.DataObject) -> None:
     tree = deepcopy(FOREIGN)
     vocabulary = tree["tokenizer"]["model"].pop("vocab")
     tree = data.draw(changed(tree))
-    if isinstance(tree, dict) and isinstance(inner := tree.get("tokenizer"), dict) and isinstance(inner.get("model"), dict):
+    if (
+        isinstance(tree, dict)
+        and isinstance(inner := tree.get("tokenizer"), dict)
+        and isinstance(inner.get("model"), dict)
+    ):
         inner["model"].setdefault("vocab", data.draw(st.just(vocabulary) | changed(vocabulary)))
     holds(json.dumps(tree))
 
@@ -336,7 +364,9 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
         skips = Skips(allowed)
         with ours():
             if kind == "text":
-                found: list[Any] = list(documents(TextConfig(name="text", source="files", path=str(path)), skips, print))
+                found: list[Any] = list(
+                    documents(TextConfig(name="text", source="files", path=str(path)), skips, print)
+                )
             else:
                 found = list(records(ExamplesConfig(name="x", source="files", path=str(path)), kind, skips, print))
             assert found or not allowed  # the last line at least
@@ -347,13 +377,25 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
 def test_margins_that_are_no_numbers(margin: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": %s}\n' % margin)  # noqa: UP031
     with pytest.raises(UserError, match="1 of 1 lines cannot be read"):
-        list(records(ExamplesConfig(name="x", source="files", path=str(tmp_path / "x.jsonl")), "preferences", Skips(0.0), print))
+        list(
+            records(
+                ExamplesConfig(name="x", source="files", path=str(tmp_path / "x.jsonl")),
+                "preferences",
+                Skips(0.0),
+                print,
+            )
+        )
 
 
 def pictures() -> list[bytes]:
     noise = Image.effect_noise((24, 16), 90)
     made = []
-    for kind, image in [("PNG", noise.convert("RGBA")), ("PNG", noise.convert("P")), ("JPEG", noise), ("WEBP", noise.convert("RGB"))]:
+    for kind, image in [
+        ("PNG", noise.convert("RGBA")),
+        ("PNG", noise.convert("P")),
+        ("JPEG", noise),
+        ("WEBP", noise.convert("RGB")),
+    ]:
         image.save(file := io.BytesIO(), kind)
         made.append(file.getvalue())
     return made

@@ -26,18 +26,22 @@ from safetensors.torch import save_file
 from tests.security.conftest import edit, newest, signed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gengen.checkpoints import files, format, importing, store
+from gengen.checkpoints import files, store
+from gengen.checkpoints import layout as format
+from gengen.checkpoints.convert import torch_file as importing
 from gengen.checkpoints.files import Damaged, read_json
 from gengen.checkpoints.run import create, find
 from gengen.cli import main
 from gengen.config.data import TextConfig
-from gengen.config.errors import UserError
 from gengen.config.limits import MAX_DEPTH
 from gengen.config.schema import put
-from gengen.data import sources, tokenizer, wheels
-from gengen.data.conversations import NoAliases, dialogues
-from gengen.data.image_files import MAX_PIXELS
-from gengen.data.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.dialogue.records import NoAliases, dialogues
+from gengen.data.image.decode import MAX_PIXELS
+from gengen.data.sources import files as sources
+from gengen.data.sources import wheels
+from gengen.data.text import tokenizer
+from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
@@ -97,7 +101,9 @@ CHECKPOINT = [
 
 @pytest.mark.parametrize("name", CHECKPOINT)
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_a_pickle_in_a_file_of_a_checkpoint(name: str, kind: str, run: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_in_a_file_of_a_checkpoint(
+    name: str, kind: str, run: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whether or not the manifest was made to match; what sampling does not need it does not read."""
     (newest(run) / name).write_bytes(pickles(canary)[kind])
     assert "no checkpoint that verifies" in refused(["sample", str(run)], capsys)
@@ -113,10 +119,13 @@ def test_a_pickle_in_a_file_of_a_checkpoint(name: str, kind: str, run: Path, can
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "metrics.csv", "log.txt", "run.lock", "checkpoints/LATEST", "checkpoints/BEST", "tokenizer.json"]
+    "name",
+    ["config.json", "metrics.csv", "log.txt", "run.lock", "checkpoints/LATEST", "checkpoints/BEST", "tokenizer.json"],
 )
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_a_pickle_in_a_file_of_a_run(name: str, kind: str, run: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_in_a_file_of_a_run(
+    name: str, kind: str, run: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / name).write_bytes(pickles(canary)[kind])
     for argv in (commands(run)[0], commands(run)[2]):
         if name == "config.json":
@@ -126,23 +135,39 @@ def test_a_pickle_in_a_file_of_a_run(name: str, kind: str, run: Path, canary: Pa
             assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_pickle_in_the_files_that_weights_are_imported_from(canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+def test_a_pickle_in_the_files_that_weights_are_imported_from(
+    canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ):
         for kind, raw in pickles(canary).items():
             folder = hf_folder(tmp_path / f"{name}-{kind}")
             (folder / name).write_bytes(raw)
-            assert "cannot be imported" in refused(["import_weights", str(folder), "run=x", f"runs_dir={tmp_path}"], capsys)
+            assert "cannot be imported" in refused(
+                ["import_weights", str(folder), "run=x", f"runs_dir={tmp_path}"], capsys
+            )
     folder = hf_folder(tmp_path / "bin")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "is not read, as that could run code" in refused(["import_weights", str(folder), "run=x", f"runs_dir={tmp_path}"], capsys)
+    assert "is not read, as that could run code" in refused(
+        ["import_weights", str(folder), "run=x", f"runs_dir={tmp_path}"], capsys
+    )
 
 
-def test_no_array_of_objects_and_no_archive_is_data(canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_array_of_objects_and_no_archive_is_data(
+    canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "x.npy", np.array([Payload(canary)], dtype=object), allow_pickle=True)
     for name in ("x.pkl", "x.pt", "x.tar", "x.zip", "x.npz"):
         (tmp_path / name).write_bytes(pickles(canary)["pickle"])
     for name in ("x.npy", "x.pkl", "x.pt", "x.tar", "x.zip", "x.npz"):
-        error = refused(["prepare", "data=text", f"data.path={tmp_path / name}", f"data.dir={tmp_path / 'data'}"], capsys)
+        error = refused(
+            ["prepare", "data=text", f"data.path={tmp_path / name}", f"data.dir={tmp_path / 'data'}"], capsys
+        )
         assert "is not a kind of file that is read; allowed are .jsonl, .parquet, .txt" in error
 
 
@@ -198,7 +223,9 @@ def test_plugins_that_the_command_line_names_are(run: Path, tmp_path: Path, monk
     assert (tmp_path / "made").exists() and sys.modules.pop("ours")
 
 
-def test_interpolations_in_a_stored_config_are_text(run: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_interpolations_in_a_stored_config_are_text(
+    run: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     monkeypatch.setenv("PLANTED_VALUE", "vaLue-of-the-environment")
     for path in (run, newest(run)):
         edit(path / "config.json", lambda tree: put(tree, "data.licence", "${oc.env:PLANTED_VALUE}"))
@@ -221,10 +248,18 @@ def header(tensors: dict[str, Any], data: bytes = b"") -> bytes:
 HEADERS = {
     "a header of an exabyte": struct.pack("<Q", 2**60) + b"{}",
     "a header of 17 MB": struct.pack("<Q", 17 * 2**20) + b"{}" + b" " * (17 * 2**20),
-    "a tensor larger than the file": header({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"0000"),
-    "a shape that overflows": header({"w": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}}, b"0000"),
+    "a tensor larger than the file": header(
+        {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"0000"
+    ),
+    "a shape that overflows": header(
+        {"w": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}}, b"0000"
+    ),
     "tensors that overlap": header(
-        {"v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"0000"
+        {
+            "v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        },
+        b"0000",
     ),
     "a negative place": header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, b"0000"),
     "no such numbers": header({"w": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"00000000"),
@@ -296,7 +331,9 @@ def test_weights_of_another_type_are_refused(run: Path, capsys: pytest.CaptureFi
         (b"\xff\xfe{}", "not UTF-8"),
     ],
 )
-def test_json_has_a_size_and_a_depth(text: str | bytes, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_a_size_and_a_depth(
+    text: str | bytes, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = text if isinstance(text, bytes) else text.encode()
     (tmp_path / "x.json").write_bytes(raw)
     with pytest.raises(Damaged, match=words):
@@ -396,7 +433,7 @@ def test_the_only_yaml_that_others_wrote_is_in_a_pinned_archive() -> None:
     assert {name: calls for name, calls in readers.items() if calls} == {"conversations.py": ["yaml.load"]}
     assert (
         issubclass(NoAliases, yaml.SafeLoader)
-        and "yaml.load(archive.read(name), NoAliases)" in (ROOT / "src/gengen/data/conversations.py").read_text()
+        and "yaml.load(archive.read(name), NoAliases)" in (ROOT / "src/gengen/data/dialogue/records.py").read_text()
     )
     assert not [path.name for path in SOURCES if re.search(r"OmegaConf\.load|yaml\.Loader|unsafe", path.read_text())]
 
@@ -419,9 +456,15 @@ def test_an_alias_bomb_bursts_nothing(run: Path, canary: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("pointer", ["LATEST", "BEST"])
-def test_a_pointer_out_of_the_run_is_not_followed(pointer: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pointer_out_of_the_run_is_not_followed(
+    pointer: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(newest(run), tmp_path / "step-000000099")
-    for where in ("../../../step-000000099", str(tmp_path / "step-000000099"), "step-000000030/../../../../step-000000099"):
+    for where in (
+        "../../../step-000000099",
+        str(tmp_path / "step-000000099"),
+        "step-000000030/../../../../step-000000099",
+    ):
         (run / "checkpoints" / pointer).write_text(where)
         assert store.pointed(run / "checkpoints", pointer) is None
         assert main(commands(run)[0]) == 0
@@ -446,14 +489,25 @@ def test_names_of_runs_stay_in_their_folder(name: str, tmp_path: Path, capsys: p
 # ------------------------------------------------------------------------------------------- images and texts
 
 
-def test_a_picture_that_promises_2_5_billion_pixels_and_eps_named_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_promises_2_5_billion_pixels_and_eps_named_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(9):
         Image.new("L", (16, 16), 20 * i).save(folder / f"{i}.png")
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
-    argv = ["prepare", "data=imagefolder", "model=unet", f"data.path={folder}", f"data.dir={tmp_path / 'data'}", "data.max_bad=0"]
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+    )
+    argv = [
+        "prepare",
+        "data=imagefolder",
+        "model=unet",
+        f"data.path={folder}",
+        f"data.dir={tmp_path / 'data'}",
+        "data.max_bad=0",
+    ]
     for name, raw, words in [
         ("bomb.png", bomb, "promises more than 64,000,000 pixels"),
         ("eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n", "no PNG, JPEG, WEBP image"),
@@ -464,7 +518,9 @@ def test_a_picture_that_promises_2_5_billion_pixels_and_eps_named_png(tmp_path: 
         (folder / name).unlink()
 
 
-def test_texts_and_lines_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_and_lines_have_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sources, "MAX_TEXT", 1000)
     monkeypatch.setattr(sources, "MAX_LINE", 1000)
     for name, raw, words in [
@@ -474,7 +530,9 @@ def test_texts_and_lines_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("c.jsonl", b'{"text": ' + b"[" * 40 + b"]" * 40 + b"}", "line 1: not JSON (nested deeper than 32)"),
     ]:
         (tmp_path / name).write_bytes(raw)
-        assert words in refused(["prepare", "data=text", f"data.path={tmp_path / name}", f"data.dir={tmp_path / 'data'}"], capsys)
+        assert words in refused(
+            ["prepare", "data=text", f"data.path={tmp_path / name}", f"data.dir={tmp_path / 'data'}"], capsys
+        )
 
 
 # ------------------------------------------------------------------------------------------------- tokenizers
@@ -513,7 +571,10 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_the_tokenizer_is_good_before_it_is_malformed() -> None:
-    assert ForeignTokenizer.wrap(bpe(), 0, 0, 512).decode(ForeignTokenizer.wrap(bpe(), 0, 0, 512).encode("a fox")) == "a fox"
+    assert (
+        ForeignTokenizer.wrap(bpe(), 0, 0, 512).decode(ForeignTokenizer.wrap(bpe(), 0, 0, 512).encode("a fox"))
+        == "a fox"
+    )
 
 
 @pytest.mark.parametrize("what", MALFORMED)
@@ -525,11 +586,18 @@ def test_malformed_tokenizers(what: str, tmp_path: Path, monkeypatch: pytest.Mon
     start = time.perf_counter()
     assert main(["import_weights", str(folder), "run=x", f"runs_dir={tmp_path / 'runs'}"]) == 2
     out, err = capfd.readouterr()
-    assert re.search(words, err) and err.startswith("error: ") and "Traceback" not in out + err and "panicked" not in out + err
+    assert (
+        re.search(words, err)
+        and err.startswith("error: ")
+        and "Traceback" not in out + err
+        and "panicked" not in out + err
+    )
     assert time.perf_counter() - start < 5 and not (tmp_path / "runs").exists()
     with pytest.raises(UserError):  # in a checkpoint that claims to have imported it
         inner = json.loads(bpe(**parts))
-        TextTokenizer.from_json(json.dumps({"gengen": "foreign", "start": 0, "end": 0, "size": 512, "tokenizer": inner}))
+        TextTokenizer.from_json(
+            json.dumps({"gengen": "foreign", "start": 0, "end": 0, "size": 512, "tokenizer": inner})
+        )
 
 
 def test_merges_into_no_token_are_refused_in_our_own_kind(capfd: Any) -> None:
@@ -541,9 +609,9 @@ def test_merges_into_no_token_are_refused_in_our_own_kind(capfd: Any) -> None:
 
 def test_a_text_that_a_regex_cannot_bear_is_an_error() -> None:
     with pytest.raises(UserError, match="it cannot encode this text"):  # q is in none of the texts that are tried
-        ForeignTokenizer.wrap(bpe(pre_tokenizer={"type": "Sequence", "pretokenizers": [split("(q+)+$"), byte_level()]}), 0, 0, 512).encode(
-            "q" * 60 + "b"
-        )
+        ForeignTokenizer.wrap(
+            bpe(pre_tokenizer={"type": "Sequence", "pretokenizers": [split("(q+)+$"), byte_level()]}), 0, 0, 512
+        ).encode("q" * 60 + "b")
 
 
 def byte_level() -> dict[str, Any]:
@@ -553,9 +621,13 @@ def byte_level() -> dict[str, Any]:
 def test_a_chat_template_is_ignored(tmp_path: Path, canary: Path) -> None:
     folder = hf_folder(tmp_path / "hf")
     template = "{{ cycler.__init__.__globals__.os.system('touch " + str(canary) + "') }}"
-    edit(folder / "tokenizer_config.json", lambda tree: tree.update(chat_template=template, auto_map={"AutoTokenizer": "planted.run"}))
     edit(
-        folder / "config.json", lambda tree: tree.update(auto_map={"AutoModel": "planted.run"}, _attn_implementation_internal="planted/run")
+        folder / "tokenizer_config.json",
+        lambda tree: tree.update(chat_template=template, auto_map={"AutoTokenizer": "planted.run"}),
+    )
+    edit(
+        folder / "config.json",
+        lambda tree: tree.update(auto_map={"AutoModel": "planted.run"}, _attn_implementation_internal="planted/run"),
     )
     assert main(["import_weights", str(folder), "run=x", f"runs_dir={tmp_path / 'runs'}"]) == 0
     assert main(["sample", str(tmp_path / "runs" / "x"), "max_tokens=2"]) == 0
@@ -565,13 +637,23 @@ def test_a_chat_template_is_ignored(tmp_path: Path, canary: Path) -> None:
 def hf_folder(folder: Path, tokenizer: str | None = None) -> Path:
     """Llama's layout with a tiny model, that can be imported."""
     width, vocabulary = 8, 512
-    sizes = {"num_hidden_layers": 1, "hidden_size": width, "intermediate_size": 8, "num_attention_heads": 2, "max_position_embeddings": 16}
+    sizes = {
+        "num_hidden_layers": 1,
+        "hidden_size": width,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    }
     weights = {"model.embed_tokens": (vocabulary, width), "lm_head": (vocabulary, width), "model.norm": (width,)}
-    block = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"} | {f"mlp.{name}_proj": (8, width) for name in ("gate", "up")}
+    block = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"} | {
+        f"mlp.{name}_proj": (8, width) for name in ("gate", "up")
+    }
     block |= {"mlp.down_proj": (width, 8), "input_layernorm": (width,), "post_attention_layernorm": (width,)}
     weights |= {f"model.layers.0.{name}": shape for name, shape in block.items()}
     folder.mkdir(parents=True)
-    save_file({f"{name}.weight": torch.full(shape, 0.01) for name, shape in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {f"{name}.weight": torch.full(shape, 0.01) for name, shape in weights.items()}, folder / "model.safetensors"
+    )
     ends = {"bos_token_id": 0, "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocabulary} | sizes | ends))
     (folder / "tokenizer.json").write_text(tokenizer or bpe())
@@ -592,7 +674,14 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
     mib = 2**20
     found = [files.MAX_JSON, MAX_DEPTH, format.MAX_TENSORS, format.MAX_HEADER, format.MAX_NUMBER, format.MAX_TOKENIZER]
     assert found == [16 * mib, 32, 50_000, 16 * mib, 134_217_728, 32 * mib]
-    found = [tokenizer.MAX_JSON, tokenizer.MAX_SIZE, tokenizer.SECONDS, wheels.MAX_BYTES, wheels.MAX_RATIO, importing.MAX_BYTES]
+    found = [
+        tokenizer.MAX_JSON,
+        tokenizer.MAX_SIZE,
+        tokenizer.SECONDS,
+        wheels.MAX_BYTES,
+        wheels.MAX_RATIO,
+        importing.MAX_BYTES,
+    ]
     assert found == [32 * mib, 1_048_576, 10, 2048 * mib, 200, 1024 * mib]
     found = [MAX_PIXELS, sources.MAX_LINE, sources.MAX_TEXT]
     assert found == [64_000_000, 16 * mib, 4096 * mib]
@@ -601,13 +690,23 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
 # ---------------------------------------------------------------------------------------------------- secrets
 
 
-def test_a_secret_of_the_environment_is_nowhere(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_secret_of_the_environment_is_nowhere(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     """After training, evaluating, sampling, and what fails; nor where it was typed into a field that is kept."""
     secret = 'sEcret "of/the" environment-81'
     for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, secret)
     runs, data = tmp_path / "runs", tmp_path / "data"
-    argv = [*tiny, f"data.dir={data}", f"runs_dir={runs}", "run=r", "trainer.max_steps=6", "trainer.eval_every=3", "trainer.sample_every=3"]
+    argv = [
+        *tiny,
+        f"data.dir={data}",
+        f"runs_dir={runs}",
+        "run=r",
+        "trainer.max_steps=6",
+        "trainer.eval_every=3",
+        "trainer.sample_every=3",
+    ]
     assert main(["train", *argv, f"data.licence={secret}"]) == 0
     for command in commands(runs / "r")[:2]:
         assert main(command) == 0

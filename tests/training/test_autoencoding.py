@@ -15,8 +15,9 @@ from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
 from gengen.models.autoencoder import Autoencoder
-from gengen.training import autoencoding
-from gengen.training.autoencoding import (
+from gengen.training.objective import Batch
+from gengen.training.objectives import autoencoder as autoencoding
+from gengen.training.objectives.autoencoder import (
     Autoencoding,
     above_free_bits,
     l1_l2,
@@ -25,13 +26,14 @@ from gengen.training.autoencoding import (
     perplexity,
     risen,
 )
-from gengen.training.objective import Batch
 
 SMALL = ["model.widths=16,32", "model.blocks=1", "model.patch=2", "model.latent_channels=4"]
 
 
 def config_of(*settings: str, model: str = "vae") -> TrainConfig:
-    config = compose_train(read_command_line([f"model={model}", "data=animals", *SMALL, "trainer.precision=fp32", *settings]))
+    config = compose_train(
+        read_command_line([f"model={model}", "data=animals", *SMALL, "trainer.precision=fp32", *settings])
+    )
     return replace(config, model=replace(config.model.resolved(), resolution=16, channels=1))  # type: ignore[call-arg]
 
 
@@ -89,7 +91,9 @@ def test_a_far_miss_still_has_a_gradient() -> None:
     nats = level_nats(x, y, torch.tensor(0.01))
     nats.sum().backward()
     assert torch.isfinite(nats).all() and y.grad is not None and y.grad.item() == pytest.approx(100, rel=1e-3)
-    assert torch.isinf(torch.log(torch.sigmoid((x + 1 / 255 - y) / 0.01) - torch.sigmoid((x - 1 / 255 - y) / 0.01))).all()
+    assert torch.isinf(
+        torch.log(torch.sigmoid((x + 1 / 255 - y) / 0.01) - torch.sigmoid((x - 1 / 255 - y) / 0.01))
+    ).all()
 
 
 def test_l1_l2_is_a_sum_of_what_the_file_will_show() -> None:
@@ -103,7 +107,9 @@ def test_l1_l2_is_a_sum_of_what_the_file_will_show() -> None:
 
 
 def test_free_bits_by_hand() -> None:
-    """Two channels of two latents with 0.25 nats free: below 0.5 in a channel nothing is gained. Of each image by itself."""
+    """Two channels of two latents with 0.25 nats free: below 0.5 in a channel nothing is gained. Of each image by
+    itself.
+    """
     kl = torch.tensor([[[[0.1, 0.2]], [[0.6, 0.7]]], [[[0.0, 0.4]], [[0.0, 0.9]]]])
     torch.testing.assert_close(above_free_bits(kl, 0.25), torch.tensor([0.5 + 1.3, 0.5 + 0.9]))
     torch.testing.assert_close(above_free_bits(kl, 0.0), torch.tensor([1.6, 1.3]))
@@ -124,16 +130,24 @@ def test_perplexity_counts_what_is_used_alike() -> None:
 # --- reductions
 
 
-@pytest.mark.parametrize("reduction,right", [(lambda kl: kl.sum((1, 2, 3)).mean(), True), (lambda kl: kl.mean(), False)])
+@pytest.mark.parametrize(
+    "reduction,right", [(lambda kl: kl.sum((1, 2, 3)).mean(), True), (lambda kl: kl.mean(), False)]
+)
 def test_the_loss_is_the_negative_elbo(reduction: Any, right: bool) -> None:
-    """Nats summed over pixels and latents, averaged over the batch; a mean over latents would divide beta by their number."""
+    """Nats summed over pixels and latents, averaged over the batch; a mean over latents would divide beta by their
+    number.
+    """
     objective = objective_of("model.beta=1", "model.kl_warmup=0", "model.free_bits=0")
     batch = batch_of(objective)
     mean, std = objective.model.encode(batch["images"])
     reconstructions, scale = objective.model.decode(mean + std * batch["noise"]), objective.model.scale
-    cdf = torch.sigmoid((batch["images"] + torch.tensor([[-1.0], [1.0]]).view(2, 1, 1, 1, 1) / 255 - reconstructions) / scale)
+    cdf = torch.sigmoid(
+        (batch["images"] + torch.tensor([[-1.0], [1.0]]).view(2, 1, 1, 1, 1) / 255 - reconstructions) / scale
+    )
     cdf[0][batch["images"] == -1], cdf[1][batch["images"] == 1] = 0, 1
-    nats = -torch.log(cdf[1] - cdf[0]).sum((1, 2, 3)).mean() + reduction(kl_divergence(Normal(mean, std), Normal(0.0, 1.0)))
+    nats = -torch.log(cdf[1] - cdf[0]).sum((1, 2, 3)).mean() + reduction(
+        kl_divergence(Normal(mean, std), Normal(0.0, 1.0))
+    )
     loss = objective.loss_sum(batch) / objective.count(batch)
     assert (loss.item() == pytest.approx(nats.item(), rel=1e-5)) is right
 
@@ -186,7 +200,9 @@ def test_evaluation_does_not_depend_on_how_it_is_cut() -> None:
 
 
 def test_evaluation_weighs_the_kl_in_full() -> None:
-    """Whatever training makes of it on the way: val/loss is the negative ELBO, and bits a value are what its nats make."""
+    """Whatever training makes of it on the way: val/loss is the negative ELBO, and bits a value are what its nats
+    make.
+    """
     plain = objective_of("model.kl_warmup=0", "model.free_bits=0")
     eased = objective_of("model.kl_warmup=1", "model.free_bits=3")
     batch = batch_of(plain)
@@ -199,8 +215,12 @@ def test_codes_are_counted_over_the_whole_evaluation() -> None:
     objective = objective_of(model="vqvae")
     batch = batch_of(objective)
     codes = objective.model.codes(batch["images"]).flatten()
-    metrics = objective.evaluate([{name: batch[name][i : i + 2] for name in ("images", "index")} for i in range(0, 8, 2)])
-    assert metrics is not None and metrics["val/perplexity"] == pytest.approx(perplexity(torch.bincount(codes).double()))
+    metrics = objective.evaluate(
+        [{name: batch[name][i : i + 2] for name in ("images", "index")} for i in range(0, 8, 2)]
+    )
+    assert metrics is not None and metrics["val/perplexity"] == pytest.approx(
+        perplexity(torch.bincount(codes).double())
+    )
 
 
 # --- what trains
@@ -215,7 +235,9 @@ def changed_by(term: str, objective: Autoencoding) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("model,term", [("vae", "beta"), ("autoencoder_kl", "beta"), ("autoencoder_kl", "perceptual"), ("vqvae", "beta")])
+@pytest.mark.parametrize(
+    "model,term", [("vae", "beta"), ("autoencoder_kl", "beta"), ("autoencoder_kl", "perceptual"), ("vqvae", "beta")]
+)
 def test_every_term_of_the_loss_changes_the_gradient(model: str, term: str) -> None:
     objective = objective_of(*(["model.perceptual=0.5"] if term == "perceptual" else []), model=model)
     objective.features = features  # type: ignore[misc]
@@ -230,7 +252,9 @@ def test_a_perceptual_loss_without_gradient_would_be_noticed(monkeypatch: pytest
 
 
 def test_perceptual_distance_by_hand() -> None:
-    """Directions (1, 0) and (0, 1) in one half of the positions, equal in the other: (2 + 0) / 2. Length does not count."""
+    """Directions (1, 0) and (0, 1) in one half of the positions, equal in the other: (2 + 0) / 2. Length does not
+    count.
+    """
     a = torch.tensor([[[[1.0, 5.0]], [[0.0, 5.0]]]])
     b = torch.tensor([[[[0.0, 0.1]], [[9.0, 0.1]]]])
     torch.testing.assert_close(perceptual_distance(a, b, lambda x: [x]), torch.tensor([1.0]))
@@ -303,7 +327,7 @@ def test_noise_from_the_global_generator_would_be_noticed(
         return {"noise": torch.randn(rows, *self.model.latent_shape)}
 
     monkeypatch.setattr(Autoencoding, "draws", forgetful)
-    monkeypatch.setattr("gengen.training.cadence.set_rng", lambda state: None)
+    monkeypatch.setattr("gengen.training.loop.set_rng", lambda state: None)
     assert main(["train", *settings, "run=straight"]) == 0
     assert main(["train", *settings, "run=r", "stop_at=3"]) == 0
     assert main(["train", f"runs_dir={tmp_path}", "run=r"]) == 0

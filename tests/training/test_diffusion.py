@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.models.unet import NULL, UNet
-from gengen.training.diffusion import Diffusion
+from gengen.training.objectives.diffusion import Diffusion
 
 FACTS: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["a", "b", "c"], "sigma_data": 0.5}
 
@@ -19,7 +19,15 @@ PIXELS, LATENTS = SimpleNamespace(dependencies={}), SimpleNamespace(dependencies
 
 
 def objective(*settings: str, prepared: Any = PIXELS) -> Diffusion:
-    argv = ["model=unet", "data=animals", "trainer.precision=fp32", "model.widths=[32]", "model.blocks=1", "model.attention=[]", *settings]
+    argv = [
+        "model=unet",
+        "data=animals",
+        "trainer.precision=fp32",
+        "model.widths=[32]",
+        "model.blocks=1",
+        "model.attention=[]",
+        *settings,
+    ]
     config = compose_train(read_command_line(["model.patch=2", *argv]))
     config = replace(config, model=replace(config.model.resolved(), **FACTS))
     torch.manual_seed(0)
@@ -70,7 +78,9 @@ def test_the_loss_is_zero_for_who_knows_the_answer(prediction: str) -> None:
     t = TIME_SAMPLERS["logit_normal"](rows["u"], o.path).float()
     answer = target(prediction, rows["images"], rows["eps"], t, o.path, 0.5)
     assert o.errors(lambda x, level, labels: answer, rows, rows["labels"]).abs().max() < 1e-10
-    assert o.errors(lambda x, level, labels: answer + 0.1, rows, rows["labels"]).mean().item() == pytest.approx(0.01, rel=1e-4)
+    assert o.errors(lambda x, level, labels: answer + 0.1, rows, rows["labels"]).mean().item() == pytest.approx(
+        0.01, rel=1e-4
+    )
 
 
 def test_the_class_is_dropped_image_by_image_in_training_and_never_in_evaluation() -> None:
@@ -86,7 +96,9 @@ def test_the_class_is_dropped_image_by_image_in_training_and_never_in_evaluation
     dropped = heard[0] == NULL
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
     assert torch.equal(heard[0][~dropped], rows["labels"][~dropped])
-    together = (dropped[::2] == dropped[1::2]).float().mean().item()  # the bug of one coin for a batch would make this 1
+    together = (
+        (dropped[::2] == dropped[1::2]).float().mean().item()
+    )  # the bug of one coin for a batch would make this 1
     assert together == pytest.approx(0.3**2 + 0.7**2, abs=0.05)
     o.evaluation_sums(batch())
     assert torch.equal(heard[1], batch()["labels"])
@@ -167,7 +179,9 @@ def test_what_a_step_costs_is_counted() -> None:
 
     o = objective()
     assert forward_flops(o.model.conv_in, torch.zeros(1, 4, 4, 4)) == 2 * 4 * 32 * 9 * 16
-    attention = 2 * 2 * 16 * 16 * 32  # two products of 16 positions with 16, in 32 channels; not counted where a CPU computes it
+    attention = (
+        2 * 2 * 16 * 16 * 32
+    )  # two products of 16 positions with 16, in 32 channels; not counted where a CPU computes it
     assert o.flops_per_row() == 3 * (forward_flops(o.model, torch.zeros(1, 1, 8, 8), torch.zeros(1)) + attention)
 
 

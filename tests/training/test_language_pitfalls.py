@@ -1,4 +1,6 @@
-"""Faults that other language model code has had, put back: what we check would notice each of them. (Others: see `would_be_noticed`.)"""
+"""Faults that other language model code has had, put back: what we check would notice each of them. (Others: see
+`would_be_noticed`.)
+"""
 
 import math
 from itertools import pairwise
@@ -11,28 +13,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.checkpoints.format import unique_state
+from gengen.checkpoints.layout import unique_state
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.train import OptimConfig
-from gengen.data import text as text_data
-from gengen.data.text import Steps, TextData, prepare_for
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation import text as generation
-from gengen.generation.text import Continuation, TextGenerator
+from gengen.data.text import windows as text_data
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.data.text.windows import Steps, TextData, prepare_for
+from gengen.generation.text import generator as generation
+from gengen.generation.text.generator import Continuation, TextGenerator
 from gengen.models import gpt
-from gengen.models.cache import Cache
 from gengen.models.cross_entropy import IGNORED
 from gengen.models.gpt import GPT
+from gengen.models.kv_cache import Cache
 from gengen.training import objective as objectives
 from gengen.training.build import build_objective
-from gengen.training.language import Pretraining, bits_per_byte
-from gengen.training.metrics import read_metrics
-from gengen.training.optimizers import build_optimizer, rate
+from gengen.training.objectives.language import Pretraining, bits_per_byte
+from gengen.training.optim.groups import build_optimizer, rate
 
 BYTES = TextTokenizer.byte()
-SIZE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 257, "context": 48}
+SIZE = {
+    "size": "nano",
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "ff": 48,
+    "vocab_size": 257,
+    "context": 48,
+}
 
 
 def lively(model: GPT) -> GPT:
@@ -40,7 +51,9 @@ def lively(model: GPT) -> GPT:
     numbers = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=numbers) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=numbers) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model.eval()
 
 
@@ -115,7 +128,9 @@ def test_a_mean_of_batch_means_would_be_noticed(pretraining: Any, monkeypatch: p
 
 
 def test_bits_per_byte_count_the_bytes_of_the_text(tmp_path: Path) -> None:
-    """The bug put back: bytes of what tokens decode to one by one, where half a character is a U+FFFD of three bytes (nanochat#693)."""
+    """The bug put back: bytes of what tokens decode to one by one, where half a character is a U+FFFD of three bytes
+    (nanochat#693).
+    """
     text = "naïve → 日本 🎈é " * 200
     (tmp_path / "t.txt").write_text(text)
     argv = ["model=gpt", "data=text", f"data.path={tmp_path / 't.txt'}", f"data.dir={tmp_path}", "data.tokenizer=byte"]
@@ -134,11 +149,15 @@ def test_bits_per_byte_count_the_bytes_of_the_text(tmp_path: Path) -> None:
 def pairs(steps: Steps, count: int) -> list[tuple[int, int]]:
     """Each label with the token ahead of it, of the first `count` windows."""
     rows = [steps.row(position) for position in range(count)]
-    return sorted((int(a), int(b)) for tokens, labels in rows for a, b in zip(tokens, labels, strict=True) if b != IGNORED)
+    return sorted(
+        (int(a), int(b)) for tokens, labels in rows for a, b in zip(tokens, labels, strict=True) if b != IGNORED
+    )
 
 
 def test_a_shift_inside_windows_would_be_noticed(pretraining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug put back: text cut into windows first and shifted then, so the last label of each is its own first token or none."""
+    """The bug put back: text cut into windows first and shifted then, so the last label of each is its own first token
+    or none.
+    """
     stream = pretraining.prepared.train
     steps, count = Steps(stream, 48, 0, 8, 0, 1), -(-len(stream) // 48)
     around = stream.read(-1, len(stream) + 1).tolist()
@@ -165,7 +184,13 @@ def test_a_shift_inside_windows_would_be_noticed(pretraining: Any, monkeypatch: 
 
 def rates(argv: list[str], run: Path) -> list[float]:
     """Of each step of a run of 12 that is stopped after 5."""
-    steps = ["trainer.max_steps=12", "trainer.log_every=1", "trainer.eval_every=99", "trainer.sample_every=99", "optim.warmup=0.25"]
+    steps = [
+        "trainer.max_steps=12",
+        "trainer.log_every=1",
+        "trainer.eval_every=99",
+        "trainer.sample_every=99",
+        "optim.warmup=0.25",
+    ]
     assert main(["train", *argv, *steps, f"runs_dir={run.parent}", f"run={run.name}", "stop_at=5"]) == 0
     assert main(["train", f"run={run.name}", f"runs_dir={run.parent}"]) == 0
     return [row["lr"] for row in read_metrics(run / "metrics.csv")]
@@ -178,14 +203,18 @@ def test_the_rate_is_never_zero_and_goes_on_where_it_was(tiny: list[str], tmp_pa
     assert min(RATES) > 0 and rates(tiny, tmp_path / "r") == pytest.approx(RATES)
 
 
-def test_a_first_step_at_rate_zero_would_be_noticed(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_step_at_rate_zero_would_be_noticed(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bug put back (nanoGPT#578, litgpt's get_lr)."""
     monkeypatch.setattr(objectives, "rate", lambda step, steps, c: rate(step - 1, steps, c))
     found = rates(tiny, tmp_path / "r")
     assert found[0] == 0 and found != pytest.approx(RATES)
 
 
-def test_a_schedule_that_begins_anew_on_resume_would_be_noticed(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schedule_that_begins_anew_on_resume_would_be_noticed(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bug put back (nanotron#245)."""
     monkeypatch.setattr(objectives, "rate", lambda step, steps, c: rate(step if step < 5 else step - 5, steps, c))
     found = rates(tiny, tmp_path / "r")
@@ -241,7 +270,9 @@ def distance_error() -> float:
 
 @pytest.mark.parametrize("rounded", ["positions", "angles"])
 def test_rotary_positions_in_bf16_would_be_noticed(rounded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bugs put back: positions, beyond 256 no longer whole, or angles in bf16 (transformers#25681, #29285, candle#3520)."""
+    """The bugs put back: positions, beyond 256 no longer whole, or angles in bf16 (transformers#25681, #29285,
+    candle#3520).
+    """
     assert distance_error() < 2e-2
 
     def table(positions: Tensor, frequencies: Tensor) -> Tensor:
@@ -262,7 +293,10 @@ def test_rows_that_pad_the_vocabulary_are_neither_drawn_nor_scored(monkeypatch: 
     loss, samples = model(tokens, labels=tokens), TextGenerator(model, BYTES).generate("a", n=8, max_tokens=20)
     with torch.no_grad():
         model.head.weight[257:] *= 100
-    assert torch.equal(model(tokens, labels=tokens), loss) and TextGenerator(model, BYTES).generate("a", n=8, max_tokens=20) == samples
+    assert (
+        torch.equal(model(tokens, labels=tokens), loss)
+        and TextGenerator(model, BYTES).generate("a", n=8, max_tokens=20) == samples
+    )
     model.vocab_size = 320
     assert model(tokens, labels=tokens) > 2 * loss
     monkeypatch.setattr(TextTokenizer, "vocab_size", 320)

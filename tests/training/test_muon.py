@@ -14,10 +14,19 @@ from gengen.cli import main
 from gengen.config.model import GPTConfig
 from gengen.config.train import OptimConfig
 from gengen.models.gpt import GPT
-from gengen.training.muon import Muon, orthogonalized
-from gengen.training.optimizers import build_optimizer, parameter_groups, rate
+from gengen.training.optim.groups import build_optimizer, parameter_groups, rate
+from gengen.training.optim.muon import Muon, orthogonalized
 
-SMALL = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "vocab_size": 96, "context": 32}
+SMALL = {
+    "size": "nano",
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "ff": 48,
+    "vocab_size": 96,
+    "context": 32,
+}
 MUON = OptimConfig(name="muon", lr=0.01, muon_lr=0.05, momentum=0.9, weight_decay=0.2, muon_weight_decay=0.3, eps=1e-6)
 
 
@@ -26,7 +35,9 @@ def matrix(*shape: int, seed: int = 0) -> Tensor:
 
 
 def by_singular_values(x: Tensor) -> Tensor:
-    """What five steps of the iteration make of a matrix: its singular vectors stay, and each value goes through the quintic."""
+    """What five steps of the iteration make of a matrix: its singular vectors stay, and each value goes through the
+    quintic.
+    """
     u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
     s = s / s.square().sum(-1, keepdim=True).sqrt()
     for _ in range(5):
@@ -43,7 +54,9 @@ def spread(rows: int, columns: int, seed: int) -> Tensor:
     return 300 * u @ torch.diag(torch.logspace(0, -1.3, min(rows, columns))) @ v
 
 
-@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (40, 40), (1, 30), (30, 1)], ids=["tall", "wide", "square", "a row", "a column"])
+@pytest.mark.parametrize(
+    "shape", [(96, 24), (24, 96), (40, 40), (1, 30), (30, 1)], ids=["tall", "wide", "square", "a row", "a column"]
+)
 def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
     alone = [spread(*shape, seed=seed) for seed in range(3)]
     found = orthogonalized(torch.stack(alone))
@@ -85,8 +98,13 @@ class Maps(nn.Module):
     def __init__(self, seed: int = 0):
         super().__init__()
         shapes = {"tall": (48, 12), "also": (48, 12), "wide": (12, 48), "square": (20, 20)}
-        self.blocks = nn.ParameterDict({name: nn.Parameter(matrix(*s, seed=seed + i)) for i, (name, s) in enumerate(shapes.items())})
-        self.embedding, self.bias = nn.Parameter(matrix(30, 12, seed=seed + 9)), nn.Parameter(matrix(12, seed=seed + 10))
+        self.blocks = nn.ParameterDict(
+            {name: nn.Parameter(matrix(*s, seed=seed + i)) for i, (name, s) in enumerate(shapes.items())}
+        )
+        self.embedding, self.bias = (
+            nn.Parameter(matrix(30, 12, seed=seed + 9)),
+            nn.Parameter(matrix(12, seed=seed + 10)),
+        )
 
 
 def set_gradients(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -106,7 +124,9 @@ def built(model: nn.Module, c: OptimConfig = MUON) -> Muon:
 
 
 def test_three_steps_by_hand(unrounded: None) -> None:
-    """w <- (1 - lr wd) w - lr sqrt(max(1, m / n)) O(g + b (v - g)), v <- b v + (1 - b) g, in fp64 and by singular values."""
+    """w <- (1 - lr wd) w - lr sqrt(max(1, m / n)) O(g + b (v - g)), v <- b v + (1 - b) g, in fp64 and by singular
+    values.
+    """
     model = Maps()
     optimizer, w = built(model), {name: p.detach().double() for name, p in model.blocks.items()}
     v = {name: torch.zeros_like(x) for name, x in w.items()}
@@ -120,7 +140,9 @@ def test_three_steps_by_hand(unrounded: None) -> None:
             ahead = g + 0.9 * (v[name] - g)
             w[name] = x * (1 - 0.05 * 0.3) - 0.05 * factor[name] * by_singular_values(ahead)
             torch.testing.assert_close(model.blocks[name].detach().double(), w[name], atol=1e-5, rtol=0)
-            torch.testing.assert_close(optimizer.state[model.blocks[name]]["momentum"].double(), v[name], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                optimizer.state[model.blocks[name]]["momentum"].double(), v[name], atol=1e-6, rtol=1e-5
+            )
 
 
 def test_decay_is_decoupled() -> None:
@@ -145,7 +167,9 @@ def test_a_parameter_without_a_gradient_stays() -> None:
 
 
 def stacked_update(parts: list[int] | None) -> tuple[Tensor, list[Tensor]]:
-    """How a (32, 16) matrix moves by a gradient whose second part is the smaller by far; and how its parts move as matrices."""
+    """How a (32, 16) matrix moves by a gradient whose second part is the smaller by far; and how its parts move as
+    matrices.
+    """
     gradient = torch.cat([matrix(16, 16, seed=1), 1e-3 * matrix(8, 16, seed=2), matrix(8, 16, seed=3)])
     c = OptimConfig(name="muon", muon_weight_decay=0.0, muon_lr=1.0)
 
@@ -190,7 +214,8 @@ def test_what_is_stacked_in_the_model_has_parts() -> None:
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 @pytest.mark.parametrize(
-    "config", [{"tied": True}, {"tied": False, "bias": True, "norm": "layernorm", "positions": "learned", "mlp": "gelu"}]
+    "config",
+    [{"tied": True}, {"tied": False, "bias": True, "norm": "layernorm", "positions": "learned", "mlp": "gelu"}],
 )
 def test_every_parameter_is_in_exactly_one_group(name: str, config: dict[str, Any]) -> None:
     model = GPT(GPTConfig(**(SMALL | config)))
@@ -205,7 +230,9 @@ def test_every_parameter_is_in_exactly_one_group(name: str, config: dict[str, An
             wanted = (False, 0.0) if p.dim() < 2 else (False, 0.2) if outside else (True, 0.3)
             assert (group.get("muon", False), group["weight_decay"]) == wanted
     outer = {key for key, p in named if p.dim() == 2 and not key.startswith("blocks")}
-    assert outer == ({"embedding.weight"} if config["tied"] else {"embedding.weight", "head.weight", "positions.weight"})
+    assert outer == (
+        {"embedding.weight"} if config["tied"] else {"embedding.weight", "head.weight", "positions.weight"}
+    )
 
 
 def test_what_is_not_muons_moves_bitwise_as_torchs_fused_adamw_moves_it() -> None:
@@ -256,7 +283,7 @@ def test_a_saved_state_goes_on_bitwise() -> None:
 
 def json_and_tensors(state: dict[str, Any]) -> Any:
     """As it comes back from a checkpoint."""
-    from gengen.checkpoints.format import pack, unpack
+    from gengen.checkpoints.layout import pack, unpack
 
     tensors: dict[str, Tensor] = {}
     tree = unpack(json.loads(json.dumps(pack(state, tensors))), {name: t.clone() for name, t in tensors.items()})
@@ -305,7 +332,13 @@ def test_a_bad_first_step_leaves_no_trace() -> None:
 
 @pytest.fixture(scope="module")
 def settings(tiny: list[str]) -> list[str]:
-    steps = ["trainer.max_steps=12", "trainer.save_every=50", "trainer.eval_every=50", "trainer.sample_every=50", "trainer.log_every=1"]
+    steps = [
+        "trainer.max_steps=12",
+        "trainer.save_every=50",
+        "trainer.eval_every=50",
+        "trainer.sample_every=50",
+        "trainer.log_every=1",
+    ]
     return [*tiny, "optim=muon", "optim.muon_lr=0.03", "model.dropout=0.1", *steps]
 
 
@@ -317,7 +350,10 @@ def straight(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def files(run: Path, step: int) -> list[bytes]:
-    return [(run / "checkpoints" / f"step-{step:09d}" / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
+    return [
+        (run / "checkpoints" / f"step-{step:09d}" / f"{name}.safetensors").read_bytes()
+        for name in ("model", "optimizer")
+    ]
 
 
 def test_stopped_and_resumed_equals_never_stopped(settings: list[str], straight: Path, tmp_path: Path) -> None:
@@ -349,7 +385,9 @@ def test_a_forgotten_momentum_would_be_noticed(
 
 def test_both_rates_follow_one_schedule(settings: list[str], tmp_path: Path) -> None:
     assert main(["train", *settings, f"runs_dir={tmp_path}", "run=r", "stop_at=9"]) == 0
-    groups = json.loads((tmp_path / "r" / "checkpoints" / "step-000000009" / "optimizer.json").read_text())["param_groups"]
+    groups = json.loads((tmp_path / "r" / "checkpoints" / "step-000000009" / "optimizer.json").read_text())[
+        "param_groups"
+    ]
     share = rate(8, 12, OptimConfig())
     assert 0 < share < 1
     assert [group["lr"] for group in groups] == pytest.approx([3e-3 * share, 3e-3 * share, 0.03 * share])

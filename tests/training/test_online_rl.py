@@ -1,4 +1,6 @@
-"""PPO and GRPO as whole loops: answers drawn, judged, and trained on, by a policy that first answers with letters drawn at random."""
+"""PPO and GRPO as whole loops: answers drawn, judged, and trained on, by a policy that first answers with letters
+drawn at random.
+"""
 
 import copy
 import json
@@ -16,29 +18,37 @@ from torch import Tensor
 
 from gengen.alignment.advantages import gae, group_advantages, token_rewards, whiten
 from gengen.alignment.kl import k2
-from gengen.checkpoints.format import Checkpoint, unique_state, write
+from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig
-from gengen.data.examples import PreparedExamples, Prompts
-from gengen.data.tokenizer import TextTokenizer
-from gengen.generation.rewards import Answer
-from gengen.generation.text import TextGenerator
-from gengen.models import answers
-from gengen.models.answers import answer_log_probs, right_padded
+from gengen.data.dialogue.packing import PreparedExamples, Prompts
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import Answer
+from gengen.models import completions as answers
+from gengen.models.completions import answer_log_probs, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.registry import register_reward
-from gengen.training import online_rl
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.objective import Objective
-from gengen.training.online_rl import OnlineRL
+from gengen.training.objectives import online_rl
+from gengen.training.objectives.online_rl import OnlineRL
 
 TOKENIZER = TextTokenizer.byte().with_chat()
 CONTEXT, LETTERS = 24, "abcdefgh"
-SHAPE = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "ff": 48, "context": CONTEXT, "vocab_size": TOKENIZER.vocab_size}
+SHAPE = {
+    "layers": 1,
+    "width": 32,
+    "heads": 2,
+    "kv_heads": 1,
+    "ff": 48,
+    "context": CONTEXT,
+    "vocab_size": TOKENIZER.vocab_size,
+}
 
 
 @register_reward("share_of_a")
@@ -89,7 +99,9 @@ def letters() -> GPT:
         rows = []
         for length in torch.randint(1, 10, (32,), generator=draw).tolist():
             said = [LETTERS[i] for i in torch.randint(8, (length + 2,), generator=draw).tolist()]
-            rows.append((prompts([said[0] * (length % 3 + 1)])[0], [*TOKENIZER.encode("".join(said[2:])), TOKENIZER.eot]))
+            rows.append(
+                (prompts([said[0] * (length % 3 + 1)])[0], [*TOKENIZER.encode("".join(said[2:])), TOKENIZER.eot])
+            )
         tokens, mask = right_padded(rows)
         loss = -answer_log_probs(model, tokens, mask).sum() / mask.sum()
         optimizer.zero_grad()
@@ -102,7 +114,13 @@ def letters() -> GPT:
 def composed(*settings: str) -> TrainConfig:
     shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
     alone = ["init_from=runs/letters", "optim.warmup=0", "optim.schedule=constant", "run=r"]
-    machine = ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "data.batch_size=16", "stage.max_tokens=10"]
+    machine = [
+        "trainer.device=cpu",
+        "trainer.precision=fp32",
+        "trainer.threads=1",
+        "data.batch_size=16",
+        "stage.max_tokens=10",
+    ]
     return compose_train(read_command_line([*shape, *machine, *alone, *settings]))
 
 
@@ -119,8 +137,8 @@ def online(folder: Path, policy: GPT, *settings: str, reward: str = "share_of_a"
 
 
 class Rhythm(L.Callback):
-    """What a run does between steps for an objective that draws. logged: what each step logged; buffers: the answers it was taken from,
-    with the cursor."""
+    """What a run does between steps for an objective that draws. logged: what each step logged; buffers: the answers
+    it was taken from, with the cursor."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -130,7 +148,9 @@ class Rhythm(L.Callback):
         assert objective.ready(lambda: False)
 
     def on_train_batch_start(self, trainer: L.Trainer, objective: Any, batch: Any, index: int) -> None:
-        self.buffers.append({**objective.buffer, "rows": objective.rows(objective.cursor), "cursor": torch.tensor(objective.cursor)})
+        self.buffers.append(
+            {**objective.buffer, "rows": objective.rows(objective.cursor), "cursor": torch.tensor(objective.cursor)}
+        )
 
     def on_train_batch_end(self, trainer: L.Trainer, objective: Any, outputs: Any, batch: Any, index: int) -> None:
         assert not any(value.requires_grad for value in objective.logged.values())  # they would keep the step's graph
@@ -153,7 +173,9 @@ GRPO = ["stage=grpo", "stage.group_size=4", "stage.minibatches=2", "stage.beta=0
 
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
 @pytest.mark.parametrize("more", [[], ["stage.temperature=0.7", "data.micro_batch_size=4"]], ids=["", "cut"])
-def test_the_first_step_of_an_iteration_is_on_policy(letters: GPT, tmp_path: Path, argv: list[str], more: list[str]) -> None:
+def test_the_first_step_of_an_iteration_is_on_policy(
+    letters: GPT, tmp_path: Path, argv: list[str], more: list[str]
+) -> None:
     """Exactly: ratio 1, no KL, nothing clipped, loss = -mean advantage over its tokens."""
     run = fit(online(tmp_path, letters, *argv, *more), 8)
     firsts = [i for i, buffer in enumerate(run.buffers) if buffer["cursor"] == 0]
@@ -181,8 +203,8 @@ def test_what_is_not_computed_as_it_was_drawn_is_an_error(letters: GPT, tmp_path
 def test_a_policy_that_learns_nothing_stays_where_it_is(
     letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
-    """Learning rate 0, three iterations, prompts and answers of many lengths: every ratio of every pass is 1, and there is no KL
-    (trlx#508)."""
+    """Learning rate 0, three iterations, prompts and answers of many lengths: every ratio of every pass is 1, and
+    there is no KL (trlx#508)."""
     monkeypatch.setattr("gengen.training.objective.rate", lambda *_: 0.0)
     run = fit(online(tmp_path, letters, *argv, "stage.temperature=0.7"), 12)
     lengths = torch.cat([buffer["mask"].sum(1) for buffer in run.buffers])
@@ -198,10 +220,14 @@ def test_a_policy_that_learns_nothing_stays_where_it_is(
     [*GRPO, "stage.beta=0.1", "stage.aggregate=constant"],
     [*GRPO, "stage.beta=0.1", "stage.kl_estimator=k3", "stage.advantage=rloo"],
 ], ids=["ppo", "ppo, all in the loss", "grpo, constant", "grpo"])  # fmt: skip
-def test_micro_batches_change_nothing(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+def test_micro_batches_change_nothing(
+    letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
     """The gradients of the second step, off policy, of policy and critic."""
     reward_run(tmp_path, letters)
-    whole, *cut = (gradients(monkeypatch, online(tmp_path, letters, *argv, *size, reward="runs/RM"), 2)[-2:] for size in CUTS)
+    whole, *cut = (
+        gradients(monkeypatch, online(tmp_path, letters, *argv, *size, reward="runs/RM"), 2)[-2:] for size in CUTS
+    )
     assert all(g.abs().max() > 1e-5 for of in whole for g in of.values())
     for part in cut:
         for one, two in zip(whole, part, strict=True):
@@ -216,7 +242,9 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
     kept, update = list[dict[str, Tensor]](), Objective.update
 
     def recorded(self: Objective, network: Any, optimizer: Any, loss: Tensor) -> Any:
-        kept.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in network.named_parameters()})
+        kept.append(
+            {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in network.named_parameters()}
+        )
         return update(self, network, optimizer, loss)
 
     with monkeypatch.context() as patch:
@@ -228,8 +256,12 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
 # --- what is drawn
 
 
-def test_where_memory_runs_out_fewer_are_drawn_and_judged(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than 20 answers at once are too many to draw, than 4 to judge: the same answers, worth the same, and smaller micro-batches."""
+def test_where_memory_runs_out_fewer_are_drawn_and_judged(
+    letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 20 answers at once are too many to draw, than 4 to judge: the same answers, worth the same, and
+    smaller micro-batches.
+    """
     whole, cut = (online(tmp_path, letters, *PPO) for _ in range(2))
     assert whole.ready(lambda: False)
     generate, judge = TextGenerator.generate, online_rl.answer_log_probs
@@ -267,7 +299,9 @@ def test_answers_are_a_function_of_seed_and_iteration(letters: GPT, tmp_path: Pa
     first = drawn(0)
     assert drawn(0) == drawn(0, threads=2) == first and len(first) == 32
     for others in (drawn(1), drawn(0, seed=1)):
-        assert [a.tokens for a in others] != [a.tokens for a in first] and [a.prompt for a in others] != [a.prompt for a in first]
+        assert [a.tokens for a in others] != [a.tokens for a in first] and [a.prompt for a in others] != [
+            a.prompt for a in first
+        ]
     group = 4 if argv is GRPO else 1
     asked = [tuple(answer.prompt) for answer in first]
     assert all(len(set(asked[i : i + group])) == 1 for i in range(0, 32, group))
@@ -276,8 +310,8 @@ def test_answers_are_a_function_of_seed_and_iteration(letters: GPT, tmp_path: Pa
 
 @pytest.mark.parametrize("document_token", [None, TOKENIZER.start])
 def test_what_is_learnt_from_is_what_was_drawn(letters: GPT, document_token: int | None) -> None:
-    """The log-probabilities of decoding with a cache, token by token, are those of a training step, prompts and answers of all lengths in
-    one batch."""
+    """The log-probabilities of decoding with a cache, token by token, are those of a training step, prompts and
+    answers of all lengths in one batch."""
     model = copy.deepcopy(letters)
     model.config.document_token = document_token
     asked = prompts([letter * n for n in (1, 5, 3) for letter in LETTERS])
@@ -304,8 +338,12 @@ class Scripted(GPT):
     prompt = 0
 
 
-@pytest.mark.parametrize("script,ended,score", [("aaaaaaaaa", True, 1), ("aaaaaaaaaa", False, -1), ("", True, 0), ("ab", True, 0.5)])
-def test_an_answer_without_an_end_gets_what_is_set_for_it(letters: GPT, tmp_path: Path, script: str, ended: bool, score: float) -> None:
+@pytest.mark.parametrize(
+    "script,ended,score", [("aaaaaaaaa", True, 1), ("aaaaaaaaaa", False, -1), ("", True, 0), ("ab", True, 0.5)]
+)
+def test_an_answer_without_an_end_gets_what_is_set_for_it(
+    letters: GPT, tmp_path: Path, script: str, ended: bool, score: float
+) -> None:
     """Ten tokens: nine and the end in the last slot are an end; ten are none."""
     objective = online(tmp_path, letters, *PPO)
     objective.model = Scripted(script)
@@ -320,7 +358,10 @@ def test_an_answer_without_an_end_gets_what_is_set_for_it(letters: GPT, tmp_path
 
 
 def test_an_answer_must_fit_the_context(letters: GPT, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"stage.max_tokens=18 after a prompt of 7 tokens .* context of 24: at most stage.max_tokens=17"):
+    with pytest.raises(
+        UserError,
+        match=r"stage.max_tokens=18 after a prompt of 7 tokens .* context of 24: at most stage.max_tokens=17",
+    ):
         online(tmp_path, letters, *PPO, "stage.max_tokens=18")
     online(tmp_path, letters, *PPO, "stage.max_tokens=17")
 
@@ -468,13 +509,18 @@ def test_the_critic_starts_from_the_reward_model_and_leaves_it_alone(letters: GP
     fit(objective, 4)
     torch.testing.assert_close(objective.reward(answers), scores / 2)  # the reward is what it was
     after: Any = objective.critic.network
-    assert (after.value.weight - rated.value.weight).abs().max() > 1e-4 and (after.gain, after.bias) == (rated.gain, rated.bias)
+    assert (after.value.weight - rated.value.weight).abs().max() > 1e-4 and (after.gain, after.bias) == (
+        rated.gain,
+        rated.bias,
+    )
 
 
 def test_a_critic_without_a_reward_model_says_0_at_first(letters: GPT, tmp_path: Path) -> None:
     objective = online(tmp_path, letters, *PPO)
     judged(objective)
-    assert not objective.buffer["values"].any() and objective.rolled["explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert not objective.buffer["values"].any() and objective.rolled["explained_variance"] == pytest.approx(
+        0, abs=1e-6
+    )
     before = {name: p.clone() for name, p in objective.critic.network.named_parameters()}  # type: ignore[union-attr]
     torch.testing.assert_close(before["embedding.weight"], letters.embedding.weight)
     objective.buffer = {}
@@ -515,8 +561,12 @@ def test_a_critic_that_diverges_is_a_bad_step(letters: GPT, tmp_path: Path, monk
 # --- precision
 
 
-@pytest.mark.parametrize("argv", [[*PPO, "stage.minibatches=1"], [*GRPO, "stage.epochs=2", "stage.minibatches=1"]], ids=["ppo", "grpo"])
-def test_no_cast_of_a_rollout_lives_on(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [[*PPO, "stage.minibatches=1"], [*GRPO, "stage.epochs=2", "stage.minibatches=1"]], ids=["ppo", "grpo"]
+)
+def test_no_cast_of_a_rollout_lives_on(
+    letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
     """In bf16 every parameter of policy and critic has a gradient in the step after a rollout (pytorch#112583)."""
     found = gradients(monkeypatch, online(tmp_path, letters, *argv, "trainer.precision=bf16"), 2)
     for of in found[-2:]:
@@ -524,7 +574,9 @@ def test_no_cast_of_a_rollout_lives_on(letters: GPT, tmp_path: Path, monkeypatch
             assert gradient.isfinite().all() and gradient.any(), name
 
 
-def test_a_step_computes_what_was_computed_before_it(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_computes_what_was_computed_before_it(
+    letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of as many rows of the head, for in bf16 fewer may be rounded otherwise."""
     places, of = list[int](), answers.read
 
@@ -553,11 +605,15 @@ def test_beta_moves_once_an_iteration(letters: GPT, tmp_path: Path) -> None:
     """By 32 answers in 100, at most a fifth of that; the row holds what the rewards had."""
     run = fit(online(tmp_path, letters, *PPO, "stage.kl_target=1e6", "stage.kl_horizon=100"), 12)
     factor = 1 - 0.2 * 0.32
-    assert [logged["beta"] for logged in run.logged] == pytest.approx([0.05 * factor ** (step // 4) for step in range(12)])
+    assert [logged["beta"] for logged in run.logged] == pytest.approx(
+        [0.05 * factor ** (step // 4) for step in range(12)]
+    )
 
 
 def test_every_answer_is_in_the_table(letters: GPT, tmp_path: Path) -> None:
-    objective = online(tmp_path, letters, *GRPO, "stage.table_every=2", "stage.group_size=2", reward="share_of_a_or_none")
+    objective = online(
+        tmp_path, letters, *GRPO, "stage.table_every=2", "stage.group_size=2", reward="share_of_a_or_none"
+    )
     run = fit(objective, 8)
     found = sorted((tmp_path / "r" / "samples").iterdir())
     assert [path.name for path in found] == ["step-000000000-answers.jsonl", "step-000000004-answers.jsonl"]
@@ -565,19 +621,25 @@ def test_every_answer_is_in_the_table(letters: GPT, tmp_path: Path) -> None:
     assert len(lines) == 32 and list(lines[0]) == ["prompt", "answer", "ended", "score", "kl", "tokens"]
     assert all(line["prompt"] == other["prompt"] for line, other in zip(lines[::2], lines[1::2], strict=True))
     for line in lines:
-        assert line["score"] == (None if "b" in line["answer"] else pytest.approx(share_of_a("", line["answer"], True), abs=1e-4))
+        assert line["score"] == (
+            None if "b" in line["answer"] else pytest.approx(share_of_a("", line["answer"], True), abs=1e-4)
+        )
     scored = [line["score"] for line in lines if line["score"] is not None]
     assert run.logged[4]["score"] == pytest.approx(sum(scored) / len(scored), abs=1e-4)
 
 
 def test_evaluation_by_hand(letters: GPT, tmp_path: Path) -> None:
-    """One answer to each held-out prompt; of a policy that is its reference there is no KL. What cannot be scored counts for nothing."""
+    """One answer to each held-out prompt; of a policy that is its reference there is no KL. What cannot be scored
+    counts for nothing.
+    """
     objective = online(tmp_path, letters, *PPO, reward="share_of_a_or_none")
     metrics = objective.evaluate([{"index": torch.arange(4)}])
     answers = objective.answers([objective.prepared.val[i] for i in range(4)], 1, 0, lambda: False)
     assert answers is not None and metrics is not None
     scores = objective.scores(answers)
-    assert metrics["val/kl"] == pytest.approx(0, abs=1e-5) and metrics["val/ended"] == sum(a.ended for a in answers) / 4
+    assert (
+        metrics["val/kl"] == pytest.approx(0, abs=1e-5) and metrics["val/ended"] == sum(a.ended for a in answers) / 4
+    )
     assert metrics["val/score"] == pytest.approx(scores.nan_to_num().mean().item())
     assert metrics["val/loss"] == pytest.approx(-metrics["val/score"], abs=1e-5)
 
@@ -628,8 +690,9 @@ def best(objective: OnlineRL, beta: float) -> tuple[float, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage,seed", [("ppo", 0), ("ppo", 1), ("ppo", 2), ("grpo", 0)])
 def test_a_reward_that_can_be_verified_is_learnt(letters: GPT, tmp_path: Path, stage: str, seed: int) -> None:
-    """The share of one letter rises from an eighth to what is best for beta, .68, at the KL which that costs; with ten times the beta,
-    hardly. (With its KL in the loss GRPO stays at .5: there, a token is not charged what it makes later ones cost.)"""
+    """The share of one letter rises from an eighth to what is best for beta, .68, at the KL which that costs; with ten
+    times the beta, hardly. (With its KL in the loss GRPO stays at .5: there, a token is not charged what it makes
+    later ones cost.)"""
     argv = [f"stage={stage}", *LEARNING, *OF_EACH[stage], f"seed={seed}"]
     objective = online(tmp_path, letters, *argv, "stage.beta=0.2")
     before, (score, kl) = float(objective.reward(objective.draw(lambda: False) or []).mean()), best(objective, 0.2)
@@ -643,7 +706,9 @@ def test_a_reward_that_can_be_verified_is_learnt(letters: GPT, tmp_path: Path, s
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", OF_EACH)
 def test_without_a_kl_a_reward_is_overdone(letters: GPT, tmp_path: Path, stage: str) -> None:
-    """The reward counts a letter, where the truth is that it should not come twice in a row. Near the reference both rise."""
+    """The reward counts a letter, where the truth is that it should not come twice in a row. Near the reference both
+    rise.
+    """
 
     def worth(objective: OnlineRL) -> tuple[float, float]:
         answers = objective.answers(list(objective.prepared.train), 20, 0, lambda: False)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gengen.config.train import OptimConfig
-from gengen.training.optimizers import build_optimizer, rate
+from gengen.training.optim.groups import build_optimizer, rate
 
 
 def test_adamw_by_hand() -> None:

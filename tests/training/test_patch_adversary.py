@@ -1,4 +1,6 @@
-"""The adversarial term of an autoencoder: when it plays, what it moves, and that its penalties are those of its own logits."""
+"""The adversarial term of an autoencoder: when it plays, what it moves, and that its penalties are those of its own
+logits.
+"""
 
 from pathlib import Path
 
@@ -8,14 +10,16 @@ from safetensors.torch import load_file
 from test_autoencoding import SMALL, config_of, objective_of
 
 from gengen.checkpoints import store
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.training.metrics import read_metrics
-from gengen.training.patch_adversary import GAMMA, PatchAdversary
+from gengen.training.objectives.patch_adversary import GAMMA, PatchAdversary
 
 
 def adversary() -> PatchAdversary:
     torch.manual_seed(0)
-    made = PatchAdversary(config_of("model.adversarial=0.1", "model.adversarial_from=0.25", model="autoencoder_kl").model)  # type: ignore[arg-type]
+    made = PatchAdversary(
+        config_of("model.adversarial=0.1", "model.adversarial_from=0.25", model="autoencoder_kl").model
+    )  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in made.network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -46,7 +50,9 @@ def test_its_loss_is_the_relativistic_one_and_both_slopes() -> None:
     for a, b in zip(images, others, strict=True):
         a, b = a[None].requires_grad_(), b[None].requires_grad_()
         real, fake = made.network(a), made.network(b)
-        slopes = [torch.autograd.grad(x.mean(), at, retain_graph=True)[0].square().sum() for x, at in ((real, a), (fake, b))]
+        slopes = [
+            torch.autograd.grad(x.mean(), at, retain_graph=True)[0].square().sum() for x, at in ((real, a), (fake, b))
+        ]
         expected.append(torch.log1p((fake - real).exp()).mean() + GAMMA / 2 * sum(slopes))
     torch.testing.assert_close(loss, torch.stack(expected))
     assert real.shape == (1, 16)  # 16 pixels a side, in patches of 2, halved once
@@ -64,7 +70,13 @@ def test_the_autoencoder_is_moved_by_it_and_it_only_by_its_own_loss() -> None:
 
 
 def test_a_run_has_it_in_the_log_in_the_checkpoint_and_in_no_weights(picture_data: list[str], tmp_path: Path) -> None:
-    settings = ["model.adversarial=0.1", "model.adversarial_from=0.5", "trainer.max_steps=8", "trainer.log_every=1", "data.batch_size=12"]
+    settings = [
+        "model.adversarial=0.1",
+        "model.adversarial_from=0.5",
+        "trainer.max_steps=8",
+        "trainer.log_every=1",
+        "data.batch_size=12",
+    ]
     machine = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", f"runs_dir={tmp_path}", "run=r"]
     assert main(["train", "model=autoencoder_kl", *picture_data, *SMALL, *settings, *machine]) == 0
     rows = read_metrics(tmp_path / "r" / "metrics.csv")
@@ -75,8 +87,16 @@ def test_a_run_has_it_in_the_log_in_the_checkpoint_and_in_no_weights(picture_dat
     assert any("adversary.weights" in name for name in kept) and not any("adversary" in name for name in weights)
 
 
-def test_a_checkpoint_without_it_is_answered(picture_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["trainer.max_steps=2", "data.batch_size=12", "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1"]
+def test_a_checkpoint_without_it_is_answered(
+    picture_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        "trainer.max_steps=2",
+        "data.batch_size=12",
+        "trainer.precision=fp32",
+        "trainer.device=cpu",
+        "trainer.threads=1",
+    ]
     argv = ["train", "model=autoencoder_kl", *picture_data, *SMALL, *settings, f"runs_dir={tmp_path}"]
     assert main([*argv, "run=plain", "stop_at=1"]) == 0
     checkpoint = tmp_path / "plain" / "checkpoints" / "step-000000001"

@@ -13,24 +13,32 @@ import torch
 from torch import Tensor
 
 from gengen.alignment.losses import PREFERENCE_LOSSES
-from gengen.checkpoints.format import Checkpoint, unique_state, write
+from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
-from gengen.data.examples import Conversations, Preferences, PreparedExamples, Prompts
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.dialogue.packing import Conversations, Preferences, PreparedExamples, Prompts
+from gengen.data.text.tokenizer import TextTokenizer
 from gengen.models.gpt import GPT
-from gengen.training import preference
 from gengen.training.build import build_datamodule, build_trainer
-from gengen.training.language import FineTuning
 from gengen.training.objective import Batch, Objective
-from gengen.training.preference import DirectPreference
+from gengen.training.objectives import preference
+from gengen.training.objectives.language import FineTuning
+from gengen.training.objectives.preference import DirectPreference
 
 TOKENIZER = TextTokenizer.byte().with_chat()
 CONTEXT = 48
-SHAPE = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "ff": 48, "context": CONTEXT, "vocab_size": TOKENIZER.vocab_size}
+SHAPE = {
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "kv_heads": 1,
+    "ff": 48,
+    "context": CONTEXT,
+    "vocab_size": TOKENIZER.vocab_size,
+}
 CUTS: list[list[str]] = [[], ["data.micro_batch_size=4"], ["data.micro_batch_size=1"]]
 
 
@@ -39,7 +47,9 @@ def composed(*settings: str) -> TrainConfig:
     shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
     alone = ["init_from=runs/SFT", "optim.warmup=0", "optim.schedule=constant", "run=r", "data.batch_size=8"]
     return compose_train(
-        read_command_line([*shape, *alone, "trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", *settings])
+        read_command_line(
+            [*shape, *alone, "trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", *settings]
+        )
     )
 
 
@@ -48,7 +58,9 @@ def lively(model: Any, document_token: int | None = None) -> Any:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (0.2 if p.dim() < 2 else p.shape[-1] ** -0.5) + (p.dim() < 2)
+            )
     return model.train()
 
 
@@ -58,7 +70,13 @@ def pairs(n: int = 12) -> Preferences:
     answers = [["".join(draw.choice(list("abcd"), size=draw.integers(0, 11))) for _ in range(2)] for _ in range(n)]
     asked = [[{"role": "user", "content": "why " * (i % 3)}] for i in range(n)]
     rows = [
-        {"prompt": asked[i], "chosen": answers[i][0], "rejected": answers[i][1], "chosen_ended": True, "rejected_ended": i % 2 == 0}
+        {
+            "prompt": asked[i],
+            "chosen": answers[i][0],
+            "rejected": answers[i][1],
+            "chosen_ended": True,
+            "rejected_ended": i % 2 == 0,
+        }
         for i in range(n)
     ]
     rows = [row if row["rejected"] else row | {"rejected": "d"} for row in rows]
@@ -79,7 +97,9 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: Objective, prepared: A
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "update", recorded)
-        build_trainer(objective.config, L.Callback(), 1).fit(objective, datamodule=build_datamodule(objective.config, prepared))
+        build_trainer(objective.config, L.Callback(), 1).fit(
+            objective, datamodule=build_datamodule(objective.config, prepared)
+        )
     return found
 
 
@@ -93,7 +113,10 @@ def same_gradients(whole: dict[str, Tensor], *cut: dict[str, Tensor]) -> None:
 
 
 def talk(*texts: str) -> dict[str, Any]:
-    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)], "origin": ""}
+    return {
+        "messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)],
+        "origin": "",
+    }
 
 
 TALKS = [talk("hi", "hello"), talk("a?", "b", "c?", "de"), talk("how?", "so")]
@@ -116,14 +139,18 @@ def test_a_packed_row_is_worth_what_its_conversations_are(tuning: FineTuning) ->
     assert len(together["tokens"]) == 1
     nats = [tuning.loss_sum(batch).item() for batch in alone]
     counts = [tuning.count(batch).item() for batch in alone]
-    assert counts == [6, 5, 3] and tuning.count(together) == 14  # every letter the assistant says and the end of what it says
+    assert (
+        counts == [6, 5, 3] and tuning.count(together) == 14
+    )  # every letter the assistant says and the end of what it says
     assert tuning.loss_sum(together).item() / 14 == pytest.approx(sum(nats) / 14, abs=1e-5)
     metrics = tuning.evaluate([together])
     assert metrics is not None and metrics["val/loss"] == pytest.approx(sum(nats) / 14, abs=1e-5)
 
 
 def test_a_conversation_does_not_see_the_one_before_it(tuning: FineTuning) -> None:
-    """Another text in the first leaves the logits of the others as they were, to the bit; without isolation it would not."""
+    """Another text in the first leaves the logits of the others as they were, to the bit; without isolation it would
+    not.
+    """
     tokens = packed(*TALKS)["tokens"]
     begins = (tokens[0] == TOKENIZER.start).nonzero()[1, 0].item()
     other = tokens.clone()
@@ -150,7 +177,9 @@ def test_nothing_is_learnt_from_what_the_user_says(tuning: FineTuning, monkeypat
 
 def test_micro_batches_of_conversations_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows with few and with many trained tokens."""
-    part = Conversations([talk("?" * (3 * i % 20), "ab" * (7 * i % 10) + "c") for i in range(40)], TOKENIZER, CONTEXT, "assistant")
+    part = Conversations(
+        [talk("?" * (3 * i % 20), "ab" * (7 * i % 10) + "c") for i in range(40)], TOKENIZER, CONTEXT, "assistant"
+    )
     model = lively(GPT(GPTConfig(**SHAPE, document_token=TOKENIZER.start)))  # type: ignore[arg-type]
     found = []
     for cut in CUTS:
@@ -184,11 +213,15 @@ def moved(model: GPT) -> None:
 
 @pytest.mark.parametrize("loss,at_first", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("ipo", 25.0)])
 def test_a_policy_that_is_its_reference(tmp_path: Path, loss: str, at_first: float) -> None:
-    """It knows no better than chance; the reference learns nothing and the first step makes the preferred answers likelier."""
+    """It knows no better than chance; the reference learns nothing and the first step makes the preferred answers
+    likelier.
+    """
     objective = preferring(tmp_path, f"stage.loss={loss}", "optim.lr=1e-3")
     everything = objective.prepared.train.batch(np.arange(12))
     metrics = objective.evaluate([everything])
-    assert metrics == pytest.approx({"val/loss": at_first, "val/accuracy": 0.5, "val/chosen": 0, "val/rejected": 0}, abs=1e-5)
+    assert metrics == pytest.approx(
+        {"val/loss": at_first, "val/accuracy": 0.5, "val/chosen": 0, "val/rejected": 0}, abs=1e-5
+    )
     reference = [p.clone() for p in objective._reference[0].parameters()]
     data = build_datamodule(objective.config, objective.prepared)
     build_trainer(objective.config, L.Callback(), 12).fit(objective, datamodule=data)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.train import OptimConfig, TrainConfig
+from gengen.errors import UserError
 from gengen.registry import MODELS
-from gengen.training.muon import Muon, orthogonalized
-from gengen.training.optimizers import build_optimizer
+from gengen.training.optim.groups import build_optimizer
+from gengen.training.optim.muon import Muon, orthogonalized
 
 IMAGES = {"resolution": 16, "channels": 1, "classes": ["a", "b"], "sigma_data": 0.9}
 
@@ -99,16 +99,29 @@ FAMILIES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_muon_has_the_maps_between_features_and_nothing_else(name: str) -> None:
-    """It asked for 2-D weights with ".blocks." in the name: of all image families none, so it was AdamW without a word."""
+    """It asked for 2-D weights with ".blocks." in the name: of all image families none, so it was AdamW without a
+    word.
+    """
     model, optimizer = built(name, *FAMILIES[name])
     names: dict[bool, set[str]] = {True: set(), False: set()}
     for group in optimizer.param_groups:
         names[group["muon"]] |= set(group["param_names"])
-    assert names[True] | names[False] == {key for key, _ in model.named_parameters()} and not names[True] & names[False]
+    assert (
+        names[True] | names[False] == {key for key, _ in model.named_parameters()} and not names[True] & names[False]
+    )
     count = {muon: sum(model.get_parameter(key).numel() for key in names[muon]) for muon in names}
     assert count[True] > (0.3 if name == "gpt" else 1.5) * count[False]
     assert all(model.get_parameter(key).dim() >= 2 for key in names[True])
-    ends = ("embedding", "classes", "level.", "conv_in.weight", "conv_out.weight", "norm_out", "log_scale", "bottleneck")
+    ends = (
+        "embedding",
+        "classes",
+        "level.",
+        "conv_in.weight",
+        "conv_out.weight",
+        "norm_out",
+        "log_scale",
+        "bottleneck",
+    )
     assert not [key for key in names[True] if key.startswith(ends)]
 
 
@@ -118,7 +131,9 @@ def test_every_registered_family_names_its_maps_or_refuses() -> None:
 
 
 def test_a_convolution_moves_as_the_matrix_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step: w - lr sqrt(max(1, m / n)) O(g (2 - b) ...) with the weight (out, in, 3, 3) as (out, 9 in); parts by themselves."""
+    """One step: w - lr sqrt(max(1, m / n)) O(g (2 - b) ...) with the weight (out, in, 3, 3) as (out, 9 in); parts by
+    themselves.
+    """
     monkeypatch.setattr(Tensor, "bfloat16", lambda self: self)
     model, optimizer = built("unet", *FAMILIES["unet"])
     for group in optimizer.param_groups:
@@ -140,6 +155,10 @@ def test_a_convolution_moves_as_the_matrix_it_is(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(*moved("down.1.0.block.conv_in.weight"), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(*moved("up.0.0.block.skip.weight"), atol=1e-5, rtol=1e-4)
     for third in range(3):
-        torch.testing.assert_close(*moved("middle.0.attention.qkv.weight", slice(64 * third, 64 * third + 64)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            *moved("middle.0.attention.qkv.weight", slice(64 * third, 64 * third + 64)), atol=1e-5, rtol=1e-4
+        )
     for half in range(2):
-        torch.testing.assert_close(*moved("down.1.0.block.film.weight", slice(64 * half, 64 * half + 64)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            *moved("down.1.0.block.film.weight", slice(64 * half, 64 * half + 64)), atol=1e-5, rtol=1e-4
+        )

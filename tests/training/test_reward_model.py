@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gengen.config.model import GPTConfig
 from gengen.evaluation.alignment import spearman
-from gengen.generation.rewards import Answer, Scorer
+from gengen.generation.text.rewards import Answer, Scorer
 from gengen.models.reward import RewardModel
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.objective import Batch
-from gengen.training.reward import RewardModeling
+from gengen.training.objectives.reward import RewardModeling
 
 
 def rating(*settings: str, **shape: int) -> RewardModeling:
@@ -45,7 +45,10 @@ def test_the_loss_by_hand() -> None:
     batch = objective.prepared.train.batch(np.arange(12))
     with torch.no_grad():
         outputs = torch.tensor(
-            [[objective.model(torch.from_numpy(t[None]).long())[0, -1].item() for t, _ in e] for e in examples(objective)]
+            [
+                [objective.model(torch.from_numpy(t[None]).long())[0, -1].item() for t, _ in e]
+                for e in examples(objective)
+            ]
         )
         gap, total = outputs[:, 0] - outputs[:, 1], outputs.sum(1)
         by_hand = torch.log1p((batch["margin"] - gap).exp()) + 0.03 * total**2
@@ -60,12 +63,14 @@ def examples(objective: RewardModeling) -> list[list[np.ndarray]]:
 
 
 def test_calibration_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three pairs at probability .7, of which two are right, and one at .9, which is wrong: |2 - 2.1| / 4 + |0 - .9| / 4. The batches do
-    not matter."""
+    """Three pairs at probability .7, of which two are right, and one at .9, which is wrong: |2 - 2.1| / 4 + |0 - .9| /
+    4. The batches do not matter."""
     objective = rating()
     gaps = torch.tensor([math.log(7 / 3), -math.log(7 / 3), math.log(7 / 3), -math.log(9)])
     monkeypatch.setattr(
-        RewardModeling, "outputs", lambda self, network, batch: torch.stack([batch["gap"], torch.zeros_like(batch["gap"])], 1)
+        RewardModeling,
+        "outputs",
+        lambda self, network, batch: torch.stack([batch["gap"], torch.zeros_like(batch["gap"])], 1),
     )
     for cut in ([4], [1, 3], [2, 1, 1]):
         metrics = objective.evaluate([{"gap": part, "margin": torch.zeros(len(part))} for part in gaps.split(cut)])
@@ -75,7 +80,9 @@ def test_calibration_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_micro_batches_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    same_gradients(*(gradients(monkeypatch, objective, objective.prepared) for objective in (rating(*cut) for cut in CUTS)))
+    same_gradients(
+        *(gradients(monkeypatch, objective, objective.prepared) for objective in (rating(*cut) for cut in CUTS))
+    )
 
 
 @pytest.mark.parametrize("ema", [[], ["optim.ema=0.9"]], ids=["", "averaged"])
@@ -101,8 +108,12 @@ def test_a_save_sets_the_scale(ema: list[str]) -> None:
     with objective.averaged():
         scorer = Scorer(objective.model, TOKENIZER)
         sides = [pair.astype(int) for example in examples(objective) for pair in example]
-        scores = scorer([Answer(tokens[mask == 0].tolist(), tokens[mask == 1].tolist(), False) for tokens, mask in sides])
-    assert scores.mean().item() == pytest.approx(0, abs=1e-5) and scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+        scores = scorer(
+            [Answer(tokens[mask == 0].tolist(), tokens[mask == 1].tolist(), False) for tokens, mask in sides]
+        )
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5) and scores.std(correction=0).item() == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_the_scale_is_found_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +134,8 @@ def test_the_scale_is_found_in_micro_batches(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def known(count: int, worth: Tensor, draw: torch.Generator) -> tuple[Batch, Tensor]:
-    """Pairs of answers of four to eight letters, labelled by Bradley-Terry, and by how much the first is the better one: r* is the sum of
-    what its letters are worth, and the gap's standard deviation is 2."""
+    """Pairs of answers of four to eight letters, labelled by Bradley-Terry, and by how much the first is the better
+    one: r* is the sum of what its letters are worth, and the gap's standard deviation is 2."""
     lengths = torch.randint(4, 9, (count, 2, 1), generator=draw)
     there = torch.arange(8) < lengths
     letters = torch.randint(len(worth), (count, 2, 8), generator=draw)
@@ -138,8 +149,9 @@ def known(count: int, worth: Tensor, draw: torch.Generator) -> tuple[Batch, Tens
 
 @pytest.mark.slow
 def test_it_learns_what_can_be_known() -> None:
-    """At a standard deviation of 2 the truth itself is right .778 of the time, at a loss of .462: so nearly is what is learnt, it says how
-    sure it may be, and puts answers in the order of their worth. (The default centring makes it 3/4 as sure: ECE .04 for .01.)"""
+    """At a standard deviation of 2 the truth itself is right .778 of the time, at a loss of .462: so nearly is what is
+    learnt, it says how sure it may be, and puts answers in the order of their worth. (The default centring makes it
+    3/4 as sure: ECE .04 for .01.)"""
     draw = torch.Generator().manual_seed(0)
     worth = torch.randn(12, generator=draw)
     worth -= worth.mean()
@@ -160,7 +172,11 @@ def test_it_learns_what_can_be_known() -> None:
         optimizer.zero_grad()
     metrics = objective.evaluate([held_out])
     assert metrics is not None
-    assert metrics["val/accuracy"] >= truth[0] - 0.03 and metrics["val/loss"] <= truth[1] + 0.03 and metrics["val/ece"] <= 0.05
+    assert (
+        metrics["val/accuracy"] >= truth[0] - 0.03
+        and metrics["val/loss"] <= truth[1] + 0.03
+        and metrics["val/ece"] <= 0.05
+    )
     with torch.no_grad():
         found = objective.outputs(model, held_out)
     assert spearman((found[:, 0] - found[:, 1]).numpy(), gap.numpy()) >= 0.9

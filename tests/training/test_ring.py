@@ -19,7 +19,10 @@ def test_the_recipe_covers_every_mode() -> None:
 
 def test_a_mode_counts_as_covered_by_a_quarter_of_its_share() -> None:
     """Seen on the data themselves, and on those of three modes."""
-    points, objective = RING.Points(), SimpleNamespace(c=SimpleNamespace(latent_size=4), averaged=nullcontext, model=SimpleNamespace())
+    points, objective = (
+        RING.Points(),
+        SimpleNamespace(c=SimpleNamespace(latent_size=4), averaged=nullcontext, model=SimpleNamespace()),
+    )
     objective.model.generator = lambda z, labels: points.train[: len(z)]
     modes, near = RING.covered(objective)
     assert modes == 8 and near == pytest.approx(0.989, abs=0.005)  # of a Gaussian in the plane, 1 - exp(-9 / 2)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gengen.checkpoints import store
+from gengen.checkpoints.metrics_csv import Metrics, read_metrics
 from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainerConfig
-from gengen.data.text import Steps, TextData, prepare_for
-from gengen.generation.text import TextGenerator
+from gengen.data.text.windows import Steps, TextData, prepare_for
+from gengen.generation.text.generator import TextGenerator
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.build import build_objective, fitted_to_budget, steps_within
-from gengen.training.language import Pretraining, bits_per_byte
-from gengen.training.metrics import Metrics, read_metrics
+from gengen.training.objectives.language import Pretraining, bits_per_byte
 
 
 def first_moments(run: Path) -> dict[str, Tensor]:
@@ -65,10 +65,14 @@ def test_micro_batches_give_the_gradient_of_the_whole(tiny: list[str], tmp_path:
     whole = gradient(tiny, tmp_path, "whole")
     assert len(whole) == 2 * 8 + 2 and max(g.abs().max().item() for g in whole.values()) > 1e-3
     for size in (4, 1):
-        torch.testing.assert_close(gradient(tiny, tmp_path, f"by-{size}", f"data.micro_batch_size={size}"), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            gradient(tiny, tmp_path, f"by-{size}", f"data.micro_batch_size={size}"), whole, rtol=0, atol=1e-6
+        )
 
 
-def test_a_mean_of_means_would_be_noticed(tiny: list[str], tmp_path: Path, ragged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mean_of_means_would_be_noticed(
+    tiny: list[str], tmp_path: Path, ragged: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bug put back: each micro-batch divided by its own count."""
     whole = gradient(tiny, tmp_path, "whole")
     right = Pretraining.backward_share
@@ -78,7 +82,9 @@ def test_a_mean_of_means_would_be_noticed(tiny: list[str], tmp_path: Path, ragge
 
     monkeypatch.setattr(Pretraining, "backward_share", wrong)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(gradient(tiny, tmp_path, "wrong", "data.micro_batch_size=4"), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            gradient(tiny, tmp_path, "wrong", "data.micro_batch_size=4"), whole, rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.fault("F7")
@@ -88,9 +94,19 @@ def test_two_ranks_give_the_gradient_and_the_curve_of_one(tiny: list[str], tmp_p
     two = gradient(tiny, tmp_path, "two", "trainer.devices=2", "data.micro_batch_size=4")
     torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
     for name, devices in (("curve-one", 1), ("curve-two", 2)):
-        argv = [*tiny, "data.batch_size=16", "trainer.log_every=1", "trainer.max_steps=20", f"runs_dir={tmp_path}", f"run={name}"]
+        argv = [
+            *tiny,
+            "data.batch_size=16",
+            "trainer.log_every=1",
+            "trainer.max_steps=20",
+            f"runs_dir={tmp_path}",
+            f"run={name}",
+        ]
         assert main(["train", *argv, f"trainer.devices={devices}"]) == 0
-    curves = [[row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("curve-one", "curve-two")]
+    curves = [
+        [row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")]
+        for name in ("curve-one", "curve-two")
+    ]
     assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], rel=1e-5)
     bpb = [read_metrics(tmp_path / name / "metrics.csv")[-1]["val/bpb"] for name in ("curve-one", "curve-two")]
     assert bpb[1] == pytest.approx(bpb[0], rel=1e-5)
@@ -117,10 +133,17 @@ def test_a_budget_becomes_a_number_of_steps_and_leaves_no_other_trace(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = [setting for setting in tiny if not setting.startswith("trainer.max_steps")]
-    assert main(["train", *plain, "trainer.budget=0.3s", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=timed"]) == 0
+    assert (
+        main(["train", *plain, "trainer.budget=0.3s", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=timed"]) == 0
+    )
     steps = json.loads((tmp_path / "timed" / "config.json").read_text())["trainer"]["max_steps"]
     assert 16 <= steps < 2000 and f"steps  {steps} fit in trainer.budget=0.3s here" in capsys.readouterr().out
-    assert main(["train", *plain, f"trainer.max_steps={steps}", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=counted"]) == 0
+    assert (
+        main(
+            ["train", *plain, f"trainer.max_steps={steps}", "model.dropout=0.1", f"runs_dir={tmp_path}", "run=counted"]
+        )
+        == 0
+    )
     timed, counted = (tmp_path / run / "checkpoints" / f"step-{steps:09d}" for run in ("timed", "counted"))
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         assert (timed / name).read_bytes() == (counted / name).read_bytes()
@@ -167,7 +190,14 @@ def test_a_step_that_is_not_finite_changes_no_weight(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poisoned(monkeypatch, range(10, 11))
-    argv = [*tiny, "optim.ema=0.9", "trainer.log_every=1", "trainer.save_every=1", "trainer.keep=50", "trainer.max_steps=12"]
+    argv = [
+        *tiny,
+        "optim.ema=0.9",
+        "trainer.log_every=1",
+        "trainer.save_every=1",
+        "trainer.keep=50",
+        "trainer.max_steps=12",
+    ]
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     before, bad, after = (tmp_path / "r" / "checkpoints" / f"step-{step:09d}" for step in (10, 11, 12))
     for name in ("model", "ema", "optimizer"):
@@ -181,7 +211,9 @@ def test_too_many_bad_steps_stop_the_run_and_leave_its_checkpoints(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poisoned(monkeypatch, range(12, 100))
-    assert main(["train", *tiny, "trainer.log_every=1", "trainer.max_bad_steps=3", f"runs_dir={tmp_path}", "run=r"]) == 1
+    assert (
+        main(["train", *tiny, "trainer.log_every=1", "trainer.max_bad_steps=3", f"runs_dir={tmp_path}", "run=r"]) == 1
+    )
     assert "step 16: loss or gradient not finite, for 4 steps in a row" in capsys.readouterr().err
     assert store.step_of(store.all_steps(tmp_path / "r" / "checkpoints")[0]) == 10
     monkeypatch.undo()
@@ -263,7 +295,9 @@ def test_a_prompt_that_the_context_does_not_hold_is_left_out_of_previews(tiny: l
 
 
 def test_a_column_that_a_run_no_longer_has_is_left_out_when_it_goes_on(tmp_path: Path) -> None:
-    """A curve with a share of the peak in it, by a version that counted too little; the row of the same step is merged."""
+    """A curve with a share of the peak in it, by a version that counted too little; the row of the same step is
+    merged.
+    """
     path = tmp_path / "metrics.csv"
     path.write_text("step,seconds,train/loss,val/loss,mfu\n1,1,0.5,,0.25\n2,2,0.375,,0.25\n")
     metrics = Metrics(path, ["step", "seconds", "train/loss", "val/loss"])

@@ -1,7 +1,9 @@
-"""DiffAugment (Zhao et al. 2020): both real and generated images are changed at random before the discriminator sees them, by
-maps that can be differentiated, so that it cannot learn a small training set by heart and the generator learns no augmentation.
+"""DiffAugment (Zhao et al. 2020): both real and generated images are changed at random before the discriminator sees
+them, by maps that can be differentiated, so that it cannot learn a small training set by heart and the generator
+learns no augmentation.
 
-Each is a function (images (B, C, H, W), u (B, DRAWS) uniform in [0, 1)) -> images, linear in the images but for brightness.
+Each is a function (images (B, C, H, W), u (B, DRAWS) uniform in [0, 1)) -> images, linear in the images but for
+brightness.
 """
 
 from collections.abc import Sequence

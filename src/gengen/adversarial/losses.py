@@ -1,4 +1,6 @@
-"""What the two networks of a GAN play for: functions of logits, the penalty on the discriminator's slope, and their schedules."""
+"""What the two networks of a GAN play for: functions of logits, the penalty on the discriminator's slope, and their
+schedules.
+"""
 
 import math
 from collections.abc import Callable
@@ -21,7 +23,9 @@ class Loss(NamedTuple):
 
 LOSSES = {
     # Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2: which of the two is real, rather than whether each one is
-    "relativistic": Loss(lambda real, fake: softplus(fake - real), lambda real, fake: softplus(real - fake), paired=True),
+    "relativistic": Loss(
+        lambda real, fake: softplus(fake - real), lambda real, fake: softplus(real - fake), paired=True
+    ),
     # Goodfellow et al. 2014, sec. 3
     "nonsaturating": Loss(lambda real, fake: softplus(-real) + softplus(fake), lambda real, fake: softplus(-fake)),
     # Lim & Ye 2017; Miyato et al. 2018, eq. 16 and 17
@@ -30,11 +34,12 @@ LOSSES = {
 
 
 def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
-    """|d logit / d image|^2 of each image, (B,): times gamma / 2 it is R1 on real images and R2 on generated ones (Mescheder et al.
-    2018, eq. 9 and 10). It can be differentiated once more; `images` (B, C, H, W) must require gradients, in fp32,
-    and autocast must be off here too, where it would put the slope's matrix products in bf16.
+    """|d logit / d image|^2 of each image, (B,): times gamma / 2 it is R1 on real images and R2 on generated ones
+    (Mescheder et al. 2018, eq. 9 and 10). It can be differentiated once more; `images` (B, C, H, W) must require
+    gradients, in fp32, and autocast must be off here too, where it would put the slope's matrix products in bf16.
 
-    logits: (B,), or (B, P), whose mean over P is then what is differentiated; a row's may depend on its own image only.
+    logits: (B,), or (B, P), whose mean over P is then what is differentiated; a row's may depend on its own image
+    only.
     """
     total = logits.flatten(1).mean(1).sum() if logits.dim() > 1 else logits.sum()
     (slope,) = torch.autograd.grad(total, images, create_graph=True)
@@ -42,11 +47,12 @@ def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def lazy_gain(step: int, every: int) -> float:
-    """The weight of a penalty in update number `step` (from 0) that counts in every `every`-th update only: `every`, or 0.
+    """The weight of a penalty in update number `step` (from 0) that counts in every `every`-th update only: `every`,
+    or 0.
 
-    Its mean is 1, so the expected gradient is that of a penalty in each update. The penalty joins the loss of its update, so an
-    optimizer makes as many updates as without it and its rate and decays need no correction. (Karras et al. 2020, app. B, give the
-    penalty updates of its own, k + 1 where k were, and correct Adam by k / (k + 1).)
+    Its mean is 1, so the expected gradient is that of a penalty in each update. The penalty joins the loss of its
+    update, so an optimizer makes as many updates as without it and its rate and decays need no correction. (Karras et
+    al. 2020, app. B, give the penalty updates of its own, k + 1 where k were, and correct Adam by k / (k + 1).)
     """
     return float(every) if step % every == 0 else 0.0
 

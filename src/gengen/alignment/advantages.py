@@ -30,7 +30,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = False) -> Tensor:
-    """x (B, T) with variance 1 over the mask, and with mean 0 there or, without shift_mean, the mean it had; 0 off the mask.
+    """x (B, T) with variance 1 over the mask, and with mean 0 there or, without shift_mean, the mean it had; 0 off the
+    mask.
 
     unbiased: the variance is over one less than the count. A single value has no variance: it becomes its mean, or 0.
     """
@@ -43,13 +44,13 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = Fa
 
 
 def group_advantages(rewards: Tensor, how: str, costs: Tensor | float = 0.0) -> Tensor:
-    """How much better each of a prompt's n responses is than the others, (groups, n) as the rewards; exactly 0 where all are equal.
-    One whose reward is NaN is 0, and none of the n.
+    """How much better each of a prompt's n responses is than the others, (groups, n) as the rewards; exactly 0 where
+    all are equal. One whose reward is NaN is 0, and none of the n.
 
-    grpo: (r - mean) / (std + 1e-6), std over n - 1 (Shao et al. 2024); dr_grpo: r - mean (Liu et al. 2025); rloo: r - the mean of the
-    n - 1 others (Ahmadian et al. 2024), for n > 1.
-    costs: beta KL of each response, (groups, n), taken from the rewards. For grpo that comes after the division, which is
-    by the deviation of the rewards alone: where those are all equal, nothing magnifies the costs.
+    grpo: (r - mean) / (std + 1e-6), std over n - 1 (Shao et al. 2024); dr_grpo: r - mean (Liu et al. 2025); rloo: r -
+    the mean of the n - 1 others (Ahmadian et al. 2024), for n > 1.
+    costs: beta KL of each response, (groups, n), taken from the rewards. For grpo that comes after the division, which
+    is by the deviation of the rewards alone: where those are all equal, nothing magnifies the costs.
     """
     if how == "grpo":
         centred = from_mean(rewards)

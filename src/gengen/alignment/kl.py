@@ -1,13 +1,16 @@
-"""How far a policy is from its reference: estimators from the tokens it drew, the weight that holds it near, a bound for best-of-n.
+"""How far a policy is from its reference: estimators from the tokens it drew, the weight that holds it near, a bound
+for best-of-n.
 
-Where an estimator stands decides what is minimized (beside each, what its gradient is in expectation over the policy's own draws):
+Where an estimator stands decides what is minimized (beside each, what its gradient is in expectation over the policy's
+own draws):
 
             in the reward, without gradient        in the loss
     k1      grad KL(pi || ref)                     0
     k2                                             grad KL(pi || ref)
     k3      grad KL(pi || ref) - KL(ref || pi)     grad KL(ref || pi)
 
-So k1 belongs in a reward and k2 in a loss. k3 in a reward hardly holds a policy near its reference, and lets it collapse.
+So k1 belongs in a reward and k2 in a loss. k3 in a reward hardly holds a policy near its reference, and lets it
+collapse.
 """
 
 import math
@@ -37,7 +40,8 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 @dataclass
 class KLController:
-    """The weight beta of the KL: fixed, or steered so that the KL of a response nears `target` (Ziegler et al. 2019, sec. 2.2).
+    """The weight beta of the KL: fixed, or steered so that the KL of a response nears `target` (Ziegler et al. 2019,
+    sec. 2.2).
 
     target: nats of a whole response, not of a token; horizon: episodes. Its state is beta.
     """
@@ -54,5 +58,7 @@ class KLController:
 
 
 def best_of_n_kl(n: int) -> float:
-    """The most nats the best of n draws is from one draw: ln n - (n - 1) / n (Stiennon et al. 2020; Beirami et al. 2024: a bound)."""
+    """The most nats the best of n draws is from one draw: ln n - (n - 1) / n (Stiennon et al. 2020; Beirami et al.
+    2024: a bound).
+    """
     return math.log(n) - (n - 1) / n

@@ -1,4 +1,6 @@
-"""From logits to log-probabilities: of the distribution the tokens were drawn from, so with the temperature of the draw."""
+"""From logits to log-probabilities: of the distribution the tokens were drawn from, so with the temperature of the
+draw.
+"""
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def of_tokens(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """log_p (..., V) at tokens (...) of the same places. On the shifted axis these are those of logits[:, :-1] and tokens[:, 1:]."""
+    """log_p (..., V) at tokens (...) of the same places. On the shifted axis these are those of logits[:, :-1] and
+    tokens[:, 1:].
+    """
     return log_p.gather(-1, tokens[..., None])[..., 0]
 
 

@@ -1,4 +1,6 @@
-"""What post-training descends: losses of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that are fair."""
+"""What post-training descends: losses of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that
+are fair.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,14 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:
     """-log sigma(chosen - rejected - margin) + centring (chosen + rejected)^2 of each pair of scores (B,).
 
-    The margin is how much better the chosen one is at least (Touvron et al. 2023, eq. 2); centring ties the sum of the two, which
-    the first term leaves free, to 0 (Eisenstein et al. 2023).
+    The margin is how much better the chosen one is at least (Touvron et al. 2023, eq. 2); centring ties the sum of the
+    two, which the first term leaves free, to 0 (Eisenstein et al. 2023).
     """
     return centring * (chosen + rejected).square() - F.logsigmoid(chosen - rejected - margin)
 
 
-# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected): sums over
+# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected): sums
+# over
 # a response, or means over its tokens.
 
 
@@ -58,10 +61,11 @@ PREFERENCE_LOSSES = {"dpo": dpo, "cdpo": cdpo, "ipo": ipo}
 
 
 def aggregate(losses: Tensor, mask: Tensor, how: str, length: int) -> Tensor:
-    """One number a row, (B,), to be added up and divided by the count of the whole step over all ranks, never of a micro-batch.
+    """One number a row, (B,), to be added up and divided by the count of the whole step over all ranks, never of a
+    micro-batch.
 
-    losses, mask: (B, T). token: the row's sum, and the count is of tokens. sequence: the mean over its tokens, and constant: its sum
-    / length (Liu et al. 2025), and the count is of rows. A row without tokens gives 0.
+    losses, mask: (B, T). token: the row's sum, and the count is of tokens. sequence: the mean over its tokens, and
+    constant: its sum / length (Liu et al. 2025), and the count is of rows. A row without tokens gives 0.
     """
     total = losses.where(mask > 0, 0).sum(1)
     if how == "sequence":

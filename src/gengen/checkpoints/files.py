@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gengen.config.errors import UserError
 from gengen.config.limits import parse_json
+from gengen.errors import UserError
 
 MAX_JSON = 16 * 2**20  # bytes
 NOT_FINITE = ("nan", "inf", "-inf")  # as {"float": one of them} in our JSON, which has no numbers for them

@@ -12,9 +12,9 @@ from typing import Any
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.checkpoints.migrate import read_config
-from gengen.config.errors import RunLocked, UserError, did_you_mean
 from gengen.config.limits import parse_json
 from gengen.config.redact import redact
+from gengen.errors import RunLocked, UserError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -39,7 +39,8 @@ class Run:
         replace_text(self.path / "config.json", redact(to_json(config)))
 
     def lock(self) -> str | None:
-        """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was taken over.
+        """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was
+        taken over.
 
         Raises RunLocked, naming pid and host, while another process holds it.
         """
@@ -52,12 +53,18 @@ class Run:
         try:  # a record lock: the system drops it when the process dies, and forked workers do not inherit it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunLocked(f"{self.path} is being written by pid {holder.get('pid', '?')} on {holder.get('host', '?')}") from None
+            raise RunLocked(
+                f"{self.path} is being written by pid {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            ) from None
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         self._lock = file
-        return f"took over the lock of pid {holder['pid']} on {holder.get('host')}, which is gone" if holder.get("pid") else None
+        return (
+            f"took over the lock of pid {holder['pid']} on {holder.get('host')}, which is gone"
+            if holder.get("pid")
+            else None
+        )
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -72,7 +79,9 @@ def check_name(name: str) -> None:
 
 
 def create(runs_dir: Path, name: str | None, stem: str) -> Run:
-    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the same number."""
+    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the
+    same number.
+    """
     if name is not None:
         check_name(name)
     runs_dir.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gengen.checkpoints.files import Damaged, fsync, replace_text
-from gengen.checkpoints.format import Checkpoint, verify, write
-from gengen.config.errors import NoCheckpoint, UserError
+from gengen.checkpoints.layout import Checkpoint, verify, write
+from gengen.errors import NoCheckpoint, UserError
 from gengen.faults import fault
 
 Say = Callable[[str], None]
@@ -33,7 +33,9 @@ class SaveFailed(UserError):
 
 
 def save(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST. Raises SaveFailed."""
+    """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST.
+    Raises SaveFailed.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         check_space(root, checkpoint.nbytes(), checkpoint.nbytes())

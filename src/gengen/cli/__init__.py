@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from gengen.cli.screen import screened
-from gengen.config.errors import UserError, did_you_mean, place, raised
+from gengen.errors import UserError, did_you_mean, place, raised
 from gengen.registry import own_packages
 
 COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "align", "doctor"]
@@ -13,7 +13,8 @@ COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export"
 
 def main(argv: list[str] | None = None) -> int:
     """Run `gengen COMMAND ...`; returns the exit code. User errors are one message on stderr, without a traceback."""
-    # Threads that wait for each other give way soon: alone this costs nothing, beside another process it saves a third.
+    # Threads that wait for each other give way soon: alone this costs nothing, beside another process it saves a
+    # third.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     with screened():
         return answered(sys.argv[1:] if argv is None else argv)
@@ -23,7 +24,9 @@ def answered(argv: list[str]) -> int:
     """The exit code of a command, its errors printed."""
     try:
         if not argv or argv[0] not in COMMANDS:
-            raise UserError(f"no such command: {argv[0] if argv else '(none)'}" + did_you_mean(argv[0] if argv else "", COMMANDS))
+            raise UserError(
+                f"no such command: {argv[0] if argv else '(none)'}" + did_you_mean(argv[0] if argv else "", COMMANDS)
+            )
         code: int = import_module(f"gengen.cli.{argv[0]}").main(argv[1:])
         return code
     except UserError as error:

@@ -1,4 +1,6 @@
-"""`align`: the whole of post-training on stories whose worth is known: each stage is trained, and judged by the gold reward."""
+"""`align`: the whole of post-training on stories whose worth is known: each stage is trained, and judged by the gold
+reward.
+"""
 
 import time
 from itertools import islice
@@ -6,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from gengen.cli import main as gengen
+from gengen.config.commands import AlignConfig
 from gengen.config.compose import compose_flat, read_command_line
 from gengen.config.help import flat_help
-from gengen.config.sample import AlignConfig
 from gengen.config.stage import OnlineConfig
 
-MODEL = ["model=gpt", "model.kv_heads=4", "model.heads=4", "model.mlp=gelu", "model.tied=true", "model.context=96", "model.dropout=0"]
+MODEL = [
+    "model=gpt",
+    "model.kv_heads=4",
+    "model.heads=4",
+    "model.mlp=gelu",
+    "model.tied=true",
+    "model.context=96",
+    "model.dropout=0",
+]
 SETTINGS = ["trainer.precision=fp32", "trainer.compile=false"]
 PROFILES: dict[str, dict[str, list[str]]] = {
-    "toy": {  # Muon learns within 300 steps to say again what was said before (val/loss .99); AdamW not in 300 of twice the size (1.16)
+    # Muon learns within 300 steps to say again what was said before (val/loss .99); AdamW not in 300 of twice the size
+    # (1.16)
+    "toy": {
         "base": ["model.width=96", "model.layers=3", "model.ff=384", "data.batch_size=32", "trainer.max_steps=400"],
         "pairs": ["n=4"],
     },
@@ -53,14 +65,24 @@ def main(argv: list[str]) -> int:
             f"seed {row['seed']}  {row['stage']:10} {row['metric']:9} {figures}"
             + (f"  KL {row['kl']:.1f}" if row["kl"] is not None else "")
         )
-    missed = [f"{g['stage']} {g['figure']} {g['sign']} {g['threshold']}: {g['values']}" for g in report["gates"] if not all(g["met"])]
-    print(f"gates  {len(report['gates']) - len(missed)} of {len(report['gates'])} met by every seed", *missed, sep="\n       ")
+    missed = [
+        f"{g['stage']} {g['figure']} {g['sign']} {g['threshold']}: {g['values']}"
+        for g in report["gates"]
+        if not all(g["met"])
+    ]
+    print(
+        f"gates  {len(report['gates']) - len(missed)} of {len(report['gates'])} met by every seed",
+        *missed,
+        sep="\n       ",
+    )
     print(f"report {folder}/{report['file']}.html, .json  in {time.monotonic() - start:.0f} s")
     return 0
 
 
 def train(profile: str, folder: Path, seed: int) -> int:
-    """Every stage of a seed, each a run in the folder. What is finished is not done again. The exit code of the first that fails, or 0."""
+    """Every stage of a seed, each a run in the folder. What is finished is not done again. The exit code of the first
+    that fails, or 0.
+    """
     sft, pairs = f"init_from={folder}/sft", f"{folder}/pairs.jsonl"
     preferences = ["data=preferences", f"data.path={pairs}"]
     stages = {
@@ -86,10 +108,10 @@ def train(profile: str, folder: Path, seed: int) -> int:
 
 def judged(profile: str, folder: Path, seed: int, split: str) -> dict[str, Any]:
     """What is known of a seed's runs, by the held-out prompts of a split: val or test."""
-    from gengen.data.storygen import examples
+    from gengen.checkpoints.metrics_csv import read_metrics
+    from gengen.data.sources.storygen import examples
     from gengen.evaluation.alignment import judge
     from gengen.generation.load import load_generator
-    from gengen.training.metrics import read_metrics
 
     names = ["base", "sft", "ppo", "dpo", "grpo"]
     policies = {name: load_generator(str(folder / name)) for name in names}

@@ -14,14 +14,14 @@ from typing import Any
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.cli.import_weights import NO_DATA
+from gengen.config.commands import DoctorConfig
 from gengen.config.compose import compose_flat, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.help import flat_help
 from gengen.config.model import ModelConfig
-from gengen.config.sample import DoctorConfig
 from gengen.config.schema import build, leaves, plain
 from gengen.config.stage import weighted_reward
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 from gengen.registry import MODELS, REWARDS
 
 
@@ -58,8 +58,10 @@ def main(argv: list[str]) -> int:
 
 
 def sound(directory: Path) -> str:
-    """Every file of a checkpoint is as written, its tensors fit the model of its config, the average as well, and are finite."""
-    from gengen.checkpoints.format import blueprint, load_weights, pack, read
+    """Every file of a checkpoint is as written, its tensors fit the model of its config, the average as well, and are
+    finite.
+    """
+    from gengen.checkpoints.layout import blueprint, load_weights, pack, read
 
     saved, moments = read(directory), dict[str, Any]()
     told, stage = build(ModelConfig, saved.config["model"]), saved.config.get("stage", {}).get("name", "")
@@ -71,13 +73,17 @@ def sound(directory: Path) -> str:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"{directory / part}.safetensors: {name} is not finite; resume= and checkpoint= take an earlier one")
+                raise UserError(
+                    f"{directory / part}.safetensors: {name} is not finite; resume= and checkpoint= take an earlier one"
+                )
     counts = ", ".join(f"{part} {len(tensors)}" for part, tensors in parts.items() if tensors)
     return f"step {saved.step}, files as written, tensors fit and are finite: {counts}"
 
 
 class Examination:
-    """Of a run. `sound`: its checkpoints that are, newest first, as far as they were looked at; `config`: once it is known to build."""
+    """Of a run. `sound`: its checkpoints that are, newest first, as far as they were looked at; `config`: once it is
+    known to build.
+    """
 
     def __init__(self, run: Path):
         self.run, self.root = run, run / "checkpoints"
@@ -152,50 +158,72 @@ class Examination:
             return Note("none yet")
         at = pointed(self.root, name)
         if at is None or at not in self.sound or (name == "LATEST" and at != self.sound[0]):
-            what = f"{at.name}, not the newest that is sound" if at in self.sound and at else at.name + ", damaged" if at else "nothing"
-            raise UserError(f"names {what}; the next train mends it" if name == "LATEST" else f"names {what}; checkpoint=latest is there")
+            what = (
+                f"{at.name}, not the newest that is sound"
+                if at in self.sound and at
+                else at.name + ", damaged"
+                if at
+                else "nothing"
+            )
+            raise UserError(
+                f"names {what}; the next train mends it"
+                if name == "LATEST"
+                else f"names {what}; checkpoint=latest is there"
+            )
         return at.name
 
     def metrics(self) -> str:
-        from gengen.training.metrics import read_metrics
+        from gengen.checkpoints.metrics_csv import read_metrics
 
         rows, path = read_metrics(self.run / "metrics.csv"), self.run / "metrics.csv"
         steps = [int(row.get("step") or 0) for row in rows]
         if bad := [b for a, b in pairwise([-1, *steps]) if b <= a]:
             raise UserError(f"step {bad[0]} does not come after those above it; take the file back from a copy")
         if (lines := len(path.read_text("utf8").splitlines()) - 1 if path.exists() else 0) > len(rows) + 1:
-            raise UserError(f"line {len(rows) + 2} of {lines + 1} cannot be read; the next train keeps the lines before it alone")
+            raise UserError(
+                f"line {len(rows) + 2} of {lines + 1} cannot be read; the next train keeps the lines before it alone"
+            )
         saved = int(self.sound[0].name.removeprefix("step-")) if self.sound else 0
         every = read_config(self.sound[0])["trainer"]["log_every"] if self.sound else 1
         if (end := steps[-1] if steps else 0) < saved - saved % every:
-            raise UserError(f"ends at step {end}, the newest checkpoint is of {saved}; resume=CHECKPOINT of an earlier one fills the gap")
-        return f"{len(rows)} rows to step {end}" + (f"; those after {saved} are written anew by the next train" if end > saved else "")
+            raise UserError(
+                f"ends at step {end}, the newest checkpoint is of {saved}; resume=CHECKPOINT of an earlier one fills the gap"
+            )
+        return f"{len(rows)} rows to step {end}" + (
+            f"; those after {saved} are written anew by the next train" if end > saved else ""
+        )
 
     def kept(self) -> list[str]:
         """The folders of other models that the run stands on."""
         if self.config is None:
             return []
         rewards = [name for _, name in map(weighted_reward, self.config.stage.rewards())]
-        names = [f.name for f in fields(self.config.model) if f.metadata.get("run")] + ["reference"] * self.config.stage.keeps
+        names = [f.name for f in fields(self.config.model) if f.metadata.get("run")] + [
+            "reference"
+        ] * self.config.stage.keeps
         return names + [f"reward-{i}" for i, name in enumerate(rewards) if name not in REWARDS]
 
     def needed(self, name: str) -> str:
         try:
             return sound(self.run / name)
         except UserError as error:
-            raise UserError(f"{error}; bring the folder back from a copy of the run, which does not go on without it") from None
+            raise UserError(
+                f"{error}; bring the folder back from a copy of the run, which does not go on without it"
+            ) from None
 
     def data(self) -> str:
-        from gengen.checkpoints.format import verify
+        from gengen.checkpoints.layout import verify
         from gengen.cli.train import brought_tokenizer, prepare_data
-        from gengen.data.once import LOOK_ONLY, NotPrepared
-        from gengen.training.console import Console
+        from gengen.data.prepared import LOOK_ONLY, NotPrepared
+        from gengen.training.monitor.console import Console
 
         assert self.config is not None
         looking, newest = copy_context(), next(iter(self.sound), None)
         looking.run(LOOK_ONLY.set, True)
         try:
-            found = looking.run(prepare_data, self.config, Console(quiet=True), brought_tokenizer(self.run), newest, self.run)
+            found = looking.run(
+                prepare_data, self.config, Console(quiet=True), brought_tokenizer(self.run), newest, self.run
+            )
         except NotPrepared as missing:
             known = [verify(path)["data"][:16] for path in (newest, self.run / "codec") if path and path.exists()]
             if known and not any(name in missing.home.name for name in known):

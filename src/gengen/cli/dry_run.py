@@ -26,7 +26,9 @@ def parameters(config: TrainConfig) -> int:
 
 def size_line(config: TrainConfig) -> str:
     n = parameters(config)
-    copies = 4 + (1 if config.optim.ema or config.optim.ema_ratio else 0)  # weights, gradients, two moments, EMA; all fp32
+    copies = 4 + (
+        1 if config.optim.ema or config.optim.ema_ratio else 0
+    )  # weights, gradients, two moments, EMA; all fp32
     name = " ".join(filter(None, (config.model.name, config.model.size_name())))
     return f"{name}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
 
@@ -51,12 +53,16 @@ def describe(config: TrainConfig) -> str:
         config = replace(config, optim=config.optim.for_steps(steps))
     with torch.device("meta"):
         entry = MODELS[config.model.name]
-        objective = entry.load(f"objective:{config.stage.name}")(config, entry.load_for("model", config.stage.name)(config.model), None)
+        objective = entry.load(f"objective:{config.stage.name}")(
+            config, entry.load_for("model", config.stage.name)(config.model), None
+        )
     per_row, steps = objective.flops_per_row(), config.trainer.max_steps
     length = f"{config.stage.epochs:g} epochs" if isinstance(config.stage, TuningConfig) else config.trainer.budget
     work = f"FLOPs are not counted for stage={config.stage.name}"
     if per_row:
         flops = config.data.batch_size * per_row
-        work = f"{flops:.3g} FLOPs a step" + (f"; {steps * flops:.3g} in {steps:,} steps" if steps else f", for {length}")
+        work = f"{flops:.3g} FLOPs a step" + (
+            f"; {steps * flops:.3g} in {steps:,} steps" if steps else f", for {length}"
+        )
     settings = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     return f"{settings}\n{size_line(config)}, without activations\n{work}"

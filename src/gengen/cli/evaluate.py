@@ -8,8 +8,8 @@ from typing import Any
 from gengen.checkpoints.files import replace_text, to_json, without_special_floats
 from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
+from gengen.config.commands import EvaluateConfig, TextEvaluation
 from gengen.config.redact import redact
-from gengen.config.sample import EvaluateConfig, TextEvaluation
 from gengen.registry import MODELS
 
 
@@ -17,14 +17,14 @@ def main(argv: list[str]) -> int:
     wanted: Any = asked("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
     if wanted is None:
         return 0
-    from gengen.checkpoints.format import load_weights, read_weights
+    from gengen.checkpoints.layout import load_weights, read_weights
     from gengen.cli.train import brought_tokenizer, prepare_data
     from gengen.config.schema import build
     from gengen.config.train import TrainConfig
     from gengen.generation.load import find_checkpoint, load_generator
     from gengen.hardware import pick_device
     from gengen.training.build import build_datamodule, build_objective
-    from gengen.training.console import Console
+    from gengen.training.monitor.console import Console
 
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, print)
     run = directory.parent.parent
@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
     objective.ema = None  # the weights that are asked for are the ones to evaluate
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))
-    metrics = objective.evaluate(build_datamodule(replace(config, trainer=replace(config.trainer, devices=1)), prepared).val_batches())
+    metrics = objective.evaluate(
+        build_datamodule(replace(config, trainer=replace(config.trainer, devices=1)), prepared).val_batches()
+    )
     assert metrics is not None  # nothing interrupts it
     result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
     print(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
-from gengen.config.errors import UserError
+from gengen.config.commands import ExportConfig
 from gengen.config.model import GPTConfig, ModelConfig
-from gengen.config.sample import ExportConfig
 from gengen.config.schema import build
+from gengen.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from gengen.checkpoints.format import load_weights, read_tokenizer, read_weights
-    from gengen.checkpoints.huggingface import layout_of, to_config, to_tensors
-    from gengen.data.tokenizer import TextTokenizer
+    from gengen.checkpoints.convert.huggingface import layout_of, to_config, to_tensors
+    from gengen.checkpoints.layout import load_weights, read_tokenizer, read_weights
+    from gengen.data.text.tokenizer import TextTokenizer
     from gengen.generation.load import find_checkpoint
     from gengen.models.gpt import GPT
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from gengen.checkpoints.files import Damaged, read_json, read_text
 from gengen.checkpoints.run import Run, check_name
+from gengen.config.commands import ImportConfig
 from gengen.config.compose import compose_flat, read_command_line
 from gengen.config.data import DataConfig
-from gengen.config.errors import UserError
 from gengen.config.help import flat_help
 from gengen.config.resume import stored
-from gengen.config.sample import ImportConfig
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 
 NO_DATA = "none (imported weights: train.py init_from=RUN data=NAME trains on from them)"
 """The name of an imported run's data: what is asked to train or evaluate on it answers that there is no such data."""
@@ -42,13 +42,15 @@ def main(argv: list[str]) -> int:
 
     import gengen
     from gengen.checkpoints import store
-    from gengen.checkpoints.format import MAX_TOKENIZER, Checkpoint, blueprint, unique_state
-    from gengen.checkpoints.huggingface import ends, from_config, from_tensors, read_folder
-    from gengen.data.tokenizer import ForeignTokenizer
+    from gengen.checkpoints.convert.huggingface import ends, from_config, from_tensors, read_folder
+    from gengen.checkpoints.layout import MAX_TOKENIZER, Checkpoint, blueprint, unique_state
+    from gengen.data.text.tokenizer import ForeignTokenizer
     from gengen.models.gpt import GPT
 
     try:
-        known, generation, spelling = (words(folder / f"{name}.json") for name in ("config", "generation_config", "tokenizer_config"))
+        known, generation, spelling = (
+            words(folder / f"{name}.json") for name in ("config", "generation_config", "tokenizer_config")
+        )
         layout, model = from_config(known)
         assert model.vocab_size
         found = read_folder(folder)
@@ -74,7 +76,9 @@ def main(argv: list[str]) -> int:
     run.write_config(tree)
     run.unlock()
     print(f"run    {run.path}")
-    print(f"model  {layout.name}, {sum(tensor.numel() for tensor in found.values()) / 1e6:.2f} M parameters, {model.vocab_size} tokens")
+    print(
+        f"model  {layout.name}, {sum(tensor.numel() for tensor in found.values()) / 1e6:.2f} M parameters, {model.vocab_size} tokens"
+    )
     print(f'to sample:   python scripts/sample.py {run.path} prompt="Once upon a time"')
     print(f"to train on: python scripts/train.py init_from={run.path} data=text data.path=FILE")
     return 0

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gengen.config.errors import UserError
 from gengen.config.schema import plain
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 
 HANDED = "GENGEN_JOB"
 """Environment variable of a rank above 0: the path of the job it is part of."""
@@ -80,7 +80,10 @@ def other_ranks(job: Job, world: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK")}
     os.environ.update(shared, LOCAL_RANK="0")
     command = [sys.executable, "-m", "gengen.cli", "train"]
-    ranks = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(i), HANDED: str(handed)}) for i in range(1, world)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(i), HANDED: str(handed)})
+        for i in range(1, world)
+    ]
     over = threading.Event()
     threading.Thread(target=end_with_ranks, args=(ranks, over), daemon=True).start()
     try:

@@ -24,13 +24,15 @@ def main(argv: list[str]) -> int:
         line.settings[:0] = [("model", name) for name in MODELS if MODELS[name].kind == data.kind][:1]
     tree, _ = train_tree(line)
     if tree.get("init_from"):
-        from gengen.checkpoints.format import read_tokenizer
+        from gengen.checkpoints.layout import read_tokenizer
         from gengen.checkpoints.migrate import read_config
         from gengen.generation.load import find_checkpoint
 
         source = find_checkpoint(tree["init_from"], Path(tree.get("runs_dir", "runs")), "latest", print)
         tree["model"], tokenizer = read_config(source)["model"], read_tokenizer(source)
-    config = TrainConfig(data=build(DataConfig, tree["data"], "data."), model=build(ModelConfig, tree["model"], "model."))
+    config = TrainConfig(
+        data=build(DataConfig, tree["data"], "data."), model=build(ModelConfig, tree["model"], "model.")
+    )
     check_paths(config)
     prepared = DATA[config.data.name].load("prepare")(config.data, config.model.resolved(), print, tokenizer)
     print("\n".join(prepared.describe()))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gengen.cli.saved import asked
-from gengen.config.sample import SampleConfig
+from gengen.config.commands import SampleConfig
 
 
 def main(argv: list[str]) -> int:
@@ -12,7 +12,9 @@ def main(argv: list[str]) -> int:
         return 0
     from gengen.generation.load import load_generator
 
-    generator = load_generator(str(config.run), Path(config.runs_dir), config.checkpoint, config.weights, config.device, print)
+    generator = load_generator(
+        str(config.run), Path(config.runs_dir), config.checkpoint, config.weights, config.device, print
+    )
     if summary := generator.command(config, print):
         print(f"{summary}, {since_process_start():.1f} s from process start")
     return 0

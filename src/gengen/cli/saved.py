@@ -7,8 +7,8 @@ from typing import Any
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.config.compose import CommandLine, compose_flat, import_plugins, plugins, read_command_line
-from gengen.config.errors import UserError
 from gengen.config.help import flat_help
+from gengen.errors import UserError
 from gengen.registry import MODELS, Entry
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 
 class Screen:
-    """A text stream over another one (sys.stdout, or None for none): a character it does not know becomes `?`, and what it does not take,
-    as a closed pipe, a terminal that is gone or a full disk, is lost. All else is the stream's own."""
+    """A text stream over another one (sys.stdout, or None for none): a character it does not know becomes `?`, and
+    what it does not take, as a closed pipe, a terminal that is gone or a full disk, is lost. All else is the stream's
+    own."""
 
     def __init__(self, stream: Any):
         self._stream = stream if stream is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -30,7 +31,9 @@ class Screen:
         return getattr(self._stream, name)
 
     def leave(self) -> None:
-        """Flush; a stream that cannot be flushed goes nowhere from now on, so that Python's own flush at exit does not fail either."""
+        """Flush; a stream that cannot be flushed goes nowhere from now on, so that Python's own flush at exit does not
+        fail either.
+        """
         try:
             self._stream.flush()
         except OSError:

@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 from gengen.config.compose import CommandLine, compose_groups, groups, import_plugins, plugins
-from gengen.config.errors import UserError
 from gengen.config.schema import Schema, is_text, schema
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 
 
 def choices(key: str, text: str, known: Schema, options: dict[str, list[str]]) -> list[str]:
-    """The values a sweep takes for a key: Hydra's comma lists, range() and choice(), for groups, numbers, flags and fields
-    with a fixed choice. Free text is one value, commas and all."""
-    if key not in options and (key not in known or (is_text(known[key][1]) and not known[key][0].metadata.get("choices"))):
+    """The values a sweep takes for a key: Hydra's comma lists, range() and choice(), for groups, numbers, flags and
+    fields with a fixed choice. Free text is one value, commas and all."""
+    if key not in options and (
+        key not in known or (is_text(known[key][1]) and not known[key][0].metadata.get("choices"))
+    ):
         return [text]
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -22,7 +24,9 @@ def choices(key: str, text: str, known: Schema, options: dict[str, list[str]]) -
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
-        raise UserError(f"{key}={text}: not a value or a list of values to sweep over ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{key}={text}: not a value or a list of values to sweep over ({str(error).splitlines()[0]})"
+        ) from None
     if not override.is_sweep_override():
         return [text]
     return [str(value) for value in override.sweep_string_iterator()]
@@ -71,5 +75,8 @@ def outcome(done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode == 0:
         last = next((text for text in reversed(lines) if text.startswith("done")), "done")
         return f"{run}  {last}"
-    reason = next((text for text in done.stderr.splitlines() if text.startswith("error: ")), "") or (done.stderr.splitlines() or ["?"])[-1]
+    reason = (
+        next((text for text in done.stderr.splitlines() if text.startswith("error: ")), "")
+        or (done.stderr.splitlines() or ["?"])[-1]
+    )
     return f"failed with exit {done.returncode}  {reason}" + (f"  ({run})" if run else "")

@@ -14,17 +14,25 @@ from gengen.checkpoints.files import copy_folder, replace_text
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import Run, check_name, create, find
 from gengen.cli.launch import Job, handed_job, job, other_ranks
-from gengen.config.compose import CommandLine, compose_train, field_settings, import_plugins, plugins, read_command_line, selections
-from gengen.config.errors import NoCheckpoint, UserError
+from gengen.config.compose import (
+    CommandLine,
+    compose_train,
+    field_settings,
+    import_plugins,
+    plugins,
+    read_command_line,
+    selections,
+)
 from gengen.config.help import train_help
 from gengen.config.resume import Change, policy, resumed, stored
 from gengen.config.schema import build, plain, schema
 from gengen.config.stage import TuningConfig, weighted_reward
 from gengen.config.train import TrainConfig
+from gengen.errors import NoCheckpoint, UserError
 from gengen.registry import DATA, MODELS, REWARDS
 
 if TYPE_CHECKING:
-    from gengen.training.console import Console
+    from gengen.training.monitor.console import Console
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +61,8 @@ def main(argv: list[str]) -> int:
 
 
 def asked_run(line: CommandLine) -> tuple[TrainConfig, Run | None, list[Change]]:
-    """What the command line asks for: a new run and its config, or an existing one, its config and what is to change of it.
+    """What the command line asks for: a new run and its config, or an existing one, its config and what is to change
+    of it.
 
     Raises UserError for a run that should exist and does not: one is meant where nothing says what a new one would be.
     """
@@ -91,18 +100,22 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
     if config.init_from:
         source = find(config.init_from, Path(config.runs_dir))
         brought = read_config(source)["model"]["name"]
-        if stated := [f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model" and (k, v) != ("model", brought)]:
-            raise UserError(f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}")
+        if stated := [
+            f"{k}={v}" for k, v in line.settings if k.split(".")[0] == "model" and (k, v) != ("model", brought)
+        ]:
+            raise UserError(
+                f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}"
+            )
     else:
         check_runs(config)
-    from gengen.checkpoints.format import copy_weights, read_tokenizer, read_weights
+    from gengen.checkpoints.layout import copy_weights, read_tokenizer, read_weights
     from gengen.config.model import ModelConfig
     from gengen.generation.load import find_checkpoint
-    from gengen.generation.rewards import check_scale
+    from gengen.generation.text.rewards import check_scale
     from gengen.hardware import pick_device, pick_precision
     from gengen.training.build import fitted_to_budget
-    from gengen.training.console import Console
-    from gengen.training.signals import Interruption
+    from gengen.training.monitor.console import Console
+    from gengen.training.monitor.interruption import Interruption
 
     console, tokenizer = Console(), None
     if source is not None:
@@ -162,16 +175,18 @@ def begin(config: TrainConfig, line: CommandLine) -> int:
 def has_begun(run: Run) -> bool:
     """Whether a run holds what training has made of it: a checkpoint or a row of its curve."""
     from gengen.checkpoints import store
-    from gengen.training.metrics import read_metrics
+    from gengen.checkpoints.metrics_csv import read_metrics
 
     return bool(store.all_steps(run.checkpoints) or read_metrics(run.path / "metrics.csv"))
 
 
-def prepare_data(config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None) -> Any:
-    """The run's data, prepared, and encoded where its family is trained on what another model makes of it; `run` is the run that
-    holds that model already. Raises UserError where a checkpoint was trained on other data."""
-    from gengen.checkpoints.format import verify
-    from gengen.data.once import TRAINED_ON
+def prepare_data(
+    config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None
+) -> Any:
+    """The run's data, prepared, and encoded where its family is trained on what another model makes of it; `run` is
+    the run that holds that model already. Raises UserError where a checkpoint was trained on other data."""
+    from gengen.checkpoints.layout import verify
+    from gengen.data.prepared import TRAINED_ON
 
     was = verify(checkpoint)["data"] if checkpoint else ""
     token = TRAINED_ON.set(was)
@@ -192,24 +207,30 @@ def check_paths(config: TrainConfig) -> None:
     """A missing file or run of the user's is answered before anything slow."""
     path = getattr(config.data, "path", None)
     if path and not Path(path).exists():
-        from gengen.config.errors import did_you_mean
+        from gengen.errors import did_you_mean
 
         parent = Path(path).parent
         names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-        raise UserError(f"data.path={path}: no such file or folder" + did_you_mean(Path(path).name, names, all_if_none=False))
+        raise UserError(
+            f"data.path={path}: no such file or folder" + did_you_mean(Path(path).name, names, all_if_none=False)
+        )
     if getattr(config.data, "source", None) == "files" and not path:
         raise UserError(f"data={config.data.name} needs data.path=FILE_OR_FOLDER")
 
 
 def reward_runs(config: TrainConfig) -> dict[str, Path]:
-    """The runs that are rewards, by the folder that a run keeps them in. Raises UserError for a reward that is nothing."""
+    """The runs that are rewards, by the folder that a run keeps them in. Raises UserError for a reward that is
+    nothing.
+    """
     found = {}
     for i, (_, name) in enumerate(map(weighted_reward, config.stage.rewards())):
         if name not in REWARDS:
             try:
                 found[f"reward-{i}"] = path = find(name, Path(config.runs_dir))
             except UserError as error:
-                raise UserError(f"stage.reward={name}: {error}\n  registered rewards are {', '.join(REWARDS)}") from None
+                raise UserError(
+                    f"stage.reward={name}: {error}\n  registered rewards are {', '.join(REWARDS)}"
+                ) from None
             if (stage := read_config(path).get("stage", {}).get("name")) != "reward":
                 raise UserError(f"stage.reward={name} is a run of stage={stage}: stage=reward trains a reward model")
     return found
@@ -231,9 +252,9 @@ def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
     check_paths(config)
     took_over = run.lock()
     from gengen.checkpoints import store
-    from gengen.checkpoints.format import verify
+    from gengen.checkpoints.layout import verify
     from gengen.hardware import pick_device
-    from gengen.training.console import Console
+    from gengen.training.monitor.console import Console
 
     console = Console()
     console.open(run.path / "log.txt")
@@ -251,7 +272,11 @@ def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
             verify(checkpoint)
         if checkpoint is None and resume == "must":
             raise NoCheckpoint(f"resume=must: {run.path} has no checkpoint that verifies")
-        console.say(f"resume {checkpoint.name}, verified" if checkpoint else f"resume {run.path}: no checkpoint yet, from the start")
+        console.say(
+            f"resume {checkpoint.name}, verified"
+            if checkpoint
+            else f"resume {run.path}: no checkpoint yet, from the start"
+        )
         step = store.step_of(checkpoint) if checkpoint else 0
         if step >= (config.trainer.max_steps or 0):
             console.say(f"{run.path} is finished: step {step} of {config.trainer.max_steps}")
@@ -269,7 +294,7 @@ def go_on(run: Run, config: TrainConfig, changes: list[Change]) -> int:
 
 def brought_tokenizer(run: Path) -> str | None:
     """The tokenizer of the run that this one was started from, if any: kept beside the run's config."""
-    from gengen.checkpoints.format import read_tokenizer
+    from gengen.checkpoints.layout import read_tokenizer
 
     return read_tokenizer(run)
 
@@ -278,9 +303,9 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
     """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
     from gengen.checkpoints.store import SaveFailed
     from gengen.training.build import train, with_rollbacks
-    from gengen.training.cadence import TrainingFailed
-    from gengen.training.console import Console
-    from gengen.training.signals import Interruption
+    from gengen.training.loop import TrainingFailed
+    from gengen.training.monitor.console import Console
+    from gengen.training.monitor.interruption import Interruption
 
     import_plugins(task.config["plugins"])
     config: TrainConfig = build(TrainConfig, task.config)
@@ -336,7 +361,8 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
         console.say(f"report {write_report(run.path, cadence.prepared.describe())}")
     if step < cadence.max_steps:
         console.say(
-            f"to go on:  python scripts/train.py run={run.name}" + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
+            f"to go on:  python scripts/train.py run={run.name}"
+            + ("" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}")
         )
     if interruption.exit_code == 75:
         requeue(console.say)
@@ -348,7 +374,11 @@ def conclude(config: TrainConfig, run: Run, cadence: Any, interruption: Any, con
 def requeue(say: Callable[[str], None]) -> None:
     """Have SLURM start this job again; of an array, this task alone. Does nothing where there is no SLURM."""
     where = os.environ
-    own = f"{where['SLURM_ARRAY_JOB_ID']}_{where['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_TASK_ID" in where else where.get("SLURM_JOB_ID")
+    own = (
+        f"{where['SLURM_ARRAY_JOB_ID']}_{where['SLURM_ARRAY_TASK_ID']}"
+        if "SLURM_ARRAY_TASK_ID" in where
+        else where.get("SLURM_JOB_ID")
+    )
     if own and (scontrol := shutil.which("scontrol")):
         done = subprocess.run([scontrol, "requeue", own], capture_output=True, encoding="utf8", errors="replace")
         failure = done.stderr.strip() or f"exit {done.returncode}"

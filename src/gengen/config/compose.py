@@ -11,10 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gengen.config.errors import UserError, did_you_mean, nearest, raised
 from gengen.config.limits import parse_json
 from gengen.config.schema import Schema, Tree, build, get, is_text, leaves, parse, put, schema, unknown_key, unwrap
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError, did_you_mean, nearest, raised
 from gengen.registry import DATA, MODELS, PLUGINS, STAGES
 
 PACKAGED = Path(__file__).parents[1] / "configs"
@@ -192,13 +192,21 @@ def import_plugins(modules: list[str]) -> None:
 
 def plugins(line: CommandLine) -> list[str]:
     """The modules named by `plugins=`: one bracketed list, as Hydra users write it, or the key repeated."""
-    return [module.strip() for key, text in line.settings if key == "plugins" for module in text.strip("[]").split(",") if module.strip()]
+    return [
+        module.strip()
+        for key, text in line.settings
+        if key == "plugins"
+        for module in text.strip("[]").split(",")
+        if module.strip()
+    ]
 
 
 def field_settings(line: CommandLine) -> list[tuple[str, str]]:
     """The settings that are fields, not groups."""
     names = groups(line.config_dir)
-    return [(key, text) for key, text in line.settings if key not in names and key != "plugins"] + [("plugins", m) for m in plugins(line)]
+    return [(key, text) for key, text in line.settings if key not in names and key != "plugins"] + [
+        ("plugins", m) for m in plugins(line)
+    ]
 
 
 def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
@@ -210,7 +218,11 @@ def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
     for key, text in settings:
         if key not in known and (key in tree or key + ".name" in known):
             raise UserError(f"{key}={text}: no such {key}" + did_you_mean(text, groups(line.config_dir).get(key, [])))
-        if key not in known and "." not in key and any(text in options for options in groups(line.config_dir).values()):
+        if (
+            key not in known
+            and "." not in key
+            and any(text in options for options in groups(line.config_dir).values())
+        ):
             raise UserError(f"unknown group {key}={text}" + did_you_mean(key, groups(line.config_dir)))
     return resolve(lay_over(tree, settings, known), known), known
 

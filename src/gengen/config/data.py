@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
+from gengen.errors import UserError
 from gengen.registry import register_data
 
 
@@ -19,8 +19,12 @@ class DataConfig:
         None, "sequences or images a forward pass takes on one rank; null = all of its share", on_resume="free"
     )
     num_workers: int = option(0, "processes that read ahead; changes no result", low=0, on_resume="free")
-    worker_timeout: int = option(600, "seconds a worker may take for a batch; then it is started anew, once", low=1, on_resume="free")
-    max_bad: float = option(0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1)
+    worker_timeout: int = option(
+        600, "seconds a worker may take for a batch; then it is started anew, once", low=1, on_resume="free"
+    )
+    max_bad: float = option(
+        0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1
+    )
 
     judged_at_once: ClassVar[int | None] = None  # rows of a validation batch; null = as in training
 
@@ -31,7 +35,9 @@ class DataConfig:
     def check(self) -> None:
         """Raise UserError where fields do not go together."""
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise UserError(f"data.micro_batch_size={self.micro_batch_size} does not divide data.batch_size={self.batch_size}")
+            raise UserError(
+                f"data.micro_batch_size={self.micro_batch_size} does not divide data.batch_size={self.batch_size}"
+            )
 
 
 @register_data(
@@ -41,21 +47,24 @@ class DataConfig:
     "text",
     "storygen",
     kind="text",
-    prepare="gengen.data.text:prepare_for",
-    datamodule="gengen.data.text:datamodule_for",
+    prepare="gengen.data.text.windows:prepare_for",
+    datamodule="gengen.data.text.windows:datamodule_for",
 )
 @dataclass
 class TextConfig(DataConfig):
     """Text: documents -> tokens -> windows of the model's context."""
 
     source: str = choice(
-        "files", ["auto", "hub", "files", "wheel", "storygen"], "where documents come from; auto = hub if it answers, else wheel"
+        "files",
+        ["auto", "hub", "files", "wheel", "storygen"],
+        "where documents come from; auto = hub if it answers, else wheel",
     )
     hub: str | None = option(None, "data set id on the hub")
     wheel: str | None = option(None, "package of data/wheels.txt whose archive holds the texts")
     members: list[str] = option([], "text files to read from that archive")
     path: str | None = option(
-        None, "your own file or folder: .txt, .txt.gz (a document each); .jsonl, .jsonl.gz, .parquet (a document a row)"
+        None,
+        "your own file or folder: .txt, .txt.gz (a document each); .jsonl, .jsonl.gz, .parquet (a document a row)",
     )
     field: str = option("text", "the key or column that holds the text in jsonl, parquet and hub rows")
     licence: str = option("unknown", "terms the data comes under, shown and recorded")
@@ -83,8 +92,8 @@ class TextConfig(DataConfig):
     "cifar10",
     "imagefolder",
     kind="image",
-    prepare="gengen.data.images:prepare_for",
-    datamodule="gengen.data.images:datamodule_for",
+    prepare="gengen.data.image.datamodule:prepare_for",
+    datamodule="gengen.data.image.datamodule:datamodule_for",
 )
 @dataclass
 class ImageConfig(DataConfig):
@@ -92,11 +101,15 @@ class ImageConfig(DataConfig):
 
     source: str = choice("files", ["animals", "mnist", "emoji", "hub", "files"], "where images come from")
     hub: str | None = option(None, "data set id on the hub")
-    path: str | None = option(None, "your own folder of .png, .jpg and .webp: a folder a class; captions from its metadata.jsonl")
+    path: str | None = option(
+        None, "your own folder of .png, .jpg and .webp: a folder a class; captions from its metadata.jsonl"
+    )
     licence: str = option("unknown", "terms the data comes under, shown and recorded")
     resolution: int = positive(32, "pixels a side")
     channels: int = option(3, "1 = grey, 3 = RGB", low=1, high=3)
-    flip: bool = option(False, "mirror half of the training images, drawn anew each epoch; only where a mirrored image keeps its class")
+    flip: bool = option(
+        False, "mirror half of the training images, drawn anew each epoch; only where a mirrored image keeps its class"
+    )
     validation: float = option(0.1, "share held out for validation", above=0, below=1)
 
     def facts(self) -> dict[str, Any]:
@@ -114,33 +127,50 @@ class ExamplesConfig(DataConfig):
 
     kind: ClassVar[str]
 
-    source: str = choice("files", ["files", "hub", "storygen"], "where records come from; data.path and data.hub go before it")
+    source: str = choice(
+        "files", ["files", "hub", "storygen"], "where records come from; data.path and data.hub go before it"
+    )
     hub: str | None = option(None, "data set id on the hub")
     path: str | None = option(None, "your own .jsonl or .jsonl.gz, or a folder of them")
     licence: str = option("unknown", "terms that your own data comes under, shown and recorded")
-    validation: float = option(0.05, "share of the prompts held out for validation, where the source holds out none", above=0, below=1)
-    max_examples: int | None = positive(None, "records to read at most, besides those the source holds out; null = all")
+    validation: float = option(
+        0.05, "share of the prompts held out for validation, where the source holds out none", above=0, below=1
+    )
+    max_examples: int | None = positive(
+        None, "records to read at most, besides those the source holds out; null = all"
+    )
 
 
 @register_data(
     "instructions",
     "stories",
     kind="conversations",
-    prepare="gengen.data.examples:prepare_for",
-    datamodule="gengen.data.steps:datamodule_for",
+    prepare="gengen.data.dialogue.packing:prepare_for",
+    datamodule="gengen.data.loader:datamodule_for",
 )
 @dataclass
 class ConversationsConfig(ExamplesConfig):
-    """Conversations: messages -> tokens, of which the assistant's are trained on, packed into rows of the model's context."""
+    """Conversations: messages -> tokens, of which the assistant's are trained on, packed into rows of the model's
+    context.
+    """
 
     kind = "conversations"
-    source: str = choice("files", ["files", "hub", "wheel", "storygen"], "where records come from; data.path and data.hub go before it")
+    source: str = choice(
+        "files", ["files", "hub", "wheel", "storygen"], "where records come from; data.path and data.hub go before it"
+    )
     train_on: str = choice(
-        "assistant", ["assistant", "last", "all"], "what is learnt: all the assistant says, its last message, or everything"
+        "assistant",
+        ["assistant", "last", "all"],
+        "what is learnt: all the assistant says, its last message, or everything",
     )
 
 
-@register_data("preferences", kind="preferences", prepare="gengen.data.examples:prepare_for", datamodule="gengen.data.steps:datamodule_for")
+@register_data(
+    "preferences",
+    kind="preferences",
+    prepare="gengen.data.dialogue.packing:prepare_for",
+    datamodule="gengen.data.loader:datamodule_for",
+)
 @dataclass
 class PreferencesConfig(ExamplesConfig):
     """Preferences: a prompt and two responses, of which the first is chosen."""
@@ -148,7 +178,12 @@ class PreferencesConfig(ExamplesConfig):
     kind = "preferences"
 
 
-@register_data("prompts", kind="prompts", prepare="gengen.data.examples:prepare_for", datamodule="gengen.data.steps:datamodule_for")
+@register_data(
+    "prompts",
+    kind="prompts",
+    prepare="gengen.data.dialogue.packing:prepare_for",
+    datamodule="gengen.data.loader:datamodule_for",
+)
 @dataclass
 class PromptsConfig(ExamplesConfig):
     """Prompts, which the model itself answers."""

@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 OnResume = Literal["free", "warned", "fixed"]
 """free: taken silently; warned: taken, with the change printed; fixed: refused."""
-BOUNDS = {"low": (">=", operator.ge), "above": (">", operator.gt), "high": ("<=", operator.le), "below": ("<", operator.lt)}
+BOUNDS = {
+    "low": (">=", operator.ge),
+    "above": (">", operator.gt),
+    "high": ("<=", operator.le),
+    "below": ("<", operator.lt),
+}
 
 
 def option(
@@ -60,4 +65,6 @@ def within(f: "Field[Any]", value: Any) -> bool:
         return value in m["choices"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
-    return math.isfinite(value) and all(holds(value, m[name]) for name, (_, holds) in BOUNDS.items() if m.get(name) is not None)
+    return math.isfinite(value) and all(
+        holds(value, m[name]) for name, (_, holds) in BOUNDS.items() if m.get(name) is not None
+    )

@@ -4,10 +4,10 @@ from dataclasses import MISSING, Field
 from typing import Any
 
 from gengen.config.compose import CommandLine, compose_groups, groups
-from gengen.config.errors import UserError, did_you_mean
 from gengen.config.fields import allowed
 from gengen.config.schema import get, schema, type_name
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError, did_you_mean
 
 
 def default(f: "Field[Any]") -> Any:
@@ -28,7 +28,10 @@ def train_help(line: CommandLine) -> str:
         raise UserError(f"--help {line.topic}: no such group" + did_you_mean(line.topic, tops))
     text = []
     if not line.topic:
-        text += ["python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]", ""]
+        text += [
+            "python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]",
+            "",
+        ]
         text += ["groups", *(f"  {group:12} {', '.join(names)}" for group, names in groups(line.config_dir).items())]
         text += ["", "run"] + [field_line(k, f, t, default(f)) for k, (f, t) in known.items() if "." not in k]
     for top in sorted(tops):

@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from gengen.config.errors import UserError
+from gengen.config.commands import AutoencoderSampling, DiffusionSampling, GANSampling, TextSampling
 from gengen.config.fields import choice, option, positive, run_of
-from gengen.config.sample import AutoencoderSampling, DiffusionSampling, GANSampling, TextSampling
+from gengen.errors import UserError
 from gengen.registry import register_model
 
 
@@ -19,12 +19,16 @@ class ModelConfig:
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
     """size name -> the dimensions it stands for."""
     hidden_maps: ClassVar[str] = ""
-    """A regular expression for the names of weights that map features to features, which optim=muon is for; "" refuses it."""
+    """A regular expression for the names of weights that map features to features, which optim=muon is for; "" refuses
+    it.
+    """
     measured: ClassVar[tuple[str, ...]] = ()
     """Fields that are measured on the data where they are null."""
 
     def largest_width(self) -> int | None:
-        """Features of the widest layer, which a recipe's learning rate depends on; None = not known before the data is."""
+        """Features of the widest layer, which a recipe's learning rate depends on; None = not known before the data
+        is.
+        """
         return None
 
     def with_data(self, facts: dict[str, Any]) -> Self:
@@ -79,20 +83,25 @@ GPT_SIZES = _sizes(
     kind="text",
     model="gengen.models.gpt:GPT",
     objectives={
-        "pretrain": "gengen.training.language:Pretraining",
-        "sft": "gengen.training.language:FineTuning",
-        "reward": "gengen.training.reward:RewardModeling",
-        "ppo": "gengen.training.online_rl:OnlineRL",
-        "grpo": "gengen.training.online_rl:OnlineRL",
-        "dpo": "gengen.training.preference:DirectPreference",
+        "pretrain": "gengen.training.objectives.language:Pretraining",
+        "sft": "gengen.training.objectives.language:FineTuning",
+        "reward": "gengen.training.objectives.reward:RewardModeling",
+        "ppo": "gengen.training.objectives.online_rl:OnlineRL",
+        "grpo": "gengen.training.objectives.online_rl:OnlineRL",
+        "dpo": "gengen.training.objectives.preference:DirectPreference",
     },
-    generator="gengen.generation.text:TextGenerator",
+    generator="gengen.generation.text.generator:TextGenerator",
     sampling=TextSampling,
-    variants={"model:reward": "gengen.models.reward:RewardModel", "generator:reward": "gengen.generation.rewards:Scorer"},
+    variants={
+        "model:reward": "gengen.models.reward:RewardModel",
+        "generator:reward": "gengen.generation.text.rewards:Scorer",
+    },
 )
 @dataclass
 class GPTConfig(ModelConfig):
-    """Decoder-only transformer; by default with RMSNorm, rotary positions, SwiGLU, grouped-query attention and QK-norm."""
+    """Decoder-only transformer; by default with RMSNorm, rotary positions, SwiGLU, grouped-query attention and
+    QK-norm.
+    """
 
     name: str = option("gpt", "registered name of the model family")
     size: str = choice("micro", list(GPT_SIZES), "row of the size table that fills every null below")
@@ -113,15 +122,23 @@ class GPTConfig(ModelConfig):
     qk_norm: bool = option(True, "RMSNorm of each query and key, before they are turned")
     positions: str = choice("rotary", ["rotary", "learned"], "rotary angles, or an embedding of each position")
     rope_theta: float = positive(10_000.0, "base of the rotary wavelengths")
-    rope_scaling: str | None = choice(None, ["linear", "llama3"], "longer contexts: all wavelengths times rope_factor, or the long ones")
+    rope_scaling: str | None = choice(
+        None, ["linear", "llama3"], "longer contexts: all wavelengths times rope_factor, or the long ones"
+    )
     rope_factor: float = positive(8.0, "by how much wavelengths are stretched")
     rope_context: int = positive(8192, "llama3: the context before stretching")
     rope_low: float = positive(1.0, "llama3: wavelengths above rope_context / rope_low are stretched in full")
     rope_high: float = positive(4.0, "llama3: wavelengths below rope_context / rope_high are left alone")
     window: int | None = positive(None, "tokens, itself included, that a token sees in a layer of a sliding window")
-    window_pattern: str = option("S", "layers in turn: S = sliding window, L = the whole context; matters where there is a window")
-    document_token: int | None = option(None, "id that begins a document (0 in our tokenizers): a token sees its own document only", low=0)
-    residual_init: str = choice("zero", ["zero", "scaled"], "of what is added to the stream: 0, or N(0, .02 / sqrt(2 layers))")
+    window_pattern: str = option(
+        "S", "layers in turn: S = sliding window, L = the whole context; matters where there is a window"
+    )
+    document_token: int | None = option(
+        None, "id that begins a document (0 in our tokenizers): a token sees its own document only", low=0
+    )
+    residual_init: str = choice(
+        "zero", ["zero", "scaled"], "of what is added to the stream: 0, or N(0, .02 / sqrt(2 layers))"
+    )
     logit_softcap: float | None = positive(None, "logits become cap * tanh(logits / cap)")
     checkpointing: bool = option(False, "keep no activations inside blocks but compute them again: less memory, more time",
                                  on_resume="free")  # fmt: skip
@@ -151,15 +168,23 @@ class GPTConfig(ModelConfig):
 
     def check(self) -> None:
         if not self.head_size and (c := super().resolved()).width and c.heads and c.width % c.heads:
-            raise UserError(f"model.width={c.width} does not fit model.heads={c.heads}: without model.head_size, heads must divide width")
+            raise UserError(
+                f"model.width={c.width} does not fit model.heads={c.heads}: without model.head_size, heads must divide width"
+            )
         c = self.resolved()
         assert c.heads and c.kv_heads and c.head_size
         if c.head_size % 2 and c.positions == "rotary":
-            raise UserError(f"model.head_size={c.head_size}: rotary positions turn pairs, so it (or width / heads) must be even")
+            raise UserError(
+                f"model.head_size={c.head_size}: rotary positions turn pairs, so it (or width / heads) must be even"
+            )
         if c.heads % c.kv_heads:
-            raise UserError(f"model.heads={c.heads} does not fit model.kv_heads={c.kv_heads}: kv_heads must divide heads")
+            raise UserError(
+                f"model.heads={c.heads} does not fit model.kv_heads={c.kv_heads}: kv_heads must divide heads"
+            )
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
-            raise UserError(f"model.window_pattern={self.window_pattern}: write a letter S or L for each layer in turn, such as SSSL")
+            raise UserError(
+                f"model.window_pattern={self.window_pattern}: write a letter S or L for each layer in turn, such as SSSL"
+            )
 
 
 @dataclass
@@ -176,11 +201,15 @@ class ImageModelConfig(ModelConfig):
 
 
 def check_levels(resolution: int | None, patch: int, widths: list[int]) -> None:
-    """Raise UserError unless there are levels, and a resolution, where it is known, that can be halved from each to the next."""
+    """Raise UserError unless there are levels, and a resolution, where it is known, that can be halved from each to
+    the next.
+    """
     if not widths or min(widths) < 1:
         raise UserError(f"model.widths={widths}: at least one level is needed, each of one channel or more")
     if resolution and resolution % (least := patch * 2 ** (len(widths) - 1)):
-        raise UserError(f"resolution {resolution} is no multiple of {least}: model.patch={patch}, halved {len(widths) - 1} times")
+        raise UserError(
+            f"resolution {resolution} is no multiple of {least}: model.patch={patch}, halved {len(widths) - 1} times"
+        )
 
 
 UNET_SIZES = _sizes(
@@ -198,8 +227,8 @@ _register_diffusion = partial(
     register_model,
     kind="image",
     model="gengen.models.unet:UNet",
-    objectives={"pretrain": "gengen.training.diffusion:Diffusion"},
-    generator="gengen.generation.image:ImageGenerator",
+    objectives={"pretrain": "gengen.training.objectives.diffusion:Diffusion"},
+    generator="gengen.generation.image.diffusion:ImageGenerator",
     sampling=DiffusionSampling,
 )
 
@@ -221,10 +250,16 @@ class UNetConfig(ImageModelConfig):
     path: str = choice("flow", ["flow", "cosine", "edm"], "how an image turns into noise")
     shift: float = positive(1.0, "flow: above 1, more of the time is spent at high noise (for large images)")
     prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
-    times: str = choice("logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on")
+    times: str = choice(
+        "logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on"
+    )
     weighting: str = choice("none", ["none", "min_snr", "edm"], "how much each noise level counts")
-    sigma_data: float | None = positive(None, "root mean square of the data; null = as measured on the training images")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third more work")
+    sigma_data: float | None = positive(
+        None, "root mean square of the data; null = as measured on the training images"
+    )
+    activation_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, a third more work"
+    )
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = UNET_SIZES
     hidden_maps: ClassVar[str] = r"^(down|middle|up)\."
@@ -241,13 +276,15 @@ class UNetConfig(ImageModelConfig):
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
         check_levels(c.resolution, c.patch, c.widths)
         if c.prediction == "eps" and c.path != "edm":
-            raise UserError(f"model.prediction=eps divides by zero where model.path={c.path} is pure noise: take velocity, v or x0")
+            raise UserError(
+                f"model.prediction=eps divides by zero where model.path={c.path} is pure noise: take velocity, v or x0"
+            )
 
 
 LDM_SIZES = {name: row | {"patch": 1} for name, row in UNET_SIZES.items()}
 
 
-@_register_diffusion("ldm", encode="gengen.generation.codec:encode")
+@_register_diffusion("ldm", encode="gengen.generation.image.codec:encode")
 @dataclass
 class LDMConfig(UNetConfig):
     """Latent diffusion: the same UNet on the whitened latents of an autoencoder that was trained before."""
@@ -269,8 +306,8 @@ _register_autoencoder = partial(
     register_model,
     kind="image",
     model="gengen.models.autoencoder:Autoencoder",
-    objectives={"pretrain": "gengen.training.autoencoding:Autoencoding"},
-    generator="gengen.generation.autoencoder:AutoencoderGenerator",
+    objectives={"pretrain": "gengen.training.objectives.autoencoder:Autoencoding"},
+    generator="gengen.generation.image.autoencoder:AutoencoderGenerator",
     sampling=AutoencoderSampling,
 )
 
@@ -283,23 +320,39 @@ class AutoencoderConfig(ImageModelConfig):
     """An encoder to latents and a decoder back, convolutional. The families differ in nothing but these settings."""
 
     size: str = choice("tiny", list(AUTOENCODER_SIZES), "row of the size table that fills every null below")
-    widths: list[int] | None = option(None, "channels of each level, finest first; each level after the first halves the resolution")
+    widths: list[int] | None = option(
+        None, "channels of each level, finest first; each level after the first halves the resolution"
+    )
     blocks: int | None = positive(None, "residual blocks a level")
     patch: int | None = positive(None, "pixels a side that enter the network as one position")
     latent_channels: int | None = positive(None, "channels of the latents")
-    quantizer: str | None = choice(None, ["vq", "fsq"], "latents from a codebook, or each channel rounded; null = Gaussian latents")
+    quantizer: str | None = choice(
+        None, ["vq", "fsq"], "latents from a codebook, or each channel rounded; null = Gaussian latents"
+    )
     codebook: int = positive(512, "vq: vectors in the codebook")
-    commitment: float = option(0.25, "vq: how much the encoder is drawn to the codebook, beside the codebook to the encoder", low=0)
-    levels: list[int] = option([8, 5, 5, 5], "fsq: values each latent channel can take; their product is the number of codes")
-    loss: str = choice("elbo", ["elbo", "l1_l2"], "elbo: nats of 8-bit values; l1_l2: |error| + error^2; summed over pixels")
-    perceptual: float = option(0.0, "weight of the distance in EfficientNet-Lite0's features, times the number of pixels", low=0)
+    commitment: float = option(
+        0.25, "vq: how much the encoder is drawn to the codebook, beside the codebook to the encoder", low=0
+    )
+    levels: list[int] = option(
+        [8, 5, 5, 5], "fsq: values each latent channel can take; their product is the number of codes"
+    )
+    loss: str = choice(
+        "elbo", ["elbo", "l1_l2"], "elbo: nats of 8-bit values; l1_l2: |error| + error^2; summed over pixels"
+    )
+    perceptual: float = option(
+        0.0, "weight of the distance in EfficientNet-Lite0's features, times the number of pixels", low=0
+    )
     adversarial: float = option(
         0.0, "weight of what a discriminator says of the reconstruction's patches, times the number of pixels", low=0
     )
-    adversarial_from: float = option(0.5, "share of max_steps after which that counts, when reconstructions have settled", low=0, below=1)
+    adversarial_from: float = option(
+        0.5, "share of max_steps after which that counts, when reconstructions have settled", low=0, below=1
+    )
     beta: float = option(1.0, "weight of the KL to N(0, 1), summed over latents, or of the quantizer's penalty", low=0)
     kl_warmup: float = option(0.0, "share of max_steps in which that weight rises to beta", low=0, high=1)
-    free_bits: float = option(0.0, "nats a latent that cost nothing: an image's KL counts in a channel where it exceeds them", low=0)
+    free_bits: float = option(
+        0.0, "nats a latent that cost nothing: an image's KL counts in a channel where it exceeds them", low=0
+    )
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = AUTOENCODER_SIZES
     hidden_maps: ClassVar[str] = r"^(encoder|decoder)\.\d+\.conv_(in|out)\."  # of the residual blocks
@@ -314,9 +367,13 @@ class AutoencoderConfig(ImageModelConfig):
         assert c.widths is not None and c.patch
         check_levels(c.resolution, c.patch, c.widths)
         if c.quantizer == "fsq" and (len(c.levels) != c.latent_channels or min(c.levels) < 2):
-            raise UserError(f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}")
+            raise UserError(
+                f"model.levels={c.levels} needs a number of 2 or more for each of model.latent_channels={c.latent_channels}"
+            )
         if c.quantizer and (c.loss == "elbo" or c.kl_warmup or c.free_bits):
-            raise UserError(f"model.quantizer={c.quantizer} has no KL: take model.loss=l1_l2, and model.kl_warmup and model.free_bits at 0")
+            raise UserError(
+                f"model.quantizer={c.quantizer} has no KL: take model.loss=l1_l2, and model.kl_warmup and model.free_bits at 0"
+            )
         for key in ("perceptual", "adversarial"):
             if getattr(c, key) and c.loss == "elbo":
                 raise UserError(f"model.{key}={getattr(c, key)} belongs to no likelihood: take model.loss=l1_l2")
@@ -327,13 +384,27 @@ class AdversarialConfig(ImageModelConfig):
     """What a GAN is trained by, whatever its networks."""
 
     latent_size: int = positive(64, "numbers in z, the noise that becomes an image")
-    loss: str = choice("relativistic", ["relativistic", "nonsaturating", "hinge"], "relativistic: which of two is real; else if each is")
-    spectral_norm: bool = option(False, "limit the discriminator's slope by the largest singular value of each of its layers")
-    gamma: float = option(0.0, "weight of the penalties on the discriminator's squared slope at real (R1) and generated (R2) images", low=0)
+    loss: str = choice(
+        "relativistic",
+        ["relativistic", "nonsaturating", "hinge"],
+        "relativistic: which of two is real; else if each is",
+    )
+    spectral_norm: bool = option(
+        False, "limit the discriminator's slope by the largest singular value of each of its layers"
+    )
+    gamma: float = option(
+        0.0,
+        "weight of the penalties on the discriminator's squared slope at real (R1) and generated (R2) images",
+        low=0,
+    )
     final_gamma: float = option(1.0, "share of gamma that is left when the burn-in ends", low=0)
     penalty_every: int = positive(1, "steps between penalties, whose weight is then as many times as large")
-    augment: str = option("", "DiffAugment for small sets: of color, translation and cutout those wanted, commas between them")
-    burn_in: float = option(1.0, "share of max_steps in which gamma, beta2 and the average's half-life reach their end", above=0, high=1)
+    augment: str = option(
+        "", "DiffAugment for small sets: of color, translation and cutout those wanted, commas between them"
+    )
+    burn_in: float = option(
+        1.0, "share of max_steps in which gamma, beta2 and the average's half-life reach their end", above=0, high=1
+    )
     first_beta2: float | None = option(None, "optim.beta2 at the first step; null = it stays the same", low=0, below=1)
 
     def augmentations(self) -> list[str]:
@@ -356,8 +427,8 @@ GAN_SIZES = _sizes(
 _register_gan = partial(
     register_model,
     kind="image",
-    objectives={"pretrain": "gengen.training.adversarial:Adversarial"},
-    generator="gengen.generation.gan:GANGenerator",
+    objectives={"pretrain": "gengen.training.objectives.gan:Adversarial"},
+    generator="gengen.generation.image.gan:GANGenerator",
     sampling=GANSampling,
 )
 
@@ -388,13 +459,17 @@ class DCGANConfig(AdversarialConfig):
     """The classic, with batch normalisation and without a penalty, for comparison."""
 
     name: str = option("dcgan", "registered name of the model family")
-    widths: list[int] | None = option(None, "channels from the finest level to 4 x 4; null = 64 at half the resolution, doubled each level")
+    widths: list[int] | None = option(
+        None, "channels from the finest level to 4 x 4; null = 64 at half the resolution, doubled each level"
+    )
     loss: str = choice("nonsaturating", ["relativistic", "nonsaturating", "hinge"], "as that of model=gan")
 
     def resolved(self) -> Self:
         if self.widths is not None or self.resolution is None:
             return self
-        return replace(self, widths=[64 * 2**level for level in range(max(1, (self.resolution // 4).bit_length() - 1))])
+        return replace(
+            self, widths=[64 * 2**level for level in range(max(1, (self.resolution // 4).bit_length() - 1))]
+        )
 
     def check(self) -> None:
         super().check()
@@ -402,7 +477,9 @@ class DCGANConfig(AdversarialConfig):
         if c.widths is not None:
             check_levels(None, 1, c.widths)
             if c.resolution is not None and c.resolution != 4 * 2 ** len(c.widths):
-                raise UserError(f"resolution {c.resolution} is not 4 doubled len(model.widths) = {len(c.widths)} times")
+                raise UserError(
+                    f"resolution {c.resolution} is not 4 doubled len(model.widths) = {len(c.widths)} times"
+                )
         if self.gamma:
             raise UserError(
                 f"model.gamma={self.gamma}: batch normalisation makes a logit depend on the whole batch, so an image has no slope of its "

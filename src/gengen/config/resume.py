@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gengen.config.compose import CommandLine, compose_groups, field_settings, lay_over, resolve, selections, verbatim
-from gengen.config.errors import UserError
 from gengen.config.schema import Schema, Tree, build, coerce, get, leaves, plain, put, schema
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 
 ONE_COMMAND: Tree = {"resume": "auto", "stop_at": None, "max_time": None, "plugins": [], "dry_run": False}
 """Fields that are about one command, not about the run: they are never stored."""
@@ -63,7 +63,11 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     """
     build(TrainConfig, kept)  # refuses what does not fit before anything else reads it
     known = schema(TrainConfig, kept)
-    tree, warned, refused = deepcopy(kept) | ONE_COMMAND, [], []  # somebody else's run may hold what is never stored: plugins
+    tree, warned, refused = (
+        deepcopy(kept) | ONE_COMMAND,
+        [],
+        [],
+    )  # somebody else's run may hold what is never stored: plugins
     for key, value in wishes(kept, known, line).items():
         change = Change(key, get(kept, key), value)
         rule = policy(key, known)

@@ -6,10 +6,10 @@ from dataclasses import Field, asdict, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gengen.config.data import DataConfig
-from gengen.config.errors import UserError, did_you_mean, nearest
 from gengen.config.fields import allowed, within
 from gengen.config.model import ModelConfig
 from gengen.config.stage import StageConfig
+from gengen.errors import UserError, did_you_mean, nearest
 from gengen.registry import DATA, MODELS, STAGES
 
 CHOSEN_BY_NAME = {ModelConfig: MODELS, DataConfig: DATA, StageConfig: STAGES}
@@ -68,7 +68,9 @@ def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
         f, kind = known[name]
         value = get(now, name, f.default)
         lead = "did you mean" if len(lines) == 1 else "          or"
-        lines.append(f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {'null' if value is None else value})?")
+        lines.append(
+            f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {'null' if value is None else value})?"
+        )
     group = key.split(".")[0] + " " if "." in key else ""
     return UserError("\n".join([*lines, f"  --help {group}lists every key"]))
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
+from gengen.errors import UserError
 from gengen.registry import register_stage
 
 
@@ -67,7 +67,9 @@ class DPOConfig(TuningConfig):
     """Direct preference optimisation: preferences without a reward model."""
 
     name: str = option("dpo", "registered name of the stage")
-    loss: str = choice("dpo", ["dpo", "ipo", "cdpo"], "logistic; squared distance to a margin; logistic, some labels being wrong")
+    loss: str = choice(
+        "dpo", ["dpo", "ipo", "cdpo"], "logistic; squared distance to a margin; logistic, some labels being wrong"
+    )
     reduction: str = choice(
         "sum",  # what a run means that has no such field; a new one has the YAML's: auto
         ["auto", "sum", "mean"],
@@ -87,10 +89,16 @@ class DPOConfig(TuningConfig):
 
 @dataclass
 class OnlineConfig(StageConfig):
-    """What PPO and GRPO have: an iteration draws answers, scores them, and takes epochs x minibatches steps of data.batch_size."""
+    """What PPO and GRPO have: an iteration draws answers, scores them, and takes epochs x minibatches steps of
+    data.batch_size.
+    """
 
-    reward: list[str] = option([], "a reward run, or the name of a registered function; repeat for their sum; WEIGHT*NAME weighs one")
-    minibatches: int = positive(4, "steps that an iteration's answers are cut into; one minibatch is data.batch_size answers")
+    reward: list[str] = option(
+        [], "a reward run, or the name of a registered function; repeat for their sum; WEIGHT*NAME weighs one"
+    )
+    minibatches: int = positive(
+        4, "steps that an iteration's answers are cut into; one minibatch is data.batch_size answers"
+    )
     epochs: int = positive(2, "passes over an iteration's answers")
     max_tokens: int = positive(64, "tokens of an answer at most")
     temperature: float = positive(1.0, "of sampling, and of every log-probability")
@@ -104,15 +112,23 @@ class OnlineConfig(StageConfig):
         "has divided), or added to the loss",
     )
     kl_estimator: str = choice(
-        "k1", ["k1", "k2", "k3"], "of that KL: k1 for the reward; for the loss k2 (or k3, the KL's reverse near the end)"
+        "k1",
+        ["k1", "k2", "k3"],
+        "of that KL: k1 for the reward; for the loss k2 (or k3, the KL's reverse near the end)",
     )
     kl_target: float | None = positive(None, "nats an answer that beta is adapted to; null = beta is fixed")
     kl_horizon: int = positive(10_000, "answers over which beta adapts")
-    kl_stop: float | None = positive(None, "approximate KL to the sampling policy at which an iteration ends early; null = never")
-    missing_end: float | None = option(-1.0, "reward of an answer that did not end, whatever its score; null = its score")
+    kl_stop: float | None = positive(
+        None, "approximate KL to the sampling policy at which an iteration ends early; null = never"
+    )
+    missing_end: float | None = option(
+        -1.0, "reward of an answer that did not end, whatever its score; null = its score"
+    )
     entropy: float = option(0.0, "weight of the entropy bonus", low=0)
     aggregate: str = choice(
-        "token", ["token", "sequence", "constant"], "mean over all tokens; mean of each answer's mean; sum over max_tokens of each answer"
+        "token",
+        ["token", "sequence", "constant"],
+        "mean over all tokens; mean of each answer's mean; sum over max_tokens of each answer",
     )
     table_every: int = positive(20, "iterations between tables of answers written to samples/", on_resume="free")
 
@@ -124,7 +140,9 @@ class OnlineConfig(StageConfig):
 
     def check(self) -> None:
         if not self.reward:
-            raise UserError(f"stage={self.name} needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered reward")
+            raise UserError(
+                f"stage={self.name} needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered reward"
+            )
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise UserError(
                 f"stage.kl_in=reward stage.kl_estimator={self.kl_estimator}: in the reward only k1 has the gradient of the KL; "
@@ -149,8 +167,12 @@ class PPOConfig(OnlineConfig):
     """Proximal policy optimisation against a reward, with a critic."""
 
     name: str = option("ppo", "registered name of the stage")
-    critic_lr: float | None = positive(None, "peak learning rate of the critic; null = 2.5 times optim.lr", on_resume="warned")
-    value_clip: float = positive(0.2, "how far a value may move the critic's loss from what it was when the answer was drawn")
+    critic_lr: float | None = positive(
+        None, "peak learning rate of the critic; null = 2.5 times optim.lr", on_resume="warned"
+    )
+    value_clip: float = positive(
+        0.2, "how far a value may move the critic's loss from what it was when the answer was drawn"
+    )
     gamma: float = option(1.0, "discount of a token's reward", above=0, high=1)
     lam: float = option(0.95, "lambda of the generalised advantage estimate", low=0, high=1)
 
@@ -161,7 +183,9 @@ class GRPOConfig(OnlineConfig):
     """Group-relative policy optimisation: an answer is judged beside others to the same prompt; there is no critic."""
 
     name: str = option("grpo", "registered name of the stage")
-    advantage: str = choice("grpo", ["grpo", "rloo", "dr_grpo"], "reward less its group's mean: over its deviation; without itself; plain")
+    advantage: str = choice(
+        "grpo", ["grpo", "rloo", "dr_grpo"], "reward less its group's mean: over its deviation; without itself; plain"
+    )
     group_size: int = option(8, "answers to one prompt", low=2)
 
     @property

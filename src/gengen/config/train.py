@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from gengen.config.data import DataConfig
-from gengen.config.errors import UserError
 from gengen.config.fields import choice, option, positive
 from gengen.config.model import ModelConfig
 from gengen.config.stage import OnlineConfig, StageConfig
+from gengen.errors import UserError
 from gengen.registry import DATA, MODELS, STAGES
 
 
@@ -23,10 +23,16 @@ def seconds(key: str, text: str) -> float:
 class OptimConfig:
     """How weights are updated."""
 
-    name: str = choice("adamw", ["adamw", "muon"], "AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest")
-    lr: float | None = positive(None, "peak learning rate of AdamW; null = base_lr, lower for wide models", on_resume="warned")
+    name: str = choice(
+        "adamw", ["adamw", "muon"], "AdamW for all; or Muon for the matrices inside blocks and AdamW for the rest"
+    )
+    lr: float | None = positive(
+        None, "peak learning rate of AdamW; null = base_lr, lower for wide models", on_resume="warned"
+    )
     base_lr: float = positive(3e-3, "a recipe's lr, as it was measured with a model of base_width")
-    base_width: int | None = positive(None, "wider models take base_lr * base_width / width; null = base_lr whatever the width")
+    base_width: int | None = positive(
+        None, "wider models take base_lr * base_width / width; null = base_lr whatever the width"
+    )
     muon_lr: float = positive(0.04, "peak learning rate of Muon", on_resume="warned")
     momentum: float = option(0.95, "Muon's decay of the gradient's average", low=0, below=1)
     muon_weight_decay: float = option(0.05, "Muon's decoupled decay", low=0)
@@ -39,16 +45,22 @@ class OptimConfig:
     warmup: float = option(0.02, "share of max_steps in which the rate rises", low=0, high=1)
     decay: float = option(0.5, "share of max_steps in which wsd falls, at the end", low=0, high=1)
     ema: float | None = option(
-        None, "decay of an average of the weights, kept beside them and sampled from; null = by ema_ratio", above=0, below=1
+        None,
+        "decay of an average of the weights, kept beside them and sampled from; null = by ema_ratio",
+        above=0,
+        below=1,
     )
-    ema_ratio: float | None = option(None, "length of that average as a share of max_steps; null = no average", above=0, below=1)
+    ema_ratio: float | None = option(
+        None, "length of that average as a share of max_steps; null = no average", above=0, below=1
+    )
     final_lr: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
 
     def for_model(self, width: int | None) -> Self:
         """The config with its learning rate settled for a model whose widest layer has `width` features.
 
-        AdamW's best rate falls about as 1 / width (GPT-3's table: Brown et al. 2020, tab. 2.1; muP: Yang et al. 2022). A
-        model that is narrower than the one a recipe was measured with keeps its rate. Muon's rate carries over as it is.
+        AdamW's best rate falls about as 1 / width (GPT-3's table: Brown et al. 2020, tab. 2.1; muP: Yang et al. 2022).
+        A model that is narrower than the one a recipe was measured with keeps its rate. Muon's rate carries over as it
+        is.
         """
         ratio = min(1.0, self.base_width / width) if self.base_width and width else 1.0
         return replace(self, lr=self.lr or self.base_lr * ratio)
@@ -68,7 +80,9 @@ class OptimConfig:
 class TrainerConfig:
     """How long and on what a run trains."""
 
-    max_steps: int | None = positive(None, "steps in all, the horizon of every schedule; null = what fits budget here", on_resume="warned")
+    max_steps: int | None = positive(
+        None, "steps in all, the horizon of every schedule; null = what fits budget here", on_resume="warned"
+    )
     budget: str = option("4m", "time in all (90s, 4m, 2h) that a new run chooses its max_steps for", on_resume="free")
     save_every: int = positive(100, "steps between checkpoints", on_resume="free")
     eval_every: int = positive(100, "steps between evaluations on the validation part", on_resume="free")
@@ -82,11 +96,19 @@ class TrainerConfig:
         on_resume="free",
     )
     spike: float | None = positive(
-        None, "a step is bad, too, whose loss or gradient is so many deviations above the last 128; null = none is", on_resume="free"
+        None,
+        "a step is bad, too, whose loss or gradient is so many deviations above the last 128; null = none is",
+        on_resume="free",
     )
-    max_bad_steps: int = option(5, "bad steps in a row that skip bears; looked at when a row is logged", low=0, on_resume="free")
-    max_failed_saves: int = option(3, "checkpoints in a row that may fail to be written, as on a full disk", low=0, on_resume="free")
-    watchdog: str = option("30m", "time without any progress after which all stacks are written and the run exits 70", on_resume="free")
+    max_bad_steps: int = option(
+        5, "bad steps in a row that skip bears; looked at when a row is logged", low=0, on_resume="free"
+    )
+    max_failed_saves: int = option(
+        3, "checkpoints in a row that may fail to be written, as on a full disk", low=0, on_resume="free"
+    )
+    watchdog: str = option(
+        "30m", "time without any progress after which all stacks are written and the run exits 70", on_resume="free"
+    )
     precision: str = choice("auto", ["auto", "bf16", "fp32"], "bf16 autocast where the hardware has it, else fp32")
     compile: str = choice(
         "auto",
@@ -96,7 +118,9 @@ class TrainerConfig:
     )
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")
     devices: int = positive(1, "processes (ranks), one a device", on_resume="free")
-    strategy: str = choice("auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free")
+    strategy: str = choice(
+        "auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free"
+    )
     threads: int | None = positive(None, "CPU threads a process; null = what torch takes", on_resume="free")
 
 
@@ -104,7 +128,9 @@ class TrainerConfig:
 class LoggerConfig:
     """Where metrics go beside metrics.csv, which is always written."""
 
-    name: str = choice("csv", ["csv", "wandb", "tensorboard"], "csv only, or wandb or tensorboard beside it", on_resume="free")
+    name: str = choice(
+        "csv", ["csv", "wandb", "tensorboard"], "csv only, or wandb or tensorboard beside it", on_resume="free"
+    )
     project: str = option("gengen", "wandb project", on_resume="free")
     mode: str = choice("offline", ["offline", "online"], "whether wandb may use the network", on_resume="free")
 
@@ -119,13 +145,21 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    run: str | None = option(None, "name of the run; new runs without one are named model-data-number", on_resume="free")
+    run: str | None = option(
+        None, "name of the run; new runs without one are named model-data-number", on_resume="free"
+    )
     runs_dir: str = option("runs", "folder that holds the runs", on_resume="free")
     seed: int = option(0, "seed of weights, order and draws", low=0, high=2**32 - 1)
-    resume: str = option("auto", "auto: go on if there is a checkpoint; must; never; or the path of a checkpoint", on_resume="free")
+    resume: str = option(
+        "auto", "auto: go on if there is a checkpoint; must; never; or the path of a checkpoint", on_resume="free"
+    )
     init_from: str | None = option(None, "run or checkpoint whose model, tokenizer and weights a new run starts from")
-    stop_at: int | None = positive(None, "stop after this step with a checkpoint; schedules do not change", on_resume="free")
-    max_time: str | None = option(None, "stop this command after so much training (90s, 5m, 2h); no schedule changes", on_resume="free")
+    stop_at: int | None = positive(
+        None, "stop after this step with a checkpoint; schedules do not change", on_resume="free"
+    )
+    max_time: str | None = option(
+        None, "stop this command after so much training (90s, 5m, 2h); no schedule changes", on_resume="free"
+    )
     plugins: list[str] = option([], "your modules to import, which register your own components", on_resume="free")
     dry_run: bool = option(False, "print config, parameters, memory and FLOPs, then stop", on_resume="free")
 
@@ -159,12 +193,20 @@ class TrainConfig:
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
         if self.trainer.max_steps is None and self.trainer.devices > 1:
-            raise UserError(f"trainer.devices={self.trainer.devices} needs trainer.max_steps: trainer.budget is measured on one device")
-        if self.trainer.on_bad_step == "rollback" and (self.trainer.devices > 1 or isinstance(self.stage, OnlineConfig)):
-            raise UserError("trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: skip or stop")
+            raise UserError(
+                f"trainer.devices={self.trainer.devices} needs trainer.max_steps: trainer.budget is measured on one device"
+            )
+        if self.trainer.on_bad_step == "rollback" and (
+            self.trainer.devices > 1 or isinstance(self.stage, OnlineConfig)
+        ):
+            raise UserError(
+                "trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: skip or stop"
+            )
         seconds("trainer.watchdog", self.trainer.watchdog)
         seconds("trainer.budget", self.trainer.budget)
         if self.max_time is not None:
             seconds("max_time", self.max_time)
         if self.data.batch_size % self.trainer.devices:
-            raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={self.trainer.devices} equally")
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={self.trainer.devices} equally"
+            )

@@ -1,10 +1,10 @@
 """Which window of a token stream, or which image, comes when: pure functions of (seed, epoch, index), with nothing to
 save or restore.
 
-A run of text is one endless list of windows of T labels. Position p of the list is window `index` of epoch `epoch`; an epoch
-turns once around the circular stream of N tokens in ceil(N / T) windows, from an offset of its own and in an order of
-its own, so every token is a label exactly once an epoch. Step s takes positions s * B .. (s + 1) * B - 1. A run of N
-images is the same with the images for windows: an epoch is a permutation of them.
+A run of text is one endless list of windows of T labels. Position p of the list is window `index` of epoch `epoch`; an
+epoch turns once around the circular stream of N tokens in ceil(N / T) windows, from an offset of its own and in an
+order of its own, so every token is a label exactly once an epoch. Step s takes positions s * B .. (s + 1) * B - 1. A
+run of N images is the same with the images for windows: an epoch is a permutation of them.
 """
 
 from collections.abc import Iterator
@@ -60,8 +60,8 @@ def flips(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def images(first: int, count: int, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions first .. first + count - 1 of the endless list of n images: (index of the image, whether it is mirrored),
-    both (count,)."""
+    """Positions first .. first + count - 1 of the endless list of n images: (index of the image, whether it is
+    mirrored), both (count,)."""
     index, mirrored = [], []
     while count:
         epoch, start = locate(first, n)

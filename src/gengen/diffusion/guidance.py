@@ -11,13 +11,17 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 def guide(
-    conditional: Denoiser, reference: Denoiser, scale: float, interval: tuple[float, float] = (0.0, math.inf), rescale: float = 0.0
+    conditional: Denoiser,
+    reference: Denoiser,
+    scale: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+    rescale: float = 0.0,
 ) -> Denoiser:
     """reference + scale (conditional - reference), as one denoiser.
 
-    The reference without the condition is classifier-free guidance (Ho & Salimans 2022), a smaller or less trained model
-    autoguidance (Karras et al. 2024). scale 1 is the conditional model alone, and the reference is not called;
-    0 is the reference alone. interval: the times, ends included, between which guidance acts (Kynkäänniemi et al. 2024).
+    The reference without the condition is classifier-free guidance (Ho & Salimans 2022), a smaller or less trained
+    model autoguidance (Karras et al. 2024). scale 1 is the conditional model alone, and the reference is not called; 0
+    is the reference alone. interval: the times, ends included, between which guidance acts (Kynkäänniemi et al. 2024).
     rescale: how far, from 0 to 1, the guided estimate is brought back to the conditional's standard deviation.
     """
     if scale == 1:
@@ -35,7 +39,8 @@ def guide(
 
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """guided with each sample's standard deviation drawn towards the conditional's (Lin et al. 2024, eq. 14-16), of x_0 here.
+    """guided with each sample's standard deviation drawn towards the conditional's (Lin et al. 2024, eq. 14-16), of
+    x_0 here.
 
     A sample without contrast has no deviation to scale, and stays.
     """

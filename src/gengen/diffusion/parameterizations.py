@@ -38,7 +38,9 @@ def predict_x0(path: Path, t: Time, sigma_data: float) -> Coefficients:
 
 
 def predict_v(path: Path, t: Time, sigma_data: float) -> Coefficients:
-    """(alpha eps - sigma x_0) / r, r^2 = alpha^2 + sigma^2: x_t / r turned by 90 degrees (Salimans & Ho 2022, where r = 1)."""
+    """(alpha eps - sigma x_0) / r, r^2 = alpha^2 + sigma^2: x_t / r turned by 90 degrees (Salimans & Ho 2022, where r
+    = 1).
+    """
     alpha, sigma = path.alpha(t), path.sigma(t)
     r = (alpha**2 + sigma**2) ** 0.5
     return Coefficients(x0=-sigma / r, eps=alpha / r, skip=alpha / r**2, gain=-sigma / r)
@@ -61,7 +63,10 @@ def predict_edm(path: Path, t: Time, sigma_data: float) -> Coefficients:
     alpha, sigma = path.alpha(t), path.sigma(t)
     S = (alpha**2 * sigma_data**2 + sigma**2) ** 0.5
     return Coefficients(
-        x0=sigma / (sigma_data * S), eps=-alpha * sigma_data / S, skip=alpha * sigma_data**2 / S**2, gain=sigma * sigma_data / S
+        x0=sigma / (sigma_data * S),
+        eps=-alpha * sigma_data / S,
+        skip=alpha * sigma_data**2 / S**2,
+        gain=sigma * sigma_data / S,
     )
 
 
@@ -92,7 +97,9 @@ def x0_gain(parameterization: str, t: Time, path: Path, sigma_data: float) -> fl
 
 
 def input_scale(t: Time, path: Path, sigma_data: float) -> Time:
-    """1 / sqrt(alpha^2 sigma_data^2 + sigma^2): makes x_t of unit variance, whatever the path and the parameterization."""
+    """1 / sqrt(alpha^2 sigma_data^2 + sigma^2): makes x_t of unit variance, whatever the path and the
+    parameterization.
+    """
     return (path.alpha(t) ** 2 * sigma_data**2 + path.sigma(t) ** 2) ** -0.5
 
 

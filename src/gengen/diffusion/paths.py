@@ -22,7 +22,9 @@ def lift(x: Tensor) -> Tensor:
 def spread(t: Time, x: Tensor) -> Time:
     """t (B,) as (B, 1, ...), to broadcast over x (B, ...), in the dtype of lift(x); a float stays as it is."""
     if isinstance(t, Tensor):
-        return t.to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(t.shape + (1,) * (x.dim() - t.dim()))
+        return t.to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(
+            t.shape + (1,) * (x.dim() - t.dim())
+        )
     return t
 
 
@@ -113,7 +115,8 @@ class Flow(Path):
 class Cosine(Path):
     """The variance-preserving path x_t = cos(pi t / 2) x_0 + sin(pi t / 2) eps (Salimans & Ho 2022).
 
-    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not 6e-17.
+    At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not
+    6e-17.
     """
 
     def alpha(self, t: Time) -> Time:

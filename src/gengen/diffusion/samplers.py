@@ -30,15 +30,23 @@ def estimate(denoise: Denoiser, x: Tensor, i: int, t: float, callback: Callback)
 
 
 def rise(path: Path, t: float, s: float) -> float:
-    """h = lambda_s - lambda_t > 0 with lambda = ln(alpha / sigma): infinite in a step from pure noise, or to pure data."""
+    """h = lambda_s - lambda_t > 0 with lambda = ln(alpha / sigma): infinite in a step from pure noise, or to pure
+    data.
+    """
     return path.log_snr_half(s) - path.log_snr_half(t)
 
 
 def ddim(
-    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None, eta: float = 0.0
+    denoise: Denoiser,
+    x: Tensor,
+    times: Times,
+    path: Path,
+    noise: Noise = None,
+    callback: Callback = None,
+    eta: float = 0.0,
 ) -> Tensor:
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - tau^2) eps + tau noise (Song et al. 2021, eq. 12 and 16, on any path). At eta = 0 it is Euler's
-    step in sigma / alpha.
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - tau^2) eps + tau noise (Song et al. 2021, eq. 12 and 16, on any path). At
+    eta = 0 it is Euler's step in sigma / alpha.
 
     tau = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2): at eta = 1 the deviation of x_s when
     x_t and x_0 are known. Draws noise only in steps that have tau > 0. Calls the denoiser once a step."""
@@ -54,12 +62,16 @@ def ddim(
     return x
 
 
-def ancestral(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
+def ancestral(
+    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+) -> Tensor:
     """x_s drawn from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6-7): DDIM at eta = 1. Calls the denoiser once a step."""
     return ddim(denoise, x, times, path, noise, callback, eta=1.0)
 
 
-def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
+def heun(
+    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+) -> Tensor:
     """Second order by the mean of two slopes (Karras et al. 2022, Alg. 1, without churn), on any path.
 
     In their coordinates x / alpha and sigma / alpha the slope is eps. Where those are singular, in a step from pure
@@ -78,7 +90,9 @@ def heun(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = 
     return x
 
 
-def dpmpp_2m(denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_s = sigma_s / sigma_t x - alpha_s (e^-h - 1) D.
 
     D is x_0 carried half a step further along its trend since the step before. In a step from pure noise or to pure

@@ -14,7 +14,8 @@ GRID = 2**24  # u is the middle of one of so many parts: never 0, never 1
 def stratified(rows: int, generator: torch.Generator) -> Tensor:
     """(rows,) fp64 in (0, 1): one in each of `rows` equal cells, in random order.
 
-    Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021, App. I.1).
+    Each alone is uniform; together they cover (0, 1) evenly, so that a step's loss varies less (Kingma et al. 2021,
+    App. I.1).
     """
     cell = torch.randperm(rows, generator=generator, device=generator.device)
     within = (torch.randint(GRID, (rows,), generator=generator, device=generator.device).double() + 0.5) / GRID
@@ -40,9 +41,15 @@ def logit_normal(u: Tensor, path: Path, mean: float = 0.0, std: float = 1.0) -> 
 
 
 def lognormal(u: Tensor, path: Path, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, Table 1). It names the noise itself: no spacing, no shift."""
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, Table 1). It names the noise itself: no spacing, no
+    shift.
+    """
     return path.time_at(torch.exp(mean + std * torch.special.ndtri(u)))
 
 
-TIME_SAMPLERS: dict[str, Callable[[Tensor, Path], Tensor]] = {"uniform": uniform, "logit_normal": logit_normal, "lognormal": lognormal}
+TIME_SAMPLERS: dict[str, Callable[[Tensor, Path], Tensor]] = {
+    "uniform": uniform,
+    "logit_normal": logit_normal,
+    "lognormal": lognormal,
+}
 """Each makes of u (B,) in (0, 1) the times (B,), in the dtype of u."""

@@ -1,7 +1,7 @@
 """How much each time counts in the loss.
 
-A weighting is stated for the squared error of x_0; the error of an output is gain times smaller, so its weight is gain^2
-times larger. In this way one weighting is the same loss under every parameterization.
+A weighting is stated for the squared error of x_0; the error of an output is gain times smaller, so its weight is
+gain^2 times larger. In this way one weighting is the same loss under every parameterization.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,9 @@ def min_snr(snr: Tensor, gain: Tensor, sigma_data: float, gamma: float = 5.0) ->
 
 
 def edm(snr: Tensor, gain: Tensor, sigma_data: float) -> Tensor:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 in x_0 units (Karras et al. 2022, Table 1), for sigma / alpha on any path."""
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 in x_0 units (Karras et al. 2022, Table 1), for sigma / alpha on
+    any path.
+    """
     return (snr + 1 / sigma_data**2) * gain**2
 
 

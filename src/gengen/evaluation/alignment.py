@@ -1,4 +1,6 @@
-"""How alignment is judged: answers to held-out prompts, and what they are worth by a gold reward that no training has seen."""
+"""How alignment is judged: answers to held-out prompts, and what they are worth by a gold reward that no training has
+seen.
+"""
 
 import math
 import operator
@@ -10,18 +12,21 @@ import numpy as np
 import torch
 
 from gengen.alignment.kl import best_of_n_kl
-from gengen.data.storygen import LABEL_SCALE, coverage, gold, requested
+from gengen.data.sources.storygen import LABEL_SCALE, coverage, gold, requested
 from gengen.evaluation.text import calibration, distinct
-from gengen.generation.rewards import Answer, Scorer, answer_of
-from gengen.generation.text import TextGenerator
-from gengen.models.answers import answer_log_probs, right_padded
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import Answer, Scorer, answer_of
+from gengen.models.completions import answer_log_probs, right_padded
 from gengen.models.gpt import GPT
 
 Figures = dict[str, Any]
 Stories = Sequence[tuple[str, str]]
 """Prompts, each with an answer such as supervised fine-tuning learns from."""
 
-DRAWN, BEST_OF = 8, (1, 2, 4, 8, 16)  # answers of each policy to a prompt; of how many of the SFT policy's the best one is taken
+DRAWN, BEST_OF = (
+    8,
+    (1, 2, 4, 8, 16),
+)  # answers of each policy to a prompt; of how many of the SFT policy's the best one is taken
 SHOWN, ROWS = 4, 64  # prompts whose answers the report shows; texts in a forward pass
 
 SIGNS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
@@ -54,15 +59,19 @@ def gates(seeds: Sequence[dict[str, Figures]]) -> list[Figures]:
     for stage, name, sign, threshold in GATES:
         values = [figures[stage][name] for figures in seeds]
         met = [SIGNS[sign](value, threshold) for value in values]
-        rows.append({"stage": stage, "figure": name, "sign": sign, "threshold": threshold, "values": values, "met": met})
+        rows.append(
+            {"stage": stage, "figure": name, "sign": sign, "threshold": threshold, "values": values, "met": met}
+        )
     return rows
 
 
-def interval(gains: np.ndarray, clusters: np.ndarray | None = None, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def interval(
+    gains: np.ndarray, clusters: np.ndarray | None = None, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
     """The 95 % percentile interval of the mean of paired differences (N,), by bootstrap (Efron 1979).
 
-    clusters: of each difference, which ones it may depend on, (N,); whole clusters are drawn again (Cameron, Gelbach & Miller
-    2008), as prompts that ask for the same two words are no independent prompts. None = each by itself.
+    clusters: of each difference, which ones it may depend on, (N,); whole clusters are drawn again (Cameron, Gelbach &
+    Miller 2008), as prompts that ask for the same two words are no independent prompts. None = each by itself.
     """
     _, which = np.unique(np.arange(len(gains)) if clusters is None else clusters, return_inverse=True)
     sums, counts = np.bincount(which, gains), np.bincount(which)
@@ -100,18 +109,24 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def pass_at(k: int, passed: np.ndarray) -> np.ndarray:
-    """The chance that one of k answers passes, for each prompt of (P, n >= k): 1 - C(n - c, k) / C(n, k) (Chen et al. 2021)."""
+    """The chance that one of k answers passes, for each prompt of (P, n >= k): 1 - C(n - c, k) / C(n, k) (Chen et al.
+    2021).
+    """
     n = passed.shape[1]
     return np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in passed.sum(1).tolist()])
 
 
 def win_rate(before: np.ndarray, after: np.ndarray) -> float:
-    """How often one of the answers (P, n) is worth more than one of those (P, m) to the same prompt; a tie is half a win."""
+    """How often one of the answers (P, n) is worth more than one of those (P, m) to the same prompt; a tie is half a
+    win.
+    """
     return float((1 + np.sign(after[:, :, None] - before[:, None]).mean()) / 2)
 
 
 def best_of(n: int, scores: np.ndarray, worth: np.ndarray) -> np.ndarray:
-    """What the one of n answers with the highest score is worth, mean over a row's groups of n. (P, N), (P, N) -> (P, 1)."""
+    """What the one of n answers with the highest score is worth, mean over a row's groups of n. (P, N), (P, N) -> (P,
+    1).
+    """
     groups = (len(scores), -1, n)
     best = scores.reshape(groups).argmax(2, keepdims=True)
     return np.take_along_axis(worth.reshape(groups), best, 2).mean(1)
@@ -160,7 +175,11 @@ def draw(policy: TextGenerator, prompts: Sequence[str], n: int, seed: int, max_t
     samples = policy.generate(read, n=n, seed=seed, temperature=1.0, max_tokens=max_tokens)
     answers = [answer_of(read[i // n], sample) for i, sample in enumerate(samples)]
     told = [(prompts[i // n], answer.text) for i, answer in enumerate(answers)]
-    figures = [[a.ended for a in answers], [gold(*t, a.ended) for t, a in zip(told, answers, strict=True)], [coverage(*t) for t in told]]
+    figures = [
+        [a.ended for a in answers],
+        [gold(*t, a.ended) for t, a in zip(told, answers, strict=True)],
+        [coverage(*t) for t in told],
+    ]
     return Drawn(answers, policy.tokenizer.eot, *(np.array(figure).reshape(-1, n) for figure in figures))
 
 
@@ -168,13 +187,18 @@ def draw(policy: TextGenerator, prompts: Sequence[str], n: int, seed: int, max_t
 def sequence_log_probs(model: GPT, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
     """log p(answer | prompt) of each (prompt, answer), in nats: (N,)."""
     device = model.embedding.weight.device
-    parts = [answer_log_probs(model, *right_padded(list(rows[i : i + ROWS]), device)) for i in range(0, len(rows), ROWS)]
+    parts = [
+        answer_log_probs(model, *right_padded(list(rows[i : i + ROWS]), device)) for i in range(0, len(rows), ROWS)
+    ]
     return np.concatenate([part.double().sum(1).cpu().numpy() for part in parts])
 
 
 def nll(policy: TextGenerator, stories: Stories) -> float:
     """Nats a token of the stories, their ends included, after their prompts."""
-    rows = [(policy.prompt_tokens(prompt), [*policy.tokenizer.encode(story), policy.tokenizer.eot]) for prompt, story in stories]
+    rows = [
+        (policy.prompt_tokens(prompt), [*policy.tokenizer.encode(story), policy.tokenizer.eot])
+        for prompt, story in stories
+    ]
     return -float(sequence_log_probs(policy.model, rows).sum()) / sum(len(story) for _, story in rows)
 
 
@@ -186,21 +210,32 @@ def compared(before: Drawn, after: Drawn, clusters: np.ndarray) -> Figures:
     result |= gain("passed", before.passed, after.passed, clusters)
     once, now_once = (pass_at(8, drawn.passed)[:, None] for drawn in (before, after))
     result |= gain("pass_at_8", once, now_once, clusters)
-    was, now = (distinct([a.tokens for a in drawn.answers[:: drawn.ended.shape[1]]], 2) or 0.0 for drawn in (before, after))
+    was, now = (
+        distinct([a.tokens for a in drawn.answers[:: drawn.ended.shape[1]]], 2) or 0.0 for drawn in (before, after)
+    )
     return result | {"distinct_2_before": was, "distinct_2": now, "distinct_2_kept": now / (was or 1)}
 
 
 def judge(policies: dict[str, TextGenerator], scorer: Scorer, stories: Stories, seed: int, max_tokens: int) -> Figures:
-    """`figures`: stage -> all that is known of one seed's runs; `samples`: what each of them answered to the first prompts.
+    """`figures`: stage -> all that is known of one seed's runs; `samples`: what each of them answered to the first
+    prompts.
 
-    policies: base, sft, ppo, dpo and grpo; scorer: the reward model; stories: held out. Of the SFT policy's answers are the pairs, which
-    are labelled as those that the reward model learnt from, the reference of every KL, and best-of-n.
+    policies: base, sft, ppo, dpo and grpo; scorer: the reward model; stories: held out. Of the SFT policy's answers
+    are the pairs, which are labelled as those that the reward model learnt from, the reference of every KL, and
+    best-of-n.
     """
     prompts = [prompt for prompt, _ in stories]
     clusters = np.array([" ".join(requested(prompt)) for prompt in prompts])
-    drawn = {name: draw(p, prompts, max(BEST_OF) if name == "sft" else DRAWN, seed, max_tokens) for name, p in policies.items()}
+    drawn = {
+        name: draw(p, prompts, max(BEST_OF) if name == "sft" else DRAWN, seed, max_tokens)
+        for name, p in policies.items()
+    }
     base, sft, reference = drawn["base"], drawn["sft"], policies["sft"].model
-    was, now, unasked = nll(policies["base"], stories), nll(policies["sft"], stories), nll(policies["base"], [("", s) for _, s in stories])
+    was, now, unasked = (
+        nll(policies["base"], stories),
+        nll(policies["sft"], stories),
+        nll(policies["base"], [("", s) for _, s in stories]),
+    )
     result = {"sft": compared(base, sft, clusters)}
     result["sft"] |= {"nll_before": was, "nll_before_unasked": unasked, "nll": now, "nll_saved": 1 - now / was}
 
@@ -210,14 +245,22 @@ def judge(policies: dict[str, TextGenerator], scorer: Scorer, stories: Stories, 
     of_pairs = clusters.repeat(len(right) // len(clusters))
     result["reward"] = gain("accuracy", np.full((len(right), 1), 0.5), right[:, None], of_pairs)
     result["reward"] |= {"ceiling": ceiling, "pairs": len(right)}
-    result["reward"] |= {"below_ceiling": ceiling - float(right.mean()), "spearman": spearman(raw.ravel(), sft.gold.ravel())}
-    # Equal gold is never equal in score: the most that Spearman can be is what an order that breaks gold's ties at will has.
-    result["reward"] |= {"spearman_ceiling": spearman(sft.gold.ravel(), sft.gold.ravel().argsort(kind="stable").argsort())}
+    result["reward"] |= {
+        "below_ceiling": ceiling - float(right.mean()),
+        "spearman": spearman(raw.ravel(), sft.gold.ravel()),
+    }
+    # Equal gold is never equal in score: the most that Spearman can be is what an order that breaks gold's ties at
+    # will has.
+    result["reward"] |= {
+        "spearman_ceiling": spearman(sft.gold.ravel(), sft.gold.ravel().argsort(kind="stable").argsort())
+    }
     result["reward"] |= calibration(torch.from_numpy(sigmoid(abs(logits))), torch.from_numpy(right))
 
     scores = sft.scores(scorer)
     for name in ("ppo", "dpo", "grpo"):
-        kl = drawn[name].log_probs(policies[name].model) - drawn[name].log_probs(reference)  # of an answer, whole: k1 summed
+        kl = drawn[name].log_probs(policies[name].model) - drawn[name].log_probs(
+            reference
+        )  # of an answer, whole: k1 summed
         result[name] = compared(sft, drawn[name], clusters) | {"kl": float(kl.mean())}
         result[name] |= gain("score", scores, drawn[name].scores(scorer), clusters)
     implicit = sft.log_probs(policies["dpo"].model) - sft.log_probs(reference)
@@ -227,5 +270,7 @@ def judge(policies: dict[str, TextGenerator], scorer: Scorer, stories: Stories, 
         best = best_of(n, np.where(sft.ended, scores, -np.inf), sft.gold)
         result[f"best_of_{n}"] = gain("gold", sft.gold, best, clusters) | {"kl": best_of_n_kl(n)}
     texts = {name: [a.text for a in d.answers[:: d.ended.shape[1]]] for name, d in drawn.items()}
-    samples = [{"prompt": prompt} | {name: texts[name][i] for name in texts} for i, prompt in enumerate(prompts[:SHOWN])]
+    samples = [
+        {"prompt": prompt} | {name: texts[name][i] for name in texts} for i, prompt in enumerate(prompts[:SHOWN])
+    ]
     return {"figures": result, "samples": samples}

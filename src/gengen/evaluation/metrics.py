@@ -23,8 +23,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair of images (Wang et al. 2004, eq. 13), 1 for equal ones.
 
-    a, b: (N, C, H, W), uint8 or in [0, 1], 11 pixels or more a side. Returns (N,): the mean over channels and over the windows
-    that lie wholly inside. Windows are 11 x 11 Gaussians of sigma 1.5 that sum to 1; C1 = .01^2, C2 = .03^2.
+    a, b: (N, C, H, W), uint8 or in [0, 1], 11 pixels or more a side. Returns (N,): the mean over channels and over the
+    windows that lie wholly inside. Windows are 11 x 11 Gaussians of sigma 1.5 that sum to 1; C1 = .01^2, C2 = .03^2.
     """
     offsets = torch.arange(-5, 6, dtype=torch.float64, device=a.device)
     gauss = torch.exp(-offsets.square() / (2 * 1.5**2))
@@ -54,8 +54,8 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """|mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (Dowson and Landau 1982).
 
-    C1 C2 has the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2), so the trace of its root is the sum of their roots:
-    defined for singular covariances too, as they are for fewer samples than dimensions.
+    C1 C2 has the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2), so the trace of its root is the sum of their
+    roots: defined for singular covariances too, as they are for fewer samples than dimensions.
     """
     mean1, cov1, mean2, cov2 = (x.double() for x in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
@@ -65,7 +65,8 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 
 def kid(x: Tensor, y: Tensor, x_kernel: float | None = None) -> float:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018, eq. 4); below 0 by chance for equal sets.
+    """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018, eq. 4); below 0 by chance for equal
+    sets.
 
     x: (N, D), y: (M, D); x_kernel: mean_kernel(x), where it is known already.
     """
@@ -86,10 +87,12 @@ def kernel_sum(a: Tensor, b: Tensor) -> float:
 
 
 def nearest_distances(train: Tensor, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Euclidean distances to, and indices of, the k nearest rows of `train` for each query, nearest first: (Q, k) each.
+    """Euclidean distances to, and indices of, the k nearest rows of `train` for each query, nearest first: (Q, k)
+    each.
 
-    train: (N, ...), queries: (Q, ...), any dtype, N >= k; a memory-mapped `train` is read a chunk at a time. Distances are summed
-    up from differences, never by |a|^2 - 2 a.b + |b|^2, so that a copy is at exactly 0. Of equal distances the first row wins.
+    train: (N, ...), queries: (Q, ...), any dtype, N >= k; a memory-mapped `train` is read a chunk at a time. Distances
+    are summed up from differences, never by |a|^2 - 2 a.b + |b|^2, so that a copy is at exactly 0. Of equal distances
+    the first row wins.
     """
     distances, indices = [], []
     for part in queries.flatten(1).split(CHUNK):
@@ -116,7 +119,8 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Precision, recall (Kynkäänniemi et al. 2019), density, coverage (Naeem et al. 2020). real: (N, D), fake: (M, D).
 
     A ball around each point reaches to the k-th nearest other point of its own set, itself left out.
-    precision: the share of fakes inside any real ball.     density:  the real balls that hold a fake, counted, / (k M).
+    precision: the share of fakes inside any real ball.     density:  the real balls that hold a fake, counted, / (k
+    M).
     recall:    the share of reals inside any fake ball.     coverage: the share of real balls with a fake inside.
     All four depend on N and M: compare only at equal counts.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gengen.checkpoints.files import read_json, replace_text, to_json
+from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.config.redact import redact
-from gengen.training.metrics import read_metrics
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap } img { max-width: 100% }
@@ -17,7 +17,9 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-
 
 def in_line(name: str, figures: dict[str, Any]) -> str:
     """Figures for the screen."""
-    return f"{name:<15}" + "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
+    return f"{name:<15}" + "  ".join(
+        f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float)
+    )
 
 
 def page(title: str, *parts: str) -> str:
@@ -60,7 +62,11 @@ def samples(folder: Path) -> str:
     """The sample files, in order of their steps."""
     parts = []
     for path in sorted([*folder.glob("step-*.txt"), *folder.glob("step-*.png")]):
-        shown = image(path.read_bytes()) if path.suffix == ".png" else f"<pre>{escape(path.read_text(encoding='utf8'))}</pre>"
+        shown = (
+            image(path.read_bytes())
+            if path.suffix == ".png"
+            else f"<pre>{escape(path.read_text(encoding='utf8'))}</pre>"
+        )
         parts.append(f"<h3>step {int(path.stem.removeprefix('step-'))}</h3>{shown}")
     return "".join(parts) or "<p>none yet</p>"
 
@@ -69,13 +75,17 @@ def facts(run: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     """What a reader wants to know first."""
     config = read_json(run / "config.json")
     last = {name: value for row in rows for name, value in row.items() if value is not None}
-    speeds = sorted(row[name] for row in rows for name in row if name.endswith("_per_second") and row[name] is not None)
+    speeds = sorted(
+        row[name] for row in rows for name in row if name.endswith("_per_second") and row[name] is not None
+    )
     described = {
         "model": f"{config['model']['name']} {config['model'].get('size') or ''}",
         "data": config["data"]["name"],
         "steps": f"{last['step']} of {config['trainer']['max_steps']}",
         "training time": f"{last['seconds']:.0f} s",
-        "throughput": f"{speeds[len(speeds) // 2]:,.0f} a second (median of the logged steps)" if speeds else "not measured",
+        "throughput": f"{speeds[len(speeds) // 2]:,.0f} a second (median of the logged steps)"
+        if speeds
+        else "not measured",
     }
     return described | {name: f"{value:.4f}" for name, value in last.items() if "/" in name}
 
@@ -83,7 +93,11 @@ def facts(run: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
 def write_report(run: Path, data: list[str]) -> Path:
     """Write run/report.html from what the run has on disk and the lines that describe its data; return its path."""
     rows = read_metrics(run / "metrics.csv")
-    table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(run, rows).items()) if rows else ""
+    table = (
+        "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(run, rows).items())
+        if rows
+        else ""
+    )
     config = escape(to_json(read_json(run / "config.json")))
     html = page(
         run.name,

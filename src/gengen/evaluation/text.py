@@ -1,4 +1,6 @@
-"""What `evaluate` says of a language model: how well it predicts, how its samples read beside real text, what they copy, its speed."""
+"""What `evaluate` says of a language model: how well it predicts, how its samples read beside real text, what they
+copy, its speed.
+"""
 
 import math
 import resource
@@ -17,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from gengen.checkpoints.files import replace_text
+from gengen.config.commands import DecodingSettings, TextEvaluation
 from gengen.config.redact import redact
-from gengen.config.sample import DecodingSettings, TextEvaluation
-from gengen.data.prepare import PreparedText
-from gengen.data.shards import TokenStream
-from gengen.data.sources import Say
-from gengen.data.text import NO_LABEL, batch, shifted
-from gengen.data.tokenizer import TextTokenizer
+from gengen.data.sources.files import Say
+from gengen.data.text.prepare import PreparedText
+from gengen.data.text.shards import TokenStream
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.data.text.windows import NO_LABEL, batch, shifted
 from gengen.evaluation import report
 from gengen.evaluation.copying import copied_share, matching_lengths
-from gengen.generation.text import Sample, TextGenerator
+from gengen.generation.text.generator import Sample, TextGenerator
 from gengen.training.objective import Objective
 
 SCORED, LOGITS = 2**16, 2**24  # validation tokens at most that are looked at one by one; logits held at once
@@ -39,8 +41,11 @@ Tokens = Sequence[int]
 
 
 @torch.inference_mode()
-def predictions(model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED) -> list[Tensor]:
-    """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window. (N,) each.
+def predictions(
+    model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED
+) -> list[Tensor]:
+    """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window.
+    (N,) each.
 
     In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens.
     """
@@ -50,27 +55,36 @@ def predictions(model: nn.Module, stream: TokenStream, context: int, vocab_size:
     device = next(model.parameters()).device
     parts = []
     for some in (starts[i : i + rows] for i in range(0, len(starts), rows)):
-        windows = batch([shifted(stream.read(start, context + 1), min(context, len(stream) - 1 - start)) for start in some])
+        windows = batch(
+            [shifted(stream.read(start, context + 1), min(context, len(stream) - 1 - start)) for start in some]
+        )
         labels = windows["labels"].to(device)
         counted = labels != NO_LABEL
         logits, labels = model(windows["tokens"].to(device))[counted].float(), labels[counted]  # (n, V), (n,)
         (top, likeliest), normalizer = logits.max(-1), logits.logsumexp(-1)
         nats = normalizer - logits.gather(-1, labels[:, None])[:, 0]
         place = torch.arange(context, device=device).expand_as(counted)[counted]
-        parts.append((nats.double().cpu(), (top - normalizer).exp().double().cpu(), (likeliest == labels).cpu(), place.cpu()))
+        parts.append(
+            (nats.double().cpu(), (top - normalizer).exp().double().cpu(), (likeliest == labels).cpu(), place.cpu())
+        )
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> Figures:
-    """The reliability curve of the likeliest token, in bins of equal width, and its expected calibration error (Guo et al. 2017,
-    eq. 3): the sum over bins of (share of the tokens) |accuracy - mean confidence|. confidence, correct: (N,)."""
+    """The reliability curve of the likeliest token, in bins of equal width, and its expected calibration error (Guo et
+    al. 2017, eq. 3): the sum over bins of (share of the tokens) |accuracy - mean confidence|. confidence, correct:
+    (N,)."""
     bins = (confidence * BINS).long().clamp(0, BINS - 1)
     tokens, sure, right = (bins.bincount(x, BINS) for x in (torch.ones_like(confidence), confidence, correct.double()))
     return {
         "accuracy": correct.double().mean().item(),
         "ece": (sure - right).abs().sum().item() / len(bins),
         "reliability": [
-            {"confidence": (sure[b] / tokens[b]).item(), "accuracy": (right[b] / tokens[b]).item(), "tokens": int(tokens[b])}
+            {
+                "confidence": (sure[b] / tokens[b]).item(),
+                "accuracy": (right[b] / tokens[b]).item(),
+                "tokens": int(tokens[b]),
+            }
             for b in bins.unique()
         ],
     }
@@ -118,7 +132,9 @@ def copies(texts: Sequence[Tokens], matching: Sequence[np.ndarray], tokenizer: T
 
 
 def real_passages(stream: TokenStream, lengths: Sequence[int], eot: int) -> list[list[int]]:
-    """A held-out passage of each length: from where a document begins, as samples do, if enough are as long; else at even distances."""
+    """A held-out passage of each length: from where a document begins, as samples do, if enough are as long; else at
+    even distances.
+    """
     tokens, longest = stream.read(0, len(stream)), max(lengths)
     begins = np.flatnonzero(tokens == eot) + 1
     begins = begins[np.diff(begins, append=len(tokens) + 1) > longest]
@@ -136,7 +152,9 @@ def text_figures(samples: Sequence[Sample], prepared: PreparedText) -> dict[str,
     result: dict[str, Figures] = {}
     for name, texts, found in (("samples", drawn, matching[: len(drawn)]), ("real", real, matching[len(drawn) :])):
         result[name] = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)} | {"repeated_4": repeated(texts, 4)}
-        result[name] |= copies(texts, found, prepared.tokenizer) | {"mean_tokens": mean(float(len(text)) for text in texts)}
+        result[name] |= copies(texts, found, prepared.tokenizer) | {
+            "mean_tokens": mean(float(len(text)) for text in texts)
+        }
     result["samples"]["finish_reasons"] = dict(Counter(sample.finish_reason for sample in samples))
     return result
 
@@ -162,13 +180,19 @@ def latency(generator: TextGenerator, prompt: str, settings: Figures) -> Figures
 def evaluate_text(
     objective: Objective, generator: TextGenerator, known: Figures, config: TextEvaluation, folder: Path, say: Say
 ) -> Figures:
-    """Every figure of a language model beyond the validation metrics that are `known`, and in `folder` a page that shows them all."""
+    """Every figure of a language model beyond the validation metrics that are `known`, and in `folder` a page that
+    shows them all.
+    """
     prepared: PreparedText = getattr(objective, "prepared")
     model, context = generator.model, generator.context
     with objective.averaged(), objective.autocast():
         nats, confidence, correct, place = predictions(model, prepared.val, context, model.vocab_size)
     result: Figures = {
-        "validation": {"perplexity": math.exp(known["val/loss"]), "tokens": len(prepared.val) - 1, "bytes": prepared.val_bytes},
+        "validation": {
+            "perplexity": math.exp(known["val/loss"]),
+            "tokens": len(prepared.val) - 1,
+            "bytes": prepared.val_bytes,
+        },
         "calibration": calibration(confidence, correct),
         "loss_by_place": loss_by_place(nats, place, context),
     }
@@ -201,7 +225,9 @@ def page(result: Figures, samples: Sequence[Sample]) -> str:
     parts = [f"{table({result['checkpoint']: facts})}<h2>Predictions of held-out text</h2>{pictures}"]
     if samples:
         columns = {name: result[name] for name in ("samples", "real")}
-        parts.append(f"<h2>Samples beside as much held-out text</h2>{table(columns)}<h3>Longest passages that training text holds</h3>")
+        parts.append(
+            f"<h2>Samples beside as much held-out text</h2>{table(columns)}<h3>Longest passages that training text holds</h3>"
+        )
         parts += [f"<p>{name}</p><pre>{escape(column['longest_passage'])}</pre>" for name, column in columns.items()]
         for sample, (tokens, size) in zip(samples, result["samples"]["longest_copies"], strict=True):
             title = f"{sample.index}: {sample.finish_reason}, longest copy {tokens} tokens, {size} bytes"
@@ -217,7 +243,11 @@ def table(columns: dict[str, Figures]) -> str:
 
     names = [name for name, value in next(iter(columns.values())).items() if isinstance(value, (int, float))]
     rows = [["", *columns], *([name, *(cell(column[name]) for column in columns.values())] for name in names)]
-    return "<table>" + "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows) + "</table>"
+    return (
+        "<table>"
+        + "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+        + "</table>"
+    )
 
 
 def curves(reliability: list[Figures], by_place: list[Figures]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def stream(seed: int, index: int) -> np.random.Generator:
-    """The generator of one sample. numpy's, since torch's CPU generator keeps only 32 bits of a seed: among 65,000 samples,
-    two would agree."""
+    """The generator of one sample. numpy's, since torch's CPU generator keeps only 32 bits of a seed: among 65,000
+    samples, two would agree."""
     return np.random.default_rng(int.from_bytes(sha256(f"{seed}/{index}".encode()).digest()))
 
 
@@ -28,8 +28,8 @@ class Noise:
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985). Between draws from N(0, 1)
-    all of them have the norm of such draws; on the straight line they would be shorter."""
+    """Points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985). Between draws
+    from N(0, 1) all of them have the norm of such draws; on the straight line they would be shorter."""
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
     weights = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle)]) / torch.sin(angle)  # (2, T)

@@ -8,7 +8,8 @@ from gengen.config.model import AutoencoderConfig
 from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from gengen.models.unet import GroupNorm, zeroed
 
-SPEED = 10.0  # of the log-scale: Adam moves a parameter by about the learning rate a step, too slow for one that has nats to go
+# of the log-scale: Adam moves a parameter by about the learning rate a step, too slow for one that has nats to go
+SPEED = 10.0
 
 
 class ResidualBlock(nn.Module):
@@ -25,7 +26,9 @@ class ResidualBlock(nn.Module):
 
 
 def up(inputs: int, outputs: int) -> nn.Sequential:
-    """Twice the resolution: each position repeated, then a convolution, which leaves no checkerboard (Odena et al. 2016)."""
+    """Twice the resolution: each position repeated, then a convolution, which leaves no checkerboard (Odena et al.
+    2016).
+    """
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1))
 
 
@@ -59,8 +62,8 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Gaussian(nn.Module):
-    """A posterior with its own mean and variance for each latent (Kingma & Welling 2014). Always fp32, the variance within
-    exp(-30) and exp(20), as latent diffusion has it: one latent that runs away does not drown the step."""
+    """A posterior with its own mean and variance for each latent (Kingma & Welling 2014). Always fp32, the variance
+    within exp(-30) and exp(20), as latent diffusion has it: one latent that runs away does not drown the step."""
 
     codes = 0
 
@@ -74,15 +77,17 @@ class Gaussian(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, 2 Z, h, w) -> mean + std * noise, or the mean without noise, and its KL to N(0, 1); both (B, Z, h, w) fp32."""
+        """(B, 2 Z, h, w) -> mean + std * noise, or the mean without noise, and its KL to N(0, 1); both (B, Z, h, w)
+        fp32.
+        """
         mean, logvar = self.parameters_of(x)
         latents = mean if noise is None else mean + (logvar / 2).exp() * noise
         return latents, kl_to_standard_normal(mean, logvar)
 
 
 class Autoencoder(nn.Module):
-    """Images in [-1, 1] to latents and back. The statistics of the latents over a data set, where they were taken, are kept
-    with the weights: diffusion works on (latents - latent_mean) / latent_std."""
+    """Images in [-1, 1] to latents and back. The statistics of the latents over a data set, where they were taken, are
+    kept with the weights: diffusion works on (latents - latent_mean) / latent_std."""
 
     latent_mean: Tensor
     latent_std: Tensor
@@ -109,13 +114,16 @@ class Autoencoder(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Of the likelihood of a pixel around its reconstruction, one for all pixels and learned, as by Rybkin et al. (2021)."""
+        """Of the likelihood of a pixel around its reconstruction, one for all pixels and learned, as by Rybkin et al.
+        (2021).
+        """
         assert self.log_scale is not None
         return (SPEED * self.log_scale).exp()
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W) in [-1, 1], noise (B, Z, h, w) of N(0, 1), without it the posterior's mean -> reconstructions
-        (B, C, H, W), and what the bottleneck costs by latent, (B, Z, h, w): KL in nats, or a quantizer's penalty. Both fp32."""
+        """images (B, C, H, W) in [-1, 1], noise (B, Z, h, w) of N(0, 1), without it the posterior's mean ->
+        reconstructions (B, C, H, W), and what the bottleneck costs by latent, (B, Z, h, w): KL in nats, or a
+        quantizer's penalty. Both fp32."""
         latents, cost = self.bottleneck(self.hidden(images), noise)
         return self.decode(latents), cost
 

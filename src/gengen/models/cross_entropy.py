@@ -15,12 +15,16 @@ def rows_at_once(weight: Tensor) -> int:
     return max(ROWS, ELEMENTS[weight.device.type] // len(weight))
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0) -> Tensor:
-    """Summed cross-entropy in nats, a fp32 scalar, of logits x W^T, softcap * tanh(logits / softcap) where that is given.
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0
+) -> Tensor:
+    """Summed cross-entropy in nats, a fp32 scalar, of logits x W^T, softcap * tanh(logits / softcap) where that is
+    given.
 
-    x: (N, C); weight: (V, C); labels: (N,), IGNORED where nothing counts. The gradient is that of nats + z_loss * sum of
-    logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5); the value is the nats alone, so that it means the same for
-    every z_loss. Matrix products are those of autocast, everything else is fp32, the sum of the weight's gradient included.
+    x: (N, C); weight: (V, C); labels: (N,), IGNORED where nothing counts. The gradient is that of nats + z_loss * sum
+    of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5); the value is the nats alone, so that it means the
+    same for every z_loss. Matrix products are those of autocast, everything else is fp32, the sum of the weight's
+    gradient included.
     """
     nats: Tensor = LinearCrossEntropy.apply(x, weight, labels, softcap, z_loss)
     return nats

@@ -1,4 +1,6 @@
-"""The classic GAN of convolutions, for comparison (Radford et al. 2016): batch normalisation, no residuals, a tanh at the end."""
+"""The classic GAN of convolutions, for comparison (Radford et al. 2016): batch normalisation, no residuals, a tanh at
+the end.
+"""
 
 from itertools import pairwise
 
@@ -24,7 +26,11 @@ class Generator(nn.Module):
         assert c.widths and c.channels and c.latent_size
         self.classes = Classes(len(c.classes), c.latent_size)
         widths = c.widths[::-1]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(2 * c.latent_size, widths[0], 4, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(2 * c.latent_size, widths[0], 4, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        ]
         for before, width in pairwise(widths):
             layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(c.widths[0], c.channels, 4, 2, 1), nn.Tanh())

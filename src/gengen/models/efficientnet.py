@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: an ImageNet classifier whose features compare images. Inference only; its weights come from outside.
-Tan and Le 2019, in the "lite" variant: ReLU6 for swish and no squeeze-and-excitation. Strided convolutions pad as TensorFlow
-does, where the weights were trained: the odd pixel of padding goes to the right and the bottom. Modules bear the names that the
-published PyTorch weights have."""
+"""EfficientNet-Lite0: an ImageNet classifier whose features compare images. Inference only; its weights come from
+outside. Tan and Le 2019, in the "lite" variant: ReLU6 for swish and no squeeze-and-excitation. Strided convolutions
+pad as TensorFlow does, where the weights were trained: the odd pixel of padding goes to the right and the bottom.
+Modules bear the names that the published PyTorch weights have."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as the weights were trained with
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's RGB in [0, 1], as the weights were trained with
 PERCEPTUAL = (0, 2, 4, 10)  # the last blocks before the scale halves again: 1/2, 1/4, 1/8, 1/16 of the input
 
 
@@ -31,7 +34,9 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: expand, filter each channel by itself, project without activation; skipped where shapes allow."""
+    """Inverted bottleneck: expand, filter each channel by itself, project without activation; skipped where shapes
+    allow.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -72,7 +77,9 @@ class EfficientNetLite0(nn.Module):
         return self._fc(self.features(x))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the blocks in PERCEPTUAL: 16, 24, 40 and 112 channels at 1/2, 1/4, 1/8 and 1/16 of the size of x."""
+        """The outputs of the blocks in PERCEPTUAL: 16, 24, 40 and 112 channels at 1/2, 1/4, 1/8 and 1/16 of the size
+        of x.
+        """
         x, maps = F.relu6(self._bn0(self._conv_stem(x))), []
         for i, block in enumerate(self._blocks[: PERCEPTUAL[-1] + 1]):
             x = block(x)
@@ -81,8 +88,8 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def perceptual_features(self, images: Tensor) -> list[Tensor]:
-        """Maps of images in [-1, 1], (B, 1 or 3, H, W), at their own size: for a perceptual loss, so gradients reach the images.
-        Use the network in eval mode, its weights without gradients (`frozen`)."""
+        """Maps of images in [-1, 1], (B, 1 or 3, H, W), at their own size: for a perceptual loss, so gradients reach
+        the images. Use the network in eval mode, its weights without gradients (`frozen`)."""
         return self.maps(normalise((images + 1) / 2))
 
 
@@ -93,7 +100,9 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def frozen(weights: dict[str, Tensor]) -> EfficientNetLite0:
-    """The network with the published weights, in eval mode, none of them trainable. Raises on a missing or an unknown name."""
+    """The network with the published weights, in eval mode, none of them trainable. Raises on a missing or an unknown
+    name.
+    """
     with torch.device("meta"):
         network = EfficientNetLite0()
     network.load_state_dict(weights, assign=True)

@@ -25,7 +25,9 @@ def conv(inputs: int, outputs: int, size: int, gain: float = 1.0) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), at the beginning x: without a normalisation, what keeps a deep network in range (Zhang et al. 2019)."""
+    """x + conv(act(conv(act(x)))), at the beginning x: without a normalisation, what keeps a deep network in range
+    (Zhang et al. 2019).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -46,7 +48,9 @@ class Classes(nn.Embedding):
 
 
 class Generator(nn.Module):
-    """From z ~ N(0, 1) and a class to an image: a linear map to the coarsest level, then blocks, twice the resolution each level."""
+    """From z ~ N(0, 1) and a class to an image: a linear map to the coarsest level, then blocks, twice the resolution
+    each level.
+    """
 
     def __init__(self, c: GANConfig):
         super().__init__()
@@ -65,7 +69,9 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z: (B, Z); labels: (B,), negative = none -> (B, C, R, R) fp32, in [-1, 1]."""
-        x = self.first(torch.cat([z, self.classes(labels)], dim=1)).unflatten(1, (self.widths[-1], self.side, self.side))
+        x = self.first(torch.cat([z, self.classes(labels)], dim=1)).unflatten(
+            1, (self.widths[-1], self.side, self.side)
+        )
         x = x.contiguous(memory_format=torch.channels_last)
         for number, level in enumerate(self.levels):
             if number:
@@ -140,8 +146,9 @@ class GAN(nn.Module):
 
 
 def limit_slopes(network: nn.Module) -> None:
-    """Spectral normalisation of every convolution, linear map and class vector (Miyato et al. 2018). Each forward pass in training
-    takes its power iteration a step further, so that what a step computes depends a little on how its batch was cut."""
+    """Spectral normalisation of every convolution, linear map and class vector (Miyato et al. 2018). Each forward pass
+    in training takes its power iteration a step further, so that what a step computes depends a little on how its
+    batch was cut."""
     for layer in list(network.modules()):
         if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
             nn.init.kaiming_normal_(layer.weight)  # of which only the direction counts, and zeros have none

@@ -1,4 +1,6 @@
-"""Decoder-only transformer. Its config says which positions, norms, activations and masks; the residual stream is always pre-norm."""
+"""Decoder-only transformer. Its config says which positions, norms, activations and masks; the residual stream is
+always pre-norm.
+"""
 
 import copy
 import math
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model import GPTConfig
-from gengen.models.cache import Cache, Past
 from gengen.models.cross_entropy import linear_cross_entropy
+from gengen.models.kv_cache import Cache, Past
 from gengen.models.linear import Linear
 
 if TYPE_CHECKING:
@@ -46,10 +48,12 @@ def build_norm(c: GPTConfig) -> nn.Module:
 
 
 def rotary_frequencies(c: GPTConfig, device: torch.device) -> Tensor:
-    """Radians that pair i of a head turns by at each position, theta^(-2i/D), (D/2,) fp32; stretched as rope_scaling says.
+    """Radians that pair i of a head turns by at each position, theta^(-2i/D), (D/2,) fp32; stretched as rope_scaling
+    says.
 
     linear (Chen et al. 2023): all divided by rope_factor. llama3 (Llama 3.1): those whose wavelength is beyond
-    rope_context / rope_low are divided, those within rope_context / rope_high are not, between the two by a linear mix.
+    rope_context / rope_low are divided, those within rope_context / rope_high are not, between the two by a linear
+    mix.
     """
     assert c.head_size
     exponent = torch.arange(0, c.head_size, 2, dtype=torch.float32, device=device) / c.head_size
@@ -64,7 +68,9 @@ def rotary_frequencies(c: GPTConfig, device: torch.device) -> Tensor:
 
 
 def rotary_table(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Angles of rotary position embedding (Su et al. 2021) as cos and sin, always fp32: (2, ..., T, D/2) for positions (..., T)."""
+    """Angles of rotary position embedding (Su et al. 2021) as cos and sin, always fp32: (2, ..., T, D/2) for positions
+    (..., T).
+    """
     angles = positions.float()[..., None] * frequencies
     return torch.stack([angles.cos(), angles.sin()])
 
@@ -77,13 +83,16 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 def sees(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """Whether a token at position `query` sees one at `key`: itself and those before it, `window` of them where that is set."""
+    """Whether a token at position `query` sees one at `key`: itself and those before it, `window` of them where that
+    is set.
+    """
     seen = key <= query
     return seen if window is None else seen & (query - key < window)
 
 
 def visible_keys(documents: Tensor | None, window: int | None, tokens: Tensor, blocks: bool = False) -> Visible:
-    """Which tokens of the same window of text (B, T) each sees; documents: (B, T), the number of each token's document.
+    """Which tokens of the same window of text (B, T) each sees; documents: (B, T), the number of each token's
+    document.
 
     As a mask; or as FlexAttention's blocks, where what is not seen costs nothing.
     """
@@ -104,7 +113,9 @@ def visible_keys(documents: Tensor | None, window: int | None, tokens: Tensor, b
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys that are seen. q: (B, H, T, D); k, v: (B, KV, S, D), each for H / KV query heads."""
+    """softmax(q k^T / sqrt(D)) v over the keys that are seen. q: (B, H, T, D); k, v: (B, KV, S, D), each for H / KV
+    query heads.
+    """
     shared = q.shape[1] != k.shape[1]
     if visible is not None and not isinstance(visible, Tensor):
         from torch.nn.attention.flex_attention import flex_attention
@@ -119,8 +130,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """The same for one query a row in compiled code on a CPU, where it is reading keys and values that takes the time: sums of
-    products, of which the compiler makes one pass over either (benchmarks/kernels.py)."""
+    """The same for one query a row in compiled code on a CPU, where it is reading keys and values that takes the time:
+    sums of products, of which the compiler makes one pass over either (benchmarks/kernels.py)."""
     B, H, _, D = q.shape
     grouped = q.view(B, k.shape[1], -1, 1, D).float()  # (B, KV, H / KV, 1, D)
     scores = (grouped * k[:, :, None]).sum(dim=-1) * D**-0.5  # (B, KV, H / KV, S) fp32
@@ -132,8 +143,9 @@ SHORT = 512  # keys; all scores of a layer are held for the backward pass
 
 
 def attend_short(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """The same by plain products, all scores at once: faster than torch's fused kernel where bf16 is trained on a CPU and texts are
-    short (benchmarks/kernels.py). Scores are rounded to bf16, as under autocast; softmax is fp32 inside."""
+    """The same by plain products, all scores at once: faster than torch's fused kernel where bf16 is trained on a CPU
+    and texts are short (benchmarks/kernels.py). Scores are rounded to bf16, as under autocast; softmax is fp32 inside.
+    """
     B, H, T, D = q.shape
     k, v = (x.repeat_interleave(H // x.shape[1], dim=1).flatten(0, 1) for x in (k, v))
     seen = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible.expand(B, H, -1, -1).flatten(0, 1)
@@ -150,8 +162,12 @@ class Attention(nn.Module):
         assert c.width and c.heads and c.kv_heads and c.head_size
         self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
         self.qkv = Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_size, bias=c.bias)
-        setattr(self.qkv.weight, "parts", [c.heads * c.head_size, c.kv_heads * c.head_size, c.kv_heads * c.head_size])  # for Muon
-        self.query_norm, self.key_norm = (RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity() for _ in range(2))
+        setattr(
+            self.qkv.weight, "parts", [c.heads * c.head_size, c.kv_heads * c.head_size, c.kv_heads * c.head_size]
+        )  # for Muon
+        self.query_norm, self.key_norm = (
+            RMSNorm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.out = Linear(c.heads * c.head_size, c.width, bias=c.bias)
 
     def forward(self, x: Tensor, rotary: Tensor | None, visible: Visible, past: Past | None = None) -> Tensor:
@@ -233,8 +249,8 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
 
     def reset_parameters(self) -> None:
-        """Matrices from N(0, 1/fan_in). What is added to the residual stream starts at zero, so each block is the identity; or
-        scaled by depth, as in GPT-2."""
+        """Matrices from N(0, 1/fan_in). What is added to the residual stream starts at zero, so each block is the
+        identity; or scaled by depth, as in GPT-2."""
         c = self.config
         assert c.layers
         for name, parameter in self.named_parameters():
@@ -250,16 +266,20 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
     def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-        """The weights of a model of `vocab_size` tokens or fewer than ours, as ours: each token new to it starts as the mean of its own."""
+        """The weights of a model of `vocab_size` tokens or fewer than ours, as ours: each token new to it starts as
+        the mean of its own.
+        """
         for name in ("embedding.weight", "head.weight"):
             if name in weights and vocab_size < self.vocab_size:
                 known = weights[name][:vocab_size]
-                weights = weights | {name: torch.cat([known, known.mean(0).expand(padded(self.vocab_size) - vocab_size, -1)])}
+                weights = weights | {
+                    name: torch.cat([known, known.mean(0).expand(padded(self.vocab_size) - vocab_size, -1)])
+                }
         return weights
 
     def compiled(self) -> "GPT":
-        """The same weights in a model whose blocks are compiled: the code of one, made once, serves all, in a fraction of the time
-        that compiling the whole takes."""
+        """The same weights in a model whose blocks are compiled: the code of one, made once, serves all, in a fraction
+        of the time that compiling the whole takes."""
         twin = copy.copy(self)
         twin.is_compiled = True
         blocks: list[Any] = [torch.compile(block) for block in self.blocks]
@@ -281,8 +301,8 @@ class GPT(nn.Module):
     def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads, (B, T, C), for tokens (B, T).
 
-        With a cache, row b's tokens follow the lengths[b] it holds, in the same document; the caller then adds to `lengths` how
-        many were real.
+        With a cache, row b's tokens follow the lengths[b] it holds, in the same document; the caller then adds to
+        `lengths` how many were real.
         """
         c = self.config
         places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -291,7 +311,9 @@ class GPT(nn.Module):
             positions = cache.lengths[:, None] + places  # (B, T)
             pasts = cache.layers(positions)
             slots = torch.arange(cache.slots, device=tokens.device)
-            masks: dict[int | None, Visible] = {w: sees(positions[:, None, :, None], slots, w) for w in set(c.windows())}
+            masks: dict[int | None, Visible] = {
+                w: sees(positions[:, None, :, None], slots, w) for w in set(c.windows())
+            }
         else:
             positions, documents = places, None
             if c.document_token is not None:
@@ -304,7 +326,9 @@ class GPT(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         else:
-            rotary = rotary_table(positions if positions.dim() == 1 else positions[:, None], rotary_frequencies(c, tokens.device))
+            rotary = rotary_table(
+                positions if positions.dim() == 1 else positions[:, None], rotary_frequencies(c, tokens.device)
+            )
         for block, past, window in zip(self.blocks, pasts, c.windows(), strict=True):
             if c.checkpointing and self.training:
                 x = checkpoint(block, x, rotary, masks[window], past, use_reentrant=False)
@@ -315,13 +339,16 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None, labels: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of tokens (B, T); for the cache see `features`.
 
-        With labels (B, T), their summed cross-entropy in nats instead, for which no logits of the whole batch are held.
+        With labels (B, T), their summed cross-entropy in nats instead, for which no logits of the whole batch are
+        held.
         """
         features = self.features(tokens, cache)
         if labels is None:
             return self.logits(features)
         weight = self.head.weight[: self.vocab_size]
-        return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), self.config.logit_softcap, self.config.z_loss)
+        return linear_cross_entropy(
+            features.flatten(0, 1), weight, labels.flatten(), self.config.logit_softcap, self.config.z_loss
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """What the head makes of features (..., C): (..., V)."""

@@ -1,4 +1,6 @@
-"""Linear maps for the two ways a transformer runs: many rows in training, one or a few in decoding, where reading W is all the time."""
+"""Linear maps for the two ways a transformer runs: many rows in training, one or a few in decoding, where reading W is
+all the time.
+"""
 
 import copy
 from typing import TypeVar
@@ -31,7 +33,9 @@ class Linear(nn.Linear):
 
 
 class Int8Linear(nn.Module):
-    """x W^T + b with each row of W rounded to scale * (-127 .. 127). Scales are bf16, and the rows are rounded by just those."""
+    """x W^T + b with each row of W rounded to scale * (-127 .. 127). Scales are bf16, and the rows are rounded by just
+    those.
+    """
 
     weight: Tensor
     scales: Tensor
@@ -40,7 +44,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         rows = linear.weight.detach().float()
         scales = (rows.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
-        self.register_buffer("weight", (rows / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8))  # (out, in)
+        self.register_buffer(
+            "weight", (rows / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        )  # (out, in)
         self.register_buffer("scales", scales)  # (out,)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().bfloat16())
 

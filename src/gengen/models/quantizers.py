@@ -1,4 +1,6 @@
-"""Latents from a finite set, one code a position: a learned codebook (VQ) or rounding each channel to a few levels (FSQ)."""
+"""Latents from a finite set, one code a position: a learned codebook (VQ) or rounding each channel to a few levels
+(FSQ).
+"""
 
 from math import prod
 
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 as |x|^2 - 2 x y + |y|^2, (N, D), (K, D) -> (N, K), in fp32: in bf16 the difference of near squares is noise."""
+    """|x_i - y_j|^2 as |x|^2 - 2 x y + |y|^2, (N, D), (K, D) -> (N, K), in fp32: in bf16 the difference of near
+    squares is noise.
+    """
     with torch.autocast(x.device.type, enabled=False):
         x, y = x.float(), y.float()
         return torch.addmm(y.square().sum(1), x, y.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
@@ -22,8 +26,8 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
 class VectorQuantizer(nn.Module):
     """Each position becomes the nearest vector of a codebook (van den Oord et al. 2017, eq. 3).
 
-    The codebook is learned by gradient, not by a running mean of a batch: so the gradient of a step does not depend on how its
-    batch was cut, and weights and moments are all there is to resume.
+    The codebook is learned by gradient, not by a running mean of a batch: so the gradient of a step does not depend on
+    how its batch was cut, and weights and moments are all there is to resume.
     """
 
     def __init__(self, codebook: int, channels: int, commitment: float):
@@ -32,8 +36,8 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.randn(codebook, channels))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, D, h, w) -> the nearest vectors with the gradient of x, and |sg(x) - e|^2 + commitment |x - sg(e)|^2 by coordinate;
-        both (B, D, h, w) fp32. There is nothing to draw: `noise` is ignored."""
+        """(B, D, h, w) -> the nearest vectors with the gradient of x, and |sg(x) - e|^2 + commitment |x - sg(e)|^2 by
+        coordinate; both (B, D, h, w) fp32. There is nothing to draw: `noise` is ignored."""
         x = x.float()
         nearest = self.lookup(self.encode(x))
         penalty = (x.detach() - nearest).square() + self.commitment * (x - nearest.detach()).square()
@@ -50,9 +54,11 @@ class VectorQuantizer(nn.Module):
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Each channel d is squashed to (0, L_d - 1) and rounded (Mentzer et al. 2024); its L_d values lie evenly in [-1, 1].
+    """Each channel d is squashed to (0, L_d - 1) and rounded (Mentzer et al. 2024); its L_d values lie evenly in [-1,
+    1].
 
-    Levels are counted from 0, so that even and odd numbers of them need no case. Nothing is learned and no code can die.
+    Levels are counted from 0, so that even and odd numbers of them need no case. Nothing is learned and no code can
+    die.
     """
 
     levels: Tensor
@@ -66,7 +72,9 @@ class FiniteScalarQuantizer(nn.Module):
         self.register_buffer("places", top.cumprod(1) // top, persistent=False)  # 1, L_1, L_1 L_2, ...
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, D, h, w) -> rounded values with the gradient of the squashed ones, and no penalty; both (B, D, h, w) fp32."""
+        """(B, D, h, w) -> rounded values with the gradient of the squashed ones, and no penalty; both (B, D, h, w)
+        fp32.
+        """
         position = self.squashed(x)
         latents = self.spread(straight_through(position, position.round()))
         return latents, torch.zeros_like(latents)

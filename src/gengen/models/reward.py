@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gengen.config.model import GPTConfig
-from gengen.models.answers import last
+from gengen.models.completions import last
 from gengen.models.gpt import GPT
 
 
@@ -50,5 +50,14 @@ class RewardModel(GPT):
 
     def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
         """The trunk of a language model, under a head of its own."""
-        trunk = {name: tensor for name, tensor in super().adopted(weights, vocab_size).items() if not name.startswith("head.")}
-        return {"value.weight": self.value.weight, "value.bias": self.value.bias, "gain": self.gain, "bias": self.bias} | trunk
+        trunk = {
+            name: tensor
+            for name, tensor in super().adopted(weights, vocab_size).items()
+            if not name.startswith("head.")
+        }
+        return {
+            "value.weight": self.value.weight,
+            "value.bias": self.value.bias,
+            "gain": self.gain,
+            "bias": self.bias,
+        } | trunk

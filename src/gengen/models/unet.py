@@ -1,4 +1,6 @@
-"""UNet for diffusion, on pixels or latents: residual blocks told the noise level and the class, attention at coarse levels."""
+"""UNet for diffusion, on pixels or latents: residual blocks told the noise level and the class, attention at coarse
+levels.
+"""
 
 import math
 
@@ -20,7 +22,9 @@ def fourier(level: Tensor, width: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of 16 channels, or of the next larger number that divides them; its sums are fp32 whatever the dtype of x."""
+    """Over groups of 16 channels, or of the next larger number that divides them; its sums are fp32 whatever the dtype
+    of x.
+    """
 
     def __init__(self, channels: int):
         groups = next(groups for groups in range(max(1, channels // 16), 0, -1) if channels % groups == 0)
@@ -35,7 +39,9 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(film(norm(conv(silu(norm(x))))))), where film scales and shifts by the condition (Dhariwal & Nichol 2021)."""
+    """x + conv(silu(film(norm(conv(silu(norm(x))))))), where film scales and shifts by the condition (Dhariwal &
+    Nichol 2021).
+    """
 
     def __init__(self, c_in: int, c_out: int, condition: int, dropout: float):
         super().__init__()
@@ -54,7 +60,9 @@ class ResidualBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass is faster there than bf16's."""
+    """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass is faster there than
+    bf16's.
+    """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", enabled=False):
@@ -67,7 +75,11 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_size: int):
         super().__init__()
         self.heads = channels // head_size
-        self.norm, self.qkv, self.out = GroupNorm(channels), nn.Linear(channels, 3 * channels), zeroed(nn.Linear(channels, channels))
+        self.norm, self.qkv, self.out = (
+            GroupNorm(channels),
+            nn.Linear(channels, 3 * channels),
+            zeroed(nn.Linear(channels, channels)),
+        )
         setattr(self.qkv.weight, "parts", [channels] * 3)  # for Muon
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
@@ -92,8 +104,8 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """What a diffusion model says of x_t, given the noise level and a class (Ronneberger et al. 2015; Ho et al. 2020).
 
-    The way down leaves its features, the way up reads them, last first. Between levels the resolution is halved by averaging
-    and doubled by repeating; the next block's convolutions do the rest.
+    The way down leaves its features, the way up reads them, last first. Between levels the resolution is halved by
+    averaging and doubled by repeating; the next block's convolutions do the rest.
     """
 
     def __init__(self, config: UNetConfig):
@@ -101,12 +113,17 @@ class UNet(nn.Module):
         c = self.config = config
         assert c.widths and c.blocks and c.patch and c.attention is not None and c.channels and c.resolution
         self.condition = 4 * c.widths[0]
-        self.level = nn.Sequential(nn.Linear(c.widths[0], self.condition), nn.SiLU(), nn.Linear(self.condition, self.condition))
+        self.level = nn.Sequential(
+            nn.Linear(c.widths[0], self.condition), nn.SiLU(), nn.Linear(self.condition, self.condition)
+        )
         self.classes = nn.Embedding(len(c.classes) + 1, self.condition)  # the last one: no class
         nn.init.normal_(self.classes.weight, std=0.02)
         self.conv_in = nn.Conv2d(c.channels * c.patch**2, c.widths[0], 3, padding=1)
 
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # a list of stages for each level, finest first and coarsest first
+        self.down, self.up = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+        )  # a list of stages for each level, finest first and coarsest first
         width, left = c.widths[0], [c.widths[0]]
         for level, wanted in enumerate(c.widths):
             left += [width] * (level > 0)
@@ -121,7 +138,10 @@ class UNet(nn.Module):
             for _ in range(c.blocks + 1):
                 stages.append(self.stage(width + left.pop(), wanted, level in c.attention))
                 width = wanted
-        self.norm_out, self.conv_out = GroupNorm(width), zeroed(nn.Conv2d(width, c.channels * c.patch**2, 3, padding=1))
+        self.norm_out, self.conv_out = (
+            GroupNorm(width),
+            zeroed(nn.Conv2d(width, c.channels * c.patch**2, 3, padding=1)),
+        )
 
     def stage(self, c_in: int, c_out: int, attends: bool) -> Stage:
         c = self.config
@@ -129,8 +149,8 @@ class UNet(nn.Module):
         return Stage(ResidualBlock(c_in, c_out, self.condition, c.dropout), attention)
 
     def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels: (B,), NULL
-        where no class is told. Returns (B, C, R, R), fp32."""
+        """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels:
+        (B,), NULL where no class is told. Returns (B, C, R, R), fp32."""
         c = self.config
         assert c.patch
         condition = F.silu(self.level(fourier(level, c.widths[0])) + self.told(labels, len(x)))  # type: ignore[index]

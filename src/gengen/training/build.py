@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import Damaged, replace_text
+from gengen.checkpoints.metrics_csv import Logger
 from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
@@ -31,15 +32,14 @@ from gengen.config.train import TrainConfig, TrainerConfig, seconds
 from gengen.generation.load import start_from
 from gengen.hardware import pick_compile, wait_for
 from gengen.registry import DATA, MODELS
-from gengen.training.cadence import Cadence, RollBack, TrainingFailed
 from gengen.training.checkpointing import SafeCheckpointIO
-from gengen.training.console import Console
-from gengen.training.guards import Watchdog
-from gengen.training.metrics import Logger
+from gengen.training.loop import Cadence, RollBack, TrainingFailed
+from gengen.training.monitor.console import Console
+from gengen.training.monitor.guards import Watchdog
+from gengen.training.monitor.interruption import Interruption
+from gengen.training.monitor.throughput import peak_flops
 from gengen.training.objective import TRIAL_STEPS, Objective
 from gengen.training.rng import seed_everything
-from gengen.training.signals import Interruption
-from gengen.training.throughput import peak_flops
 
 
 def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None = None) -> Objective:
@@ -63,7 +63,9 @@ def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> 
     c = config.trainer
     if c.threads:
         torch.set_num_threads(c.threads)
-    torch.backends.cudnn.allow_tf32 = False  # what is not under autocast is meant to be fp32: penalties, samplers, statistics
+    torch.backends.cudnn.allow_tf32 = (
+        False  # what is not under autocast is meant to be fp32: penalties, samplers, statistics
+    )
     quiet_lightning()
     patience = timedelta(seconds=max(1800, seconds("trainer.watchdog", c.watchdog)))  # of ranks with each other
     return L.Trainer(
@@ -73,7 +75,10 @@ def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> 
         precision="32-true",
         max_steps=max_steps,
         callbacks=[callback],
-        plugins=[SafeCheckpointIO(), LightningEnvironment()],  # never SLURM's: requeueing is done by our own checkpoint
+        plugins=[
+            SafeCheckpointIO(),
+            LightningEnvironment(),
+        ],  # never SLURM's: requeueing is done by our own checkpoint
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -150,12 +155,18 @@ class StepTimes(L.Callback):
 
 
 ROLLBACKS = 3  # within one command
-COMPILING_PAYS = {"seconds": 180.0, "flops": 3e13}  # of training on a CPU, from which on half a minute of compiling is won back
+COMPILING_PAYS = {
+    "seconds": 180.0,
+    "flops": 3e13,
+}  # of training on a CPU, from which on half a minute of compiling is won back
 
 
-def compile_where_it_pays(objective: Objective, config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Compile the objective's network, if that is asked for or `auto` finds it pays: on CUDA; on a CPU in a run of some minutes, by its
-    budget or by its FLOPs, so that a resumed run decides as it did before. Returns whether it was done."""
+def compile_where_it_pays(
+    objective: Objective, config: TrainConfig, say: Callable[[str], None] = lambda line: None
+) -> bool:
+    """Compile the objective's network, if that is asked for or `auto` finds it pays: on CUDA; on a CPU in a run of
+    some minutes, by its budget or by its FLOPs, so that a resumed run decides as it did before. Returns whether it was
+    done."""
     c = config.trainer
     pays = c.device == "cuda"
     if not pays and objective.compiles_on_cpu:
@@ -220,9 +231,11 @@ def fitted_to_budget(
     return replace(config, trainer=replace(config.trainer, max_steps=steps, compile=str(compiled).lower()))
 
 
-def trial(config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]) -> tuple[int, bool]:
-    """Train a copy for TRIAL_STEPS: how many steps the budget has room for, and whether they are compiled. The trial is
-    part of the budget, and so is what the first steps take longer than others, which comes again."""
+def trial(
+    config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]
+) -> tuple[int, bool]:
+    """Train a copy for TRIAL_STEPS: how many steps the budget has room for, and whether they are compiled. The trial
+    is part of the budget, and so is what the first steps take longer than others, which comes again."""
     begun = time.perf_counter()
     objective = build_objective(replace(config, optim=config.optim.for_steps(TRIAL_STEPS)), prepared)
     compiled = compile_where_it_pays(objective, config, say)
@@ -239,9 +252,11 @@ def trial(config: TrainConfig, prepared: Any, say: Callable[[str], None], interr
     return max(TRIAL_STEPS, within), compiled
 
 
-def with_rollbacks(train: Callable[[Path | None, int | None], Cadence], run: Run, console: Console, checkpoint: Path | None) -> Cadence:
-    """Train from a checkpoint, or from the start. A roll-back is a resume within this process, from the newest checkpoint, that leaves
-    out the batches since. Raises TrainingFailed if ROLLBACKS of them are not enough."""
+def with_rollbacks(
+    train: Callable[[Path | None, int | None], Cadence], run: Run, console: Console, checkpoint: Path | None
+) -> Cadence:
+    """Train from a checkpoint, or from the start. A roll-back is a resume within this process, from the newest
+    checkpoint, that leaves out the batches since. Raises TrainingFailed if ROLLBACKS of them are not enough."""
     rollbacks, passed_over = 0, None
     while True:
         try:
@@ -249,10 +264,14 @@ def with_rollbacks(train: Callable[[Path | None, int | None], Cadence], run: Run
         except RollBack as why:
             checkpoint, rollbacks = store.newest(run.checkpoints, console.say), rollbacks + 1
             if checkpoint is None or rollbacks > ROLLBACKS:
-                raise TrainingFailed(f"{why}; rolled back {rollbacks - 1} times, and there is nothing more to try") from None
+                raise TrainingFailed(
+                    f"{why}; rolled back {rollbacks - 1} times, and there is nothing more to try"
+                ) from None
             step = store.step_of(checkpoint)
             passed_over = why.step + why.passed_over - step
-            console.say(f"warning: {why}; going on from {checkpoint.name}, without the data of the {why.step - step} steps since")
+            console.say(
+                f"warning: {why}; going on from {checkpoint.name}, without the data of the {why.step - step} steps since"
+            )
 
 
 def train(
@@ -265,8 +284,9 @@ def train(
     checkpoint: Path | None,
     passed_over: int | None = None,
 ) -> Cadence:
-    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns. passed_over: batches
-    left out so far; null = what the checkpoint says. Raises RollBack, TrainingFailed, SaveFailed, Damaged."""
+    """Train until the last step, a stop or a signal. Everything a resume needs is on the disk when this returns.
+    passed_over: batches left out so far; null = what the checkpoint says. Raises RollBack, TrainingFailed, SaveFailed,
+    Damaged."""
     c = config.trainer
     objective = build_objective(config, prepared, init_from if checkpoint is None else None)
     compile_where_it_pays(objective, config, console.say)
@@ -287,11 +307,15 @@ def train(
     interruption.waits = c.devices > 1  # until all ranks have started
     try:
         with Watchdog(seconds("trainer.watchdog", c.watchdog), interruption.beats, run.path / "stacks.txt"):
-            trainer.fit(objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+            trainer.fit(
+                objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True
+            )
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if checkpoint is None or cadence.begun or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise Damaged(checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})") from error
+        raise Damaged(
+            checkpoint, f"what it holds is not the state of such a run ({type(error).__name__}: {error})"
+        ) from error
     finally:
         console.close()
         for logger in cadence.loggers:

@@ -10,13 +10,15 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 import gengen
 from gengen.checkpoints import store
-from gengen.checkpoints.format import Checkpoint, read
+from gengen.checkpoints.layout import Checkpoint, read
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's checkpoints/.
+    """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's
+    checkpoints/.
 
-    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see Cadence.on_save_checkpoint).
+    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see
+    Cadence.on_save_checkpoint).
     """
 
     failure: store.SaveFailed | None = None

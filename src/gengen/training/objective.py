@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from gengen.checkpoints.format import load_weights, unique_state
-from gengen.config.errors import UserError
+from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 from gengen.faults import fault
-from gengen.training.guards import Spikes, in_halves
-from gengen.training.optimizers import build_optimizer, rate
+from gengen.training.monitor.guards import Spikes, in_halves
+from gengen.training.optim.groups import build_optimizer, rate
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
 
@@ -30,8 +30,8 @@ class Objective(L.LightningModule):
     """What every objective shares: one batch in, one step out.
 
     A batch is everything one step needs. It is cut into micro-batches here, and each one's summed loss is divided by
-    the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout aside,
-    which draws as it goes). A step whose loss or gradient is not finite is a bad step, which changes no weight.
+    the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout
+    aside, which draws as it goes). A step whose loss or gradient is not finite is a bad step, which changes no weight.
 
     A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping.
     """
@@ -40,23 +40,37 @@ class Objective(L.LightningModule):
     metrics: tuple[str, ...] = ("val/loss",)  # what `evaluation_metrics` returns, the columns of metrics.csv
     monitor = "val/loss"  # the metric whose lowest value makes a checkpoint the best
     sums = 1  # how many numbers `evaluation_sums` returns
-    signals: tuple[str, ...] = ()  # what `updates` leaves in `logged` beside loss and grad_norm, further columns of metrics.csv
+    signals: tuple[
+        str, ...
+    ] = ()  # what `updates` leaves in `logged` beside loss and grad_norm, further columns of metrics.csv
     averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `count` counts, for the throughput
-    companions: tuple[nn.Module, ...] = ()  # networks that go where the model goes, such as a reference, but are no part of it
+    companions: tuple[
+        nn.Module, ...
+    ] = ()  # networks that go where the model goes, such as a reference, but are no part of it
 
     def __init__(self, config: TrainConfig, model: nn.Module):
         super().__init__()
-        if config.trainer.max_steps:  # of a run it is settled already; what builds an objective by itself has the same average
+        if (
+            config.trainer.max_steps
+        ):  # of a run it is settled already; what builds an objective by itself has the same average
             config = replace(config, optim=config.optim.for_steps(config.trainer.max_steps))
         self.config = config
         self.model = model
-        self._network: tuple[Any] = (model,)  # a tuple, so that it is no submodule: weights keep their uncompiled names
-        self.ema = {name: tensor.detach().clone() for name, tensor in self.followed().items()} if config.optim.ema else None
-        self.bad_steps, self.all_bad_steps = torch.zeros(2, dtype=torch.long)  # not finite, or spikes: in a row; in all
+        self._network: tuple[Any] = (
+            model,
+        )  # a tuple, so that it is no submodule: weights keep their uncompiled names
+        self.ema = (
+            {name: tensor.detach().clone() for name, tensor in self.followed().items()} if config.optim.ema else None
+        )
+        self.bad_steps, self.all_bad_steps = torch.zeros(
+            2, dtype=torch.long
+        )  # not finite, or spikes: in a row; in all
         self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
-        self.micro_batch_size = config.data.micro_batch_size  # halved where memory runs out; null = a step's whole batch
+        self.micro_batch_size = (
+            config.data.micro_batch_size
+        )  # halved where memory runs out; null = a step's whole batch
         self.evaluated_at_once: int | None = None  # rows, once memory has run out in an evaluation
         self.seen: Tensor = torch.zeros(())  # what `loss_sum` gathers beside the loss, summed over micro-batches
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
@@ -100,8 +114,8 @@ class Objective(L.LightningModule):
         return None
 
     def extra_state(self) -> dict[str, Any]:
-        """What the next step depends on beside weights, the optimizer that Lightning knows, the average and the random generators:
-        a tree of tensors and of what JSON holds."""
+        """What the next step depends on beside weights, the optimizer that Lightning knows, the average and the random
+        generators: a tree of tensors and of what JSON holds."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -119,16 +133,20 @@ class Objective(L.LightningModule):
         return median(trial[TRIAL_STEPS // 4 :])
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
-        """Write samples of the current weights to files named after `stem`; returns a line to show, None if interrupted."""
+        """Write samples of the current weights to files named after `stem`; returns a line to show, None if
+        interrupted.
+        """
         raise NotImplementedError
 
     def flops_per_row(self) -> float | None:
-        """Floating-point operations that a step takes for each row of its batch; null where no formula says it, as rows are of
-        many lengths or a step does more than train on them."""
+        """Floating-point operations that a step takes for each row of its batch; null where no formula says it, as
+        rows are of many lengths or a step does more than train on them."""
         raise NotImplementedError
 
     def work_per_row(self) -> float:
-        """By which `compile=auto` decides: however rough, it must not change, or an older run would be resumed otherwise."""
+        """By which `compile=auto` decides: however rough, it must not change, or an older run would be resumed
+        otherwise.
+        """
         return self.flops_per_row() or 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -148,8 +166,8 @@ class Objective(L.LightningModule):
             self.follow(finite)
 
     def updates(self, batch: Batch, total: Tensor) -> Tensor:
-        """Everything that changes weights in this step; returns whether all of it was finite. One update of the whole model, unless
-        a subclass has more networks than one."""
+        """Everything that changes weights in this step; returns whether all of it was finite. One update of the whole
+        model, unless a subclass has more networks than one."""
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert isinstance(optimizer, LightningOptimizer)
         loss = self.accumulate(self.loss_sum, batch, total)
@@ -171,15 +189,21 @@ class Objective(L.LightningModule):
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
-    def accumulate(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None) -> Tensor:
-        """`gather`, begun again with half the micro-batch size where memory runs out; `micro_batch_size` then stays as it is."""
+    def accumulate(
+        self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None
+    ) -> Tensor:
+        """`gather`, begun again with half the micro-batch size where memory runs out; `micro_batch_size` then stays as
+        it is.
+        """
         seen = self.seen.clone()
         while True:
             try:
                 return self.gather(loss_sum, batch, total, network)
             except torch.OutOfMemoryError:
                 rows = len(next(iter(next(self.micro_batches(batch)).values())))
-                if rows == 1 or self.trainer.world_size > 1:  # the other ranks would wait for gradients that do not come
+                if (
+                    rows == 1 or self.trainer.world_size > 1
+                ):  # the other ranks would wait for gradients that do not come
                     raise UserError(
                         f"out of memory with micro-batches of {rows} rows: a lower data.micro_batch_size, or a smaller model"
                     ) from None
@@ -187,9 +211,11 @@ class Objective(L.LightningModule):
             self.micro_batch_size, self.seen = rows // 2, seen.clone()
             torch.cuda.empty_cache()
 
-    def gather(self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None) -> Tensor:
-        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `network`: what has that gradient,
-        where it is not the whole model; DDP, which waits for the whole, then leaves it to us."""
+    def gather(
+        self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None
+    ) -> Tensor:
+        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `network`: what
+        has that gradient, where it is not the whole model; DDP, which waits for the whole, then leaves it to us."""
         loss = torch.zeros((), device=self.device)
         *first, last = self.micro_batches(batch)
         with self.no_sync():
@@ -205,8 +231,8 @@ class Objective(L.LightningModule):
         return loss
 
     def backward_share(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
-        """Add this micro-batch's share of the step's gradient, and return its share of the loss. DDP averages over ranks, hence the
-        factor."""
+        """Add this micro-batch's share of the step's gradient, and return its share of the loss. DDP averages over
+        ranks, hence the factor."""
         with self.autocast():
             loss = loss_sum(part)
         if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad):
@@ -220,8 +246,9 @@ class Objective(L.LightningModule):
         return loss.detach()
 
     def update(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Clip the network's gradients, check them, step; without a word from the device to the host. Returns the loss over all
-        ranks, the norm of the gradient, and whether both were finite, and no spikes; where not, no weight and no moment has changed."""
+        """Clip the network's gradients, check them, step; without a word from the device to the host. Returns the loss
+        over all ranks, the norm of the gradient, and whether both were finite, and no spikes; where not, no weight and
+        no moment has changed."""
         self.schedule(optimizer)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf"))
         loss = self.all_reduced(loss)
@@ -238,7 +265,9 @@ class Objective(L.LightningModule):
         """Set what the step decides of an optimizer."""
         c = self.config.optim
         for group in optimizer.param_groups:
-            group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * rate(self.global_step, self.trainer.max_steps, c)
+            group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * rate(
+                self.global_step, self.trainer.max_steps, c
+            )
 
     def decay(self) -> float:
         """Of the average in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
@@ -259,10 +288,14 @@ class Objective(L.LightningModule):
 
     def followed(self) -> dict[str, Tensor]:
         """The weights and buffers that an average is kept of."""
-        return {name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.averaged_part)}
+        return {
+            name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.averaged_part)
+        }
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def evaluate(
+        self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """The metrics over all ranks' batches; None if interrupted. Touches no training state and no generator."""
         with self.averaged():
             sums = torch.zeros(self.sums, dtype=torch.float64, device=self.device)  # all a rank without batches has
@@ -287,8 +320,14 @@ class Objective(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode and has the weights it is sampled with: their EMA, where one is kept."""
-        trained = {} if self.ema is None else {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
+        """Inside, the model is in evaluation mode and has the weights it is sampled with: their EMA, where one is
+        kept.
+        """
+        trained = (
+            {}
+            if self.ema is None
+            else {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
+        )
         self.model.eval()
         try:
             if self.ema is not None:
@@ -309,7 +348,11 @@ class Objective(L.LightningModule):
 
     def all_reduced(self, value: Tensor) -> Tensor:
         """The sum over ranks."""
-        return self.trainer.strategy.reduce(value, reduce_op="sum") if self._trainer and self.trainer.world_size > 1 else value
+        return (
+            self.trainer.strategy.reduce(value, reduce_op="sum")
+            if self._trainer and self.trainer.world_size > 1
+            else value
+        )
 
     # What Lightning saves and restores as the module's state is the model's own, each shared tensor once.
 

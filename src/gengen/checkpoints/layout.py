@@ -1,0 +1,273 @@
+"""What a checkpoint is: tensors in safetensors, the rest in JSON, a manifest that lists and hashes every file."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from gengen.checkpoints.files import Damaged, fsync, read_json, read_text, sha256, to_json, write_text
+from gengen.checkpoints.migrate import FORMAT, migrated, read_config
+from gengen.config.redact import redact
+from gengen.errors import UserError
+
+MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
+MAX_TOKENIZER = 32 * 2**20  # bytes
+MAX_NUMBER = 2**27  # of a model's config
+
+
+@dataclass
+class Checkpoint:
+    """One step of a run. `optimizer` may hold tensors at any depth; `config`, `state` and `facts` are JSON."""
+
+    step: int
+    config: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    ema: dict[str, Tensor] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the manifest records beside the files: versions, clocks, data fingerprint."""
+
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(map(nbytes, (self.model, self.ema, self.optimizer)))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all tensors in a tree."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(nbytes, parts))
+
+
+def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """The tree with each tensor moved into `tensors` and {"tensor": its name} in its place."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {str(key): pack(value, tensors, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [pack(value, tensors, f"{name}.{i}") for i, value in enumerate(tree)]
+    return tree
+
+
+def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `pack`; a tuple comes back as a list, a number used as a key as text."""
+    if isinstance(tree, dict):
+        if set(tree) == {"tensor"}:
+            return tensors[tree["tensor"]]
+        return {key: unpack(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [unpack(value, tensors) for value in tree]
+    return tree
+
+
+def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], object] = lambda file: None) -> None:
+    """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
+
+    `after` is called with each file's name once it is on the disk.
+    """
+    moments: dict[str, Tensor] = {}
+    optimizer = pack(checkpoint.optimizer, moments)
+    tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": moments}
+    texts = {
+        "config.json": redact(to_json(checkpoint.config)),
+        "optimizer.json": to_json(optimizer),
+        "state.json": to_json(checkpoint.state),
+        "tokenizer.json": checkpoint.tokenizer,
+    }
+    files: dict[str, dict[str, Any]] = {}
+
+    def done(path: Path) -> None:
+        fsync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        after(path.name)
+
+    for name, content in tensors.items():
+        if content is not None:
+            path = directory / f"{name}.safetensors"
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path)
+            done(path)
+    for name, text in texts.items():
+        if text is not None:
+            (directory / name).write_text(text, encoding="utf8")
+            done(directory / name)
+    manifest = {"format": FORMAT, "step": checkpoint.step, "files": files} | checkpoint.facts
+    write_text(directory / "manifest.json", to_json(manifest | {"sha256": digest(manifest)}))
+    after("manifest.json")
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Check every file against the manifest and return it, as today has it but for its `format`. Raises Damaged,
+    naming the first file that is not as written."""
+    path = directory / "manifest.json"
+    manifest = read_json(path)
+    if (
+        not isinstance(manifest, dict)
+        or not isinstance(files := manifest.get("files"), dict)
+        or type(manifest.get("step")) is not int
+    ):
+        raise Damaged(path, "not a manifest")
+    if isinstance(version := manifest.get("format"), int) and version > FORMAT:
+        raise UserError(f"{directory} has format {version}; this gengen reads up to {FORMAT}: a newer gengen wrote it")
+    claimed = manifest.pop("sha256", None)
+    try:
+        sound = claimed == digest(manifest) and path.read_text(encoding="utf8") == to_json(
+            manifest | {"sha256": claimed}
+        )
+    except ValueError:  # numbers and characters that we never write
+        sound = False
+    if not sound:
+        raise Damaged(path, "its own sha256 does not match")
+    for name, expected in files.items():
+        file = directory / name
+        if file.name != name or not os.path.isfile(file):
+            raise Damaged(file, "missing")
+        if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
+            raise Damaged(file, f"{file.stat().st_size:,} bytes, which is not what was written")
+        if sha256(file) != expected.get("sha256"):
+            raise Damaged(file, "sha256 does not match")
+    return migrated(manifest, "manifest", manifest.get("format"))
+
+
+def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a file, without those named in `but`. They are views of the file, of which nothing is read yet.
+    Raises Damaged.
+    """
+    try:
+        with path.open("rb") as raw:
+            if (size := int.from_bytes(raw.read(8), "little")) > MAX_HEADER:
+                raise Damaged(path, f"its header has {size:,} bytes; at most {MAX_HEADER:,} are allowed")
+        with safe_open(path, "pt") as file:
+            if len(names := file.keys()) > MAX_TENSORS:
+                raise Damaged(path, f"{len(names):,} tensors; at most {MAX_TENSORS:,} are allowed")
+            return {name: file.get_tensor(name) for name in names if name not in but}
+    except (SafetensorError, OSError) as error:
+        raise Damaged(path, str(error)) from None
+
+
+def read(directory: Path) -> Checkpoint:
+    """Verify a checkpoint and load all of it, on the CPU."""
+    manifest = verify(directory)
+    optimizer, state = (
+        migrated(read_json(directory / f"{p}.json"), p, manifest["format"]) for p in ("optimizer", "state")
+    )
+    try:
+        optimizer = unpack(optimizer, read_tensors(directory / "optimizer.safetensors"))
+    except (KeyError, TypeError) as error:
+        raise Damaged(directory / "optimizer.json", f"optimizer.safetensors lacks {error}, which it names") from None
+    return Checkpoint(
+        step=manifest["step"],
+        config=read_config(directory),
+        model=read_tensors(directory / "model.safetensors"),
+        optimizer=optimizer,
+        state=state,
+        tokenizer=read_tokenizer(directory),
+        ema=read_tensors(directory / "ema.safetensors") if "ema.safetensors" in manifest["files"] else None,
+        facts={key: value for key, value in manifest.items() if key not in ("format", "step", "files")},
+    )
+
+
+def read_tokenizer(directory: Path) -> str | None:
+    path = directory / "tokenizer.json"
+    return read_text(path, MAX_TOKENIZER) if path.exists() else None
+
+
+def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tensor]:
+    """The weights to sample from: `ema` or `raw`, or by default EMA where the checkpoint has it. What has no average
+    (of a GAN, the discriminator) is as trained."""
+    has_ema = (directory / "ema.safetensors").exists()
+    if weights == "ema" and not has_ema:
+        raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
+    averaged = read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else {}
+    return averaged | read_tensors(directory / "model.safetensors", but=averaged)
+
+
+def copy_weights(checkpoint: Path, folder: Path) -> None:
+    """A checkpoint in a new folder with what sampling needs of it: the weights it is sampled with, its config and its
+    tokenizer.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # begun by a command that was killed
+    folder.mkdir()
+    config, tokenizer, manifest = read_config(checkpoint), read_tokenizer(checkpoint), verify(checkpoint)
+    facts = {"data": manifest.get("data")}
+    write(folder, Checkpoint(manifest["step"], config, read_weights(checkpoint), tokenizer=tokenizer, facts=facts))
+    fsync(folder)
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Put weights into a model. Names, shapes and dtypes must be the model's own; a tied weight is stored once."""
+    own = unique_state(model)
+    if problems := [
+        *(f"{name} is missing" for name in own.keys() - weights.keys()),
+        *(f"{name} is not a weight of this model" for name in weights.keys() - own.keys()),
+        *(
+            f"{n} has shape {tuple(weights[n].shape)}, the model's is {tuple(own[n].shape)}"
+            for n in own.keys() & weights.keys()
+            if own[n].shape != weights[n].shape
+        ),
+        *(
+            f"{n} is {weights[n].dtype}, not {own[n].dtype}"
+            for n in own.keys() & weights.keys()
+            if own[n].dtype != weights[n].dtype
+        ),
+    ]:
+        raise UserError(f"{where} does not fit the model of its config: " + "; ".join(sorted(problems)[:3]))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def blueprint(network: Callable[[Any], torch.nn.Module], config: Any, weights: int) -> torch.nn.Module:
+    """A model on the meta device, which takes no memory: what a config that came with so many weights describes.
+
+    Raises UserError where that is no model, or, as soon as that shows, one of more than twice as many parameters (tied
+    ones count twice).
+    """
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 2 * weights:
+            raise UserError(f"config.json describes a model of more than {weights} weights, which is all there are")
+
+    if large := [
+        f"{key}={value}" for key, value in vars(config).items() if isinstance(value, int) and value > MAX_NUMBER
+    ]:
+        raise UserError(f"config.json describes no model ({', '.join(large)})")
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            return network(config)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # numbers that no tensor can have
+        raise UserError(f"config.json describes no model ({str(error).splitlines()[0]})") from None
+    finally:
+        hook.remove()
+
+
+def unique_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict with each shared tensor once, under its first name."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor
+    return unique

@@ -1,0 +1,294 @@
+"""The configs of the commands that read a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gengen.config.fields import choice, option, positive
+from gengen.errors import UserError
+
+
+@dataclass
+class RunConfig:
+    """Which weights a command reads."""
+
+    run: str | None = option(None, "run or checkpoint directory; also as the first argument")
+    runs_dir: str = option("runs", "folder that holds the runs")
+    checkpoint: str = option("latest", "latest, best, or the number of a step")
+    weights: str | None = choice(None, ["ema", "raw"], "which weights; null = ema where the run has them")
+    device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one")
+    plugins: list[str] = option([], "your modules to import, which register your own components")
+
+
+@dataclass
+class SampleConfig(RunConfig):
+    """What to draw from a run, whatever its family."""
+
+    n: int = positive(1, "samples to draw, of each prompt where there are prompts")
+    seed: int = option(0, "sample i is a function of seed and i alone", low=0)
+
+    def check(self) -> None:
+        """Raise UserError where fields do not go together."""
+
+
+@dataclass
+class DecodingSettings:
+    """How the next token is drawn from a language model's logits, and when a text ends."""
+
+    max_tokens: int = positive(200, "new tokens at most")
+    temperature: float = option(0.8, "divides the logits; 0 takes the likeliest token", low=0)
+    top_k: int | None = positive(None, "draw from the k likeliest tokens only")
+    top_p: float | None = option(None, "draw from the fewest tokens that hold this much probability", above=0, high=1)
+    min_p: float | None = option(None, "draw from tokens at least this much as likely as the likeliest", low=0, high=1)
+    repetition_penalty: float = positive(
+        1.0, "divides positive logits of tokens in the prompt or the text, multiplies negative ones"
+    )
+    presence_penalty: float = option(0.0, "taken from the logits of tokens in the text")
+    frequency_penalty: float = option(0.0, "taken from the logits of tokens in the text, as often as they are there")
+    logit_bias: list[str] = option([], "TOKEN:NUMBER, added to a token's logit; -inf forbids it; repeat for several")
+    stop: list[str] = option([], 'end a sample before this text; repeat for several, or write ["a", "b"]')
+    stop_ids: list[int] = option([], "end a sample before one of these tokens")
+
+    def bias(self) -> dict[int, float]:
+        """logit_bias as numbers. Raises UserError."""
+        try:
+            return {
+                int(token): float(number) for token, _, number in (entry.partition(":") for entry in self.logit_bias)
+            }
+        except ValueError:
+            raise UserError(f"logit_bias={' '.join(self.logit_bias)}: write TOKEN:NUMBER, such as 50:-2.5") from None
+
+
+@dataclass
+class TextSampling(DecodingSettings, SampleConfig):
+    """What to draw from a language model."""
+
+    prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch", prose=True)
+    precision: str = choice(
+        "fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it"
+    )
+    compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
+    stream: bool = option(False, "print the text while it is drawn (one sample)")
+    best_of: int = positive(1, "draw so many for each sample, and keep the one that reward likes best")
+    reward: list[str] = option([], "what best_of goes by: a reward run or a registered function; repeat for their sum")
+    out: str | None = option(None, "also write the samples to this .jsonl file")
+
+    def check(self) -> None:
+        self.bias()
+        if bool(self.reward) != (self.best_of > 1):
+            raise UserError(
+                "best_of=N and reward=NAME go together: of N samples the one with the highest reward is kept"
+            )
+        if self.reward and self.stream:
+            raise UserError(
+                "stream=true shows a sample while it is drawn; best_of keeps one of several that are whole"
+            )
+        if "" in self.stop:
+            raise UserError("stop: every text holds the empty string")
+        if self.out and not Path(self.out).parent.is_dir():
+            raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
+        if self.stream and (self.out or self.n * max(1, len(self.prompt)) > 1):
+            raise UserError("stream=true draws one sample to the screen: one prompt, n=1 and no out")
+
+
+LABELS = "classes to draw, by name (or number, if no name is one), commas between; taken in turn. None: all in turn"
+
+
+@dataclass
+class PictureSampling(SampleConfig):
+    """What to write of sampled images."""
+
+    n: int = positive(16, "images to draw")
+    out: str | None = option(
+        None, "folder for grid.png, the single files and samples.json; null = samples/sample-SEED of the run"
+    )
+
+    def folder(self) -> Path:
+        """Where the images go."""
+        if self.out:
+            return Path(self.out)
+        path = Path(str(self.run)) if Path(str(self.run)).exists() else Path(self.runs_dir) / str(self.run)
+        run = path.parent.parent if path.parent.name == "checkpoints" else path
+        return run / "samples" / f"sample-{self.seed}"
+
+
+@dataclass
+class DiffusionSettings:
+    """How a diffusion model is sampled."""
+
+    sampler: str = choice(
+        "heun", ["heun", "dpmpp_2m", "ddim", "ancestral"], "diffusion: how noise is turned into an image"
+    )
+    steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
+    guidance: float | None = option(
+        None,
+        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); null = 2, or 1 for a model that "
+        "always saw the class (model.drop_condition=0)",
+        low=0,
+    )
+    guide_from: float = option(
+        0.0, "guide only where the share of noise, sigma / (alpha + sigma), is at least this", low=0, high=1
+    )
+    guide_to: float = option(1.0, "and at most this", low=0, high=1)
+    rescale: float = option(
+        0.0, "share by which a guided estimate is brought back to the unguided one's spread", low=0, high=1
+    )
+    guide: str | None = option(
+        None, "run or checkpoint of a smaller or earlier model to guide away from (autoguidance)"
+    )
+    precision: str = choice(
+        "fp32", ["fp32", "bf16"], "bf16 draws faster; an image then depends a little on those beside it"
+    )
+    batch_size: int = positive(64, "images drawn at once; in fp32 changes none of them")
+
+
+@dataclass
+class DiffusionSampling(DiffusionSettings, PictureSampling):
+    """What to draw from a diffusion model."""
+
+    labels: list[str] = option([], LABELS)
+    animation: bool = option(True, "also write denoising.gif: the estimate of the images after each step")
+
+
+@dataclass
+class AutoencoderSampling(PictureSampling):
+    """What to draw from an autoencoder."""
+
+    n: int = positive(16, "images to draw; paths to draw between images; channels to traverse")
+    what: str = choice(
+        "prior", ["prior", "interpolation", "traversal", "reconstruction"],
+        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; or images beside their reconstructions",
+    )  # fmt: skip
+    images: list[str] = option(
+        [], "files to reconstruct, to go between (two) or to traverse (one); repeat for several"
+    )
+    steps: int = option(8, "pictures on a path or along a channel", low=2)
+
+    def check(self) -> None:
+        wanted = {"prior": (0, 0), "interpolation": (0, 2), "traversal": (0, 1), "reconstruction": (1, None)}[
+            self.what
+        ]
+        if not (len(self.images) in wanted or (wanted[1] is None and self.images)):
+            raise UserError(
+                f"what={self.what} takes {' or '.join(map(str, wanted))} images=FILE, not {len(self.images)}"
+            )
+
+
+@dataclass
+class GANSampling(PictureSampling):
+    """What to draw from a GAN."""
+
+    n: int = positive(16, "images to draw, or paths to draw between images")
+    labels: list[str] = option([], LABELS)
+    truncation: float = positive(
+        1.0, "factor on z: below 1, images nearer to the average one, fewer odd ones and less variety"
+    )
+    what: str = choice(
+        "images", ["images", "interpolation"], "images; or paths between two each, a row a path, and interpolation.gif"
+    )
+    steps: int = option(8, "pictures on a path", low=2)
+
+
+@dataclass
+class TextEvaluation(DecodingSettings, RunConfig):
+    """What to measure of a run of text."""
+
+    samples: int = option(32, "texts to draw, from their beginning, and judge; 0 = none", low=0)
+    seed: int = option(0, "text i is a function of seed and i alone", low=0)
+
+
+@dataclass
+class EvaluateConfig(DiffusionSettings, RunConfig):
+    """What to measure of a run of images."""
+
+    samples: int = option(1000, "images to draw and judge; 0 = none", low=0)
+    seed: int = option(0, "image i is a function of seed and i alone", low=0)
+    efficientnet: bool = option(False, "also measure fd_efflite0, in the features of a network trained on photographs")
+
+
+@dataclass
+class ImportConfig:
+    """A new run from weights in the Hugging Face layout."""
+
+    folder: str | None = option(
+        None, "folder with config.json, model.safetensors and tokenizer.json; also as the first argument"
+    )
+    run: str | None = option(None, "name of the new run")
+    runs_dir: str = option("runs", "folder that holds the runs")
+
+    def check(self) -> None:
+        if not self.folder or not self.run:
+            raise UserError(
+                "which weights, and what is the run to be called? python scripts/import_weights.py FOLDER run=NAME"
+            )
+        if not (Path(self.folder) / "config.json").is_file():
+            raise UserError(f"{self.folder} holds no model: there is no config.json in it")
+
+
+@dataclass
+class ExportConfig(RunConfig):
+    """A run's weights as other libraries read them."""
+
+    to: str = choice("hf", ["hf"], "hf: a folder that transformers loads")
+    out: str | None = option(None, "the folder to write, new or empty")
+    dtype: str = choice("fp32", ["fp32", "bf16", "fp16"], "of the written weights")
+
+    def check(self) -> None:
+        if not self.out:
+            raise UserError("where to? python scripts/export.py runs/NAME to=hf out=FOLDER")
+        if Path(self.out).exists() and not (Path(self.out).is_dir() and not any(Path(self.out).iterdir())):
+            raise UserError(f"out={self.out} exists and is not an empty folder; nothing is overwritten")
+        if not Path(self.out).absolute().parent.is_dir():
+            raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
+
+
+@dataclass
+class PairsConfig(RunConfig):
+    """Preferences from a policy's own answers."""
+
+    out: str | None = option(None, "the .jsonl file to write: prompt, chosen, rejected")
+    prompts: str | None = option(None, ".jsonl of prompts; null = those of storygen")
+    max_prompts: int | None = positive(None, "prompts to take at most; null = all")
+    reward: list[str] = option(
+        [], "labels by sigmoid of its gap: a reward run or a registered function; repeat for their sum; none = gold"
+    )
+    n: int = option(2, "answers to a prompt; two make a pair", low=2)
+    temperature: float = positive(1.0, "divides the logits")
+    max_tokens: int = positive(64, "tokens of an answer at most")
+    seed: int = option(0, "answer i is a function of seed and i alone, and so is each label", low=0)
+
+    def check(self) -> None:
+        if not self.out or not Path(self.out).absolute().parent.is_dir():
+            raise UserError(
+                f"out={self.out}: name a file in a folder that exists: python scripts/pairs.py runs/SFT out=FILE.jsonl"
+            )
+        if self.n % 2:
+            raise UserError(f"n={self.n}: answers are taken two by two")
+        if self.prompts and not self.reward:
+            raise UserError(
+                "prompts of your own need reward=runs/RM or the name of a registered reward: gold is for storygen alone"
+            )
+
+
+@dataclass
+class AlignConfig:
+    """Post-training from the beginning to the report."""
+
+    seeds: int = positive(1, "how often, with seeds 0, 1, ...")
+    runs_dir: str = option("runs", "folder that holds the runs; they are in align-PROFILE/seed-SEED of it")
+    profile: str = choice(
+        "toy", ["toy", "smoke"], "toy: about eight minutes a seed on two CPU cores; smoke: to see that it runs"
+    )
+    split: str = choice(
+        "test", ["val", "test"], "held-out prompts to judge on: val to choose settings by, test for what is reported"
+    )
+
+
+@dataclass
+class DoctorConfig:
+    """What is wrong with a run or a checkpoint, and what to do about it. Changes nothing; exit 1 if something is
+    wrong.
+    """
+
+    run: str | None = option(None, "run or checkpoint directory; also as the first argument")
+    runs_dir: str = option("runs", "folder that holds the runs")
+    plugins: list[str] = option([], "your modules to import, which register your own components")

@@ -1,0 +1,1 @@
+"""Conversations, preferences and prompts: messages to tokens."""

@@ -1,0 +1,1 @@
+"""Images: files to squares of pixels, or their latents."""

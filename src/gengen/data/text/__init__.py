@@ -1,0 +1,1 @@
+"""Text: documents to tokens to windows."""

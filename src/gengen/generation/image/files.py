@@ -1,0 +1,267 @@
+"""Images as files, and what generators of images share: a grid, the single files, an animation, a JSON that says how
+each was drawn.
+"""
+
+import io
+import os
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from operator import index
+from pathlib import Path
+from textwrap import indent
+from typing import Any, NamedTuple, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gengen.checkpoints.files import fsync, replace_bytes, to_json
+from gengen.config.commands import PictureSampling
+from gengen.errors import UserError, did_you_mean
+from gengen.models.unet import NULL
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
+
+    Every image that is written or measured goes through here: a network's output that was never rounded is another
+    image.
+    """
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """0 .. 255 -> [-1, 1], fp32."""
+    return images.float() / 127.5 - 1
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """(N, C, H, W) uint8 -> (C, H', W'), row by row, on a mid-grey ground. columns: null = about square."""
+    n, c, h, w = images.shape
+    columns = columns or max(1, round(n**0.5))
+    rows = -(-n // columns)
+    sheet = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    return sheet
+
+
+def enlarged(image: Tensor, least: int = 64) -> Tensor:
+    """(..., H, W) with each pixel repeated until the shorter side has `least`: what is tiny can be looked at."""
+    times = max(1, -(-least // min(image.shape[-2:])))
+    return image.repeat_interleave(times, -1).repeat_interleave(times, -2)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(C, H, W) uint8, C = 1 or 3, as a PIL image."""
+    array = image.cpu().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """(C, H, W) uint8 to a file, in one step."""
+    data = io.BytesIO()
+    picture(image).save(data, "png")
+    replace_bytes(path, data.getvalue())
+
+
+def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
+    """Frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
+    first, *rest = [picture(frame) for frame in frames]
+    each = round(1000 * seconds / len(frames))
+    data = io.BytesIO()
+    first.save(data, "gif", save_all=True, append_images=rest, duration=[each] * len(rest) + [1500], loop=0)
+    replace_bytes(path, data.getvalue())
+
+
+NO_CLASSES = "; this model was trained without classes"
+Wanted = Tensor | Sequence[str | int]
+"""Classes to draw. A number, in a tensor or a sequence, is a class's number, NULL for none; a text is its name."""
+
+
+def labels_of(wanted: Wanted, classes: Sequence[str], n: int) -> Tensor:
+    """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL where there are none."""
+    return labels_at(turn_of(wanted, classes), range(n))
+
+
+def labels_at(turn: Sequence[int], samples: range) -> Tensor:
+    """The labels of samples of these numbers."""
+    return torch.tensor([turn[i % len(turn)] for i in samples])
+
+
+def turn_of(wanted: Wanted, classes: Sequence[str]) -> list[int]:
+    """The labels that samples have in turn: the wanted classes, by default all, NULL where there are none."""
+    names = Names(classes)
+    turn: list[int] = []
+    for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
+        turn += names.of(label) if isinstance(label, str) else [names.checked(label)]
+    return turn or list(range(len(classes))) or [NULL]
+
+
+class Names:
+    """Finds classes by what a person types: as they are written, or else whatever the case and the Unicode form."""
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = classes
+        alike: dict[str, list[int]] = {}
+        for number, name in enumerate(classes):
+            alike.setdefault(folded(name), []).append(number)
+        self.folded = {name: numbers[0] for name, numbers in alike.items() if len(numbers) == 1}
+        self.exact = {name: number for number, name in enumerate(classes)}
+        self.numbered = any(name.strip().isdecimal() for name in classes)
+
+    def find(self, text: str) -> int | None:
+        """The number of the class of this name. Digits are a class's number too, where no class is named by digits."""
+        if text.strip().isdecimal() and not self.numbered and int(text) < len(self.classes):
+            return int(text)
+        return self.exact.get(text, self.folded.get(folded(text)))
+
+    def of(self, text: str) -> list[int]:
+        """The numbers of one name, or of several with commas between them."""
+        found = []
+        for part in [text] if self.find(text) is not None else text.split(","):
+            if (number := self.find(part)) is None:
+                known = did_you_mean(part.strip(), self.exact) if self.classes else NO_CLASSES
+                raise UserError(f"labels={part}: no such class{known}")
+            found.append(number)
+        return found
+
+    def checked(self, number: Any) -> int:
+        """A number that a class has, or NULL."""
+        try:
+            label = index(number)
+        except TypeError:
+            raise UserError(f"labels={number!r}: neither a name nor a whole number") from None
+        if not NULL <= label < len(self.classes):
+            numbers = f"; they are numbered 0 to {len(self.classes) - 1}, and {NULL} is none"
+            raise UserError(f"labels={label}: no such class{numbers if self.classes else NO_CLASSES}")
+        return label
+
+
+def folded(name: str) -> str:
+    """A name without what keyboards and file systems write in different ways."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
+
+
+def named(label: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What samples.json says of an image's class: nothing, where it has none."""
+    return {"label": label, "class": classes[label]} if label >= 0 else {}
+
+
+def batches(n: int, size: int) -> Iterator[range]:
+    """The numbers 0 to n - 1, at most so many at once."""
+    return (range(start, min(n, start + size)) for start in range(0, n, size))
+
+
+SHOWN = 400  # images that grid.png and an animation show at most
+
+
+class Drawn(NamedTuple):
+    """A batch of what `sample` writes."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    facts: list[dict[str, Any]]  # what there is to say of each
+    columns: int | None = None  # how many make a row
+    frames: Iterable[Tensor] = ()  # of an animation, each as `images`
+
+
+def timed(parts: Iterator[Drawn]) -> Iterator[tuple[Drawn, float]]:
+    """Each part with the seconds that it took to come."""
+    start = time.perf_counter()
+    for part in parts:
+        yield part, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+@contextmanager
+def listed(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds an item to a JSON list in a file, which is there, and whole, however this ends."""
+    with ExitStack() as stack:
+        beside, file = path.with_name(f".{path.name}.{os.getpid()}"), None
+
+        def note(item: Any) -> None:
+            nonlocal file
+            between = ",\n"
+            if file is None:
+                file, between = stack.enter_context(beside.open("w", encoding="utf8")), "[\n"
+            file.write(between + indent(to_json(item).rstrip(), " "))
+
+        try:
+            yield note
+        finally:
+            if file is not None:
+                file.write("\n]\n")
+                file.close()
+                fsync(beside)
+                os.replace(beside, path)
+
+
+class PictureGenerator:
+    """What `gengen.load` returns for a model of images: a family says how to draw."""
+
+    command_hint = "to sample: python scripts/sample.py {run} n=16"
+    animation = ("", 0.0)  # file and length in seconds of what `Drawn.frames` become
+    model: Any
+
+    def __init__(self, model: Any):
+        self.model, self.config, self.classes = model, model.config, model.config.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is by now."""
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def from_checkpoint(cls, model: Any, directory: Path) -> Self:
+        return cls(model)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, in fp32; afterwards as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.model.train(training)
+
+    def drawn(self, config: Any) -> Iterator[Drawn]:
+        """What a `sample` command asks for, each batch drawn when it is asked for."""
+        raise NotImplementedError
+
+    def command(self, config: PictureSampling, say: Callable[[str], None]) -> str:
+        """What `sample` does: draw, and write 00000.png ..., samples.json with a dict an image, grid.png and an
+        animation to the folder `out`, the single files a batch at a time. Returns a line that sums it up."""
+        folder, count, spent = config.folder(), 0, 0.0
+        shown: list[Drawn] = []
+        try:
+            with listed(folder / "samples.json") as note:
+                for part, seconds in timed(self.drawn(config)):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    if count < SHOWN:
+                        shown.append(part)
+                    for image, fact in zip(part.images, part.facts, strict=True):
+                        write_png(folder / f"{count:05}.png", image)
+                        note({"file": f"{count:05}.png"} | fact)
+                        count += 1
+                    spent += seconds
+        finally:  # of what there is, where it was interrupted
+            seen = self.show(folder, shown) if shown else 0
+        say(f"{folder}/grid.png" + (f" of the first {seen}" if count > seen else ""))
+        return f"{count} images in {spent:.2f} s, {count / spent:.3g} images/s"
+
+    def show(self, folder: Path, parts: Sequence[Drawn]) -> int:
+        """Write grid.png and the animation. Returns how many images they show."""
+        columns = parts[0].columns
+        most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
+        images = torch.cat([part.images for part in parts])[:most]
+        write_png(folder / "grid.png", grid(enlarged(images), columns))
+        movies = zip(*(part.frames for part in parts), strict=True)
+        if frames := [grid(enlarged(torch.cat(movie)[:most])) for movie in movies]:
+            name, seconds = self.animation
+            write_gif(folder / name, frames, seconds)
+        return len(images)

@@ -1,0 +1,1 @@
+"""Language models: weights to text."""

@@ -1,0 +1,1 @@
+"""What watches a run: its curve, its screen, signals, time and memory."""

@@ -1,0 +1,1 @@
+"""One objective a file: a batch in, a loss out."""

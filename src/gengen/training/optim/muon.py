@@ -1,0 +1,108 @@
+"""Muon for hidden matrices and AdamW for all else, as one optimizer with one count of steps."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+Groups = Iterable[dict[str, Any]]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
+    """Nearly U V^T for matrices U S V^T (..., m, n), by the quintic Newton-Schulz iteration of Muon (Jordan et al.
+    2024).
+
+    Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each
+    product.
+    """
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Groups with muon=True hold matrices, the others what fused AdamW (Loshchilov & Hutter 2019) updates.
+
+    A convolution's weight (out, in, k, k) is taken as the matrix (out, in * k * k) that it applies to each patch.
+    A matrix (m, n) moves by lr * sqrt(max(1, m / n)) along the orthogonalised Nesterov momentum of its gradient, after
+    decaying by lr * weight_decay. A matrix that stacks several maps (queries, keys and values; gate and up) names the
+    rows of each in `parts`, and each is orthogonalised by itself; all of one shape are done in one batch. Rates are
+    set in each group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1,
+    as in fused AdamW.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ):
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
+        super().__init__(groups, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Loading ends here: put AdamW's counts of steps beside their weights, where its fused kernel wants them.
+        Torch moves them for its own fused optimizers alone."""
+        super().__setstate__(state)
+        for parameter, moments in self.state.items():
+            if "step" in moments:
+                moments["step"] = moments["step"].to(parameter.device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for group in self.param_groups:
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            (self.muon if group["muon"] else self.adamw)(with_gradient, group)
+
+    def adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {"step": torch.zeros((), device=p.device)} | {
+                    key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")
+                }
+        states = [self.state[p] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters, gradients, first, second, [], steps, fused=True, found_inf=self.found_inf, amsgrad=False, beta1=beta1, beta2=beta2,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+
+    def muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        kept = 1.0 if self.found_inf is None else 1.0 - self.found_inf
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in parameters:
+            assert p.grad is not None
+            if not self.state[p]:
+                self.state[p] = {"momentum": torch.zeros_like(p)}
+            gradient = torch.nan_to_num(p.grad, 0.0, 0.0, 0.0) * kept
+            momentum = self.state[p]["momentum"]
+            momentum.lerp_(gradient, (1 - group["momentum"]) * kept)
+            direction = gradient.lerp(momentum, group["momentum"])
+            p.mul_(1 - group["lr"] * group["weight_decay"] * kept)
+            rows = getattr(p, "parts", [len(p)])
+            for part, update in zip(p.split(rows), direction.split(rows), strict=True):
+                by_shape[(len(part), part[0].numel())].append((part, update.flatten(1)))
+        for (m, n), pairs in by_shape.items():
+            updates = orthogonalized(torch.stack([update for _, update in pairs]))
+            rate = group["lr"] * max(1.0, m / n) ** 0.5 * kept
+            for (part, _), update in zip(pairs, updates, strict=True):
+                part.sub_(update.to(part.dtype).view_as(part) * rate)
