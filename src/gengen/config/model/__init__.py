@@ -1,0 +1,25 @@
+"""Model configs, a file for each kind of model; importing this package registers them all."""
+
+from gengen.config.model.autoencoder import AUTOENCODER_SIZES, AutoencoderConfig
+from gengen.config.model.base import ImageModelConfig, ModelConfig, check_levels
+from gengen.config.model.diffusion import LDM_SIZES, UNET_SIZES, LDMConfig, UNetConfig
+from gengen.config.model.gan import GAN_SIZES, AdversarialConfig, DCGANConfig, GANConfig
+from gengen.config.model.gpt import GPT_SIZES, GPTConfig
+
+__all__ = [
+    "AUTOENCODER_SIZES",
+    "GAN_SIZES",
+    "GPT_SIZES",
+    "LDM_SIZES",
+    "UNET_SIZES",
+    "AdversarialConfig",
+    "AutoencoderConfig",
+    "DCGANConfig",
+    "GANConfig",
+    "GPTConfig",
+    "ImageModelConfig",
+    "LDMConfig",
+    "ModelConfig",
+    "UNetConfig",
+    "check_levels",
+]
