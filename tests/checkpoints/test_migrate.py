@@ -14,6 +14,7 @@ from gengen.checkpoints.files import to_json
 from gengen.checkpoints.layout import digest, read, verify
 from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
+from gengen.config.model import GPTConfig
 from gengen.config.schema import build, leaves, plain
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
@@ -151,6 +152,16 @@ def test_format_3_has_ratios_by_their_names(old_run: Path) -> None:
     (old_run / "config.json").write_text(json.dumps(config | {"optim": config["optim"] | old}))
     optim = build(TrainConfig, migrate.read_config(old_run)).optim
     assert (optim.final_lr_ratio, optim.warmup_ratio, optim.decay_ratio, optim.lr) == (0.125, 0.25, 0.375, 0.5)
+
+
+def test_format_3_calls_recomputed_activations_what_every_family_calls_them(old_run: Path) -> None:
+    new = migrate.migrated({"model": {"name": "gpt", "checkpointing": True, "width": 8}}, "config", 2)
+    assert new == {"model": {"name": "gpt", "activation_checkpointing": True, "width": 8}}
+    assert migrate.migrated(new, "config", 1) == new
+    config = json.loads((old_run / "config.json").read_text())
+    (old_run / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"checkpointing": True}}))
+    model = build(TrainConfig, migrate.read_config(old_run)).model
+    assert isinstance(model, GPTConfig) and model.activation_checkpointing
 
 
 def test_an_old_name_on_the_command_line_is_answered_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:

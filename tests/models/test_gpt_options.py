@@ -467,10 +467,11 @@ def loss_gradients_and_saved(model: GPT, tokens: Tensor) -> tuple[Tensor, list[T
 
 
 @pytest.mark.parametrize("config", [{}, {"dropout": 0.3}, {"window": 3, "document_token": 0, "positions": "learned"}])
-def test_checkpointing_keeps_less_and_changes_nothing(config: dict[str, Any]) -> None:
+def test_activation_checkpointing_keeps_less_and_changes_nothing(config: dict[str, Any]) -> None:
     tokens, kept = packed()[0], []
-    for checkpointing in (False, True):
-        kept.append(loss_gradients_and_saved(lively(checkpointing=checkpointing, layers=4, **config).train(), tokens))
+    for recomputed in (False, True):
+        model = lively(activation_checkpointing=recomputed, layers=4, **config).train()
+        kept.append(loss_gradients_and_saved(model, tokens))
     (loss, gradients, many), (same_loss, same_gradients, few) = kept
     torch.testing.assert_close((same_loss, same_gradients), (loss, gradients), atol=0, rtol=0)
     assert few < many / 3

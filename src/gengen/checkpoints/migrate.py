@@ -26,6 +26,7 @@ def without_text_width(config: Tree) -> Tree:
 
 
 RENAMED_IN_3 = {
+    "model": {"checkpointing": "activation_checkpointing"},  # a GPT's, as a UNet has it
     "optim": {"final_lr": "final_lr_ratio", "warmup": "warmup_ratio", "decay": "decay_ratio"},
 }
 """group of a config -> its keys that format 3 renames"""

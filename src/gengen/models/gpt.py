@@ -330,7 +330,7 @@ class GPT(nn.Module):
                 positions if positions.dim() == 1 else positions[:, None], rotary_frequencies(c, tokens.device)
             )
         for block, past, window in zip(self.blocks, pasts, c.windows(), strict=True):
-            if c.checkpointing and self.training:
+            if c.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, masks[window], past, use_reentrant=False)
             else:
                 x = block(x, rotary, masks[window], past)

@@ -84,7 +84,7 @@ class GPTConfig(ModelConfig):
         "zero", ["zero", "scaled"], "of what is added to the stream: 0, or N(0, .02 / sqrt(2 layers))"
     )
     logit_softcap: float | None = positive(None, "logits become cap * tanh(logits / cap)")
-    checkpointing: bool = option(
+    activation_checkpointing: bool = option(
         False, "keep no activations inside blocks but compute them again: less memory, more time", on_resume="free"
     )
     z_loss: float = option(0.0, "weight of the squared log-normaliser in training; 1e-4 is usual", low=0)
