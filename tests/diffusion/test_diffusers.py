@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gengen.diffusion.parameterizations import target
-from gengen.diffusion.paths import EDM, Cosine, Flow, Path
+from gengen.diffusion.paths import EDM, Cosine, Flow, NoisePath
 from gengen.diffusion.samplers import SAMPLERS, ddim
 
 TRAINED = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -40,7 +40,7 @@ def theirs() -> SimpleNamespace:
     )
 
 
-def random_denoiser(path: Path) -> Callable[[Tensor, float], Tensor]:
+def random_denoiser(path: NoisePath) -> Callable[[Tensor, float], Tensor]:
     """(x_t, t) -> x_0 of a network of random weights, which sees x_t at unit variance and how noisy it is."""
     draw = torch.Generator().manual_seed(7)
     first, second = torch.randn(8, 32, generator=draw) / 3, torch.randn(32, 8, generator=draw) / 6
@@ -66,7 +66,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def our_states(
-    sampler: Callable[..., Tensor], path: Path, x: Tensor, times: list[float], **options: Any
+    sampler: Callable[..., Tensor], path: NoisePath, x: Tensor, times: list[float], **options: Any
 ) -> list[Tensor]:
     """The state before each step and the sample."""
     states: list[Tensor] = []
@@ -132,7 +132,7 @@ def test_euler_and_heun(theirs: SimpleNamespace, name: str, ours: str, karras: b
     same(our_states(SAMPLERS[ours], path, x, times), states)
 
 
-def velocity(path: Path, x: Tensor, x0: Tensor, t: float) -> Tensor:
+def velocity(path: NoisePath, x: Tensor, x0: Tensor, t: float) -> Tensor:
     """dx_t/dt along the path through x, for the estimate x0 of the data."""
     return target("velocity", x0, path.to_eps(x, x0, t), t, path, 1.0)
 
@@ -183,7 +183,7 @@ def test_the_velocity_of_flow_is_the_slope_of_their_heun(theirs: SimpleNamespace
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "flow_prediction"])
 def test_dpmpp_2m(theirs: SimpleNamespace, kind: str, steps: int) -> None:
     """Order 2, midpoint, sigma zero at the end: preserved variance (in the cosine path's terms) and flow."""
-    path: Path = Flow() if kind == "flow_prediction" else Cosine()
+    path: NoisePath = Flow() if kind == "flow_prediction" else Cosine()
     denoise, x = random_denoiser(path), noise()
     options = {"use_flow_sigmas": True} if kind == "flow_prediction" else TRAINED
     scheduler = theirs.dpmpp(**options, prediction_type=kind, solver_order=2, final_sigmas_type="zero")

@@ -16,18 +16,18 @@ from gengen.diffusion.parameterizations import (
     to_x0,
     x0_gain,
 )
-from gengen.diffusion.paths import PATHS, Path
+from gengen.diffusion.paths import PATHS, NoisePath
 from gengen.errors import UserError
 
 PAIRS = [(p, path) for p in PARAMETERIZATIONS for path in PATHS]
 SIGMA_DATA = 0.5
 
 
-def batch(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch(path: NoisePath) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x0, eps, x_t (7, 5) and t (7,) from near the data end to near the noise end, fp64."""
     draw = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 7, 5, generator=draw, dtype=torch.float64)
-    t = path.spaced(torch.tensor([0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999], dtype=torch.float64))
+    t = path.time_from_quantile(torch.tensor([0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999], dtype=torch.float64))
     return x0, eps, path.add_noise(x0, eps, t), t
 
 
@@ -51,7 +51,7 @@ def test_the_gain_is_how_an_error_of_the_output_shows_in_x0(parameterization: st
     torch.testing.assert_close(error, (0.25 * gain)[:, None].expand_as(error), rtol=1e-6, atol=1e-8)
 
 
-def v_as_if_variance_were_preserved(out: Tensor, x_t: Tensor, t: Tensor, path: Path) -> Tensor:
+def v_as_if_variance_were_preserved(out: Tensor, x_t: Tensor, t: Tensor, path: NoisePath) -> Tensor:
     """The bug: x_0 = alpha x - sigma v, which holds on the cosine path only."""
     return path.alpha(t)[:, None] * x_t - path.sigma(t)[:, None] * out
 
@@ -64,7 +64,7 @@ def test_pitfall_thirteen_the_conversion_of_v_knows_its_path(parameterization: s
     x0, eps, x_t, t = batch(path)
     answer = target(parameterization, x0, eps, t, path, SIGMA_DATA)
 
-    def holds(convert: Callable[[Tensor, Tensor, Tensor, Path], Tensor]) -> None:
+    def holds(convert: Callable[[Tensor, Tensor, Tensor, NoisePath], Tensor]) -> None:
         torch.testing.assert_close(convert(answer, x_t, t, path), x0, rtol=1e-9, atol=1e-9)
 
     holds(lambda out, x_t, t, path: to_x0(parameterization, out, x_t, t, path, SIGMA_DATA))
@@ -106,7 +106,7 @@ def test_preconditioning_is_minus_v_for_unit_data_that_keep_their_variance() -> 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.0])
 def test_the_network_sees_unit_variance_and_edm_asks_for_unit_variance(name: str, sigma_data: float) -> None:
     path = PATHS[name]()
-    t = path.spaced(torch.tensor([0.0, 0.01, 0.5, 1.0], dtype=torch.float64))
+    t = path.time_from_quantile(torch.tensor([0.0, 0.01, 0.5, 1.0], dtype=torch.float64))
     x0 = sigma_data * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).expand(
         4, 4
     )  # mean square and product with eps: exact
@@ -146,7 +146,7 @@ def test_pitfall_ten_eps_prediction_is_refused_where_pure_noise_says_nothing() -
 @pytest.mark.parametrize(("parameterization", "name"), PAIRS)
 def test_a_network_that_answers_rightly_is_an_exact_denoiser(parameterization: str, name: str) -> None:
     path = PATHS[name]()
-    t = path.spaced(0.4)
+    t = path.time_from_quantile(0.4)
     draw = torch.Generator().manual_seed(1)
     x0, eps = torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64)
     x_t = path.add_noise(x0, eps, t)

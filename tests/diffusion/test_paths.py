@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from gengen.diffusion.parameterizations import target
-from gengen.diffusion.paths import EDM, PATHS, Cosine, Flow, Path
+from gengen.diffusion.paths import EDM, PATHS, Cosine, Flow, NoisePath
 
 ALL = [pytest.param(path, id=repr(path)) for path in (Flow(), Flow(shift=3.0), Cosine(), EDM())]
 
 
-def inner_times(path: Path, n: int = 9) -> Tensor:
+def inner_times(path: NoisePath, n: int = 9) -> Tensor:
     """n times of the path, its ends left out."""
-    return path.spaced(torch.arange(1, n + 1, dtype=torch.float64) / (n + 1))
+    return path.time_from_quantile(torch.arange(1, n + 1, dtype=torch.float64) / (n + 1))
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_the_data_end_is_the_data_exactly(path: Path) -> None:
+def test_the_data_end_is_the_data_exactly(path: NoisePath) -> None:
     assert path.alpha(0.0) == 1 and path.sigma(0.0) == 0
 
 
 @pytest.mark.parametrize("path", [Flow(), Flow(shift=3.0), Cosine()])
-def test_the_noise_end_has_no_signal_exactly(path: Path) -> None:
+def test_the_noise_end_has_no_signal_exactly(path: NoisePath) -> None:
     """The cosine of a rounded pi / 2 is 6e-17, whose inverse is not infinite but a number."""
     assert path.times(5)[0] == 1
     assert path.alpha(1.0) == 0 and path.sigma(1.0) == 1
@@ -41,7 +41,7 @@ def test_the_cosine_path_preserves_variance() -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_derivatives_are_those_of_alpha_and_sigma(path: Path) -> None:
+def test_derivatives_are_those_of_alpha_and_sigma(path: NoisePath) -> None:
     for f, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
         t = inner_times(path).requires_grad_()
         (expected,) = torch.autograd.grad(f(t).sum(), t)
@@ -49,14 +49,14 @@ def test_derivatives_are_those_of_alpha_and_sigma(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_time_at_undoes_the_ratio_of_noise_to_data(path: Path) -> None:
+def test_time_at_undoes_the_ratio_of_noise_to_data(path: NoisePath) -> None:
     t = inner_times(path)
     torch.testing.assert_close(path.time_at(path.sigma(t) / path.alpha(t)), t)
     assert path.time_at(0.0) == 0
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_floats_and_tensors_give_the_same_numbers(path: Path) -> None:
+def test_floats_and_tensors_give_the_same_numbers(path: NoisePath) -> None:
     for t in inner_times(path):
         for name in ("alpha", "sigma", "d_alpha", "d_sigma", "time_at", "level", "log_snr_half"):
             f = getattr(path, name)
@@ -64,7 +64,7 @@ def test_floats_and_tensors_give_the_same_numbers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_log_snr_half_is_infinite_at_the_ends_and_falls_between(path: Path) -> None:
+def test_log_snr_half_is_infinite_at_the_ends_and_falls_between(path: NoisePath) -> None:
     values = [path.log_snr_half(t) for t in path.times(8)]
     assert values == sorted(values) and values[-1] == math.inf
     assert values[0] == pytest.approx(-math.log(80.0) if isinstance(path, EDM) else -math.inf)
@@ -73,7 +73,7 @@ def test_log_snr_half_is_infinite_at_the_ends_and_falls_between(path: Path) -> N
 
 @pytest.mark.parametrize("path", ALL)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 18, 999])
-def test_times_fall_strictly_from_the_noise_end_to_exactly_the_data_end(path: Path, steps: int) -> None:
+def test_times_fall_strictly_from_the_noise_end_to_exactly_the_data_end(path: NoisePath, steps: int) -> None:
     times = path.times(steps)
     assert len(times) == steps + 1
     assert all(a > b for a, b in pairwise(times))
@@ -87,13 +87,13 @@ def test_edm_times_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_the_level_is_of_order_one_and_grows_with_the_noise(path: Path) -> None:
+def test_the_level_is_of_order_one_and_grows_with_the_noise(path: NoisePath) -> None:
     levels = [path.level(t) for t in path.times(40)[:-1]]
     assert levels == sorted(levels, reverse=True) and max(map(abs, levels)) < 2
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_velocity_is_the_derivative_of_add_noise(path: Path) -> None:
+def test_velocity_is_the_derivative_of_add_noise(path: NoisePath) -> None:
     draw = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 9, 4, generator=draw, dtype=torch.float64).unbind()
     t = inner_times(path)
@@ -108,7 +108,7 @@ def test_each_row_has_its_own_time() -> None:
     torch.testing.assert_close(path.add_noise(x0, eps, t)[:, 0, 0, 0], torch.tensor([0.75, 0.25]))
 
 
-def noised_in_bf16(path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+def noised_in_bf16(path: NoisePath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """The bug: the path's numbers take the dtype of the sample."""
     alpha, sigma = (f(t).to(x0.dtype).reshape(-1, 1) for f in (path.alpha, path.sigma))
     return alpha * x0 + sigma * eps
@@ -123,7 +123,7 @@ def test_pitfall_fourteen_bf16_samples_do_not_corrode_the_path(name: str) -> Non
     x0, eps = torch.randn(2, 64, 32, generator=draw).bfloat16().unbind()
     t = torch.full((64,), 1e-3)
 
-    def holds(noised: Callable[[Path, Tensor, Tensor, Tensor], Tensor]) -> None:
+    def holds(noised: Callable[[NoisePath, Tensor, Tensor, Tensor], Tensor]) -> None:
         exact = path.add_noise(x0.double(), eps.double(), t.double())
         torch.testing.assert_close(noised(path, x0, eps, t).double(), exact, rtol=1e-6, atol=1e-6)
 
@@ -149,5 +149,5 @@ def test_pitfall_nineteen_the_shift_is_applied_once() -> None:
     for shifted, unshifted in pairs:
         holds(shifted, unshifted)
         with pytest.raises(AssertionError):
-            holds(path.spaced(shifted), unshifted)
+            holds(path.time_from_quantile(shifted), unshifted)
     assert path.times(4) == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])  # by hand: 3 u / (1 + 2 u) at 1, 3/4, 1/2, 1/4

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from gengen.diffusion.guidance import Denoiser
-from gengen.diffusion.paths import PATHS, Flow, Path
-from gengen.diffusion.samplers import SAMPLERS, ancestral, ddim, dpmpp_2m, heun, rise
+from gengen.diffusion.paths import PATHS, Flow, NoisePath
+from gengen.diffusion.samplers import SAMPLERS, ancestral, ddim, dpmpp_2m, heun, log_snr_step
 
 MEAN, STD = 1.0, 0.5
 
 
-def gaussian(path: Path) -> Denoiser:
+def gaussian(path: NoisePath) -> Denoiser:
     """E[x_0 | x_t] of data N(MEAN, STD^2)."""
 
     def denoise(x: Tensor, t: float) -> Tensor:
@@ -28,7 +28,7 @@ def gaussian(path: Path) -> Denoiser:
 Sampler = Callable[..., Tensor]
 
 
-def mean_and_std(sampler: Sampler, path: Path, times: list[float]) -> tuple[float, float]:
+def mean_and_std(sampler: Sampler, path: NoisePath, times: list[float]) -> tuple[float, float]:
     """Of the samples, exactly: they are affine in the starting noise and in each draw, one row for each of these."""
     draws = iter(torch.eye(len(times) + 1, dtype=torch.float64))
     x = path.sigma(times[0]) * next(draws)
@@ -59,7 +59,7 @@ def test_gaussian_data_come_out_with_the_golden_deviation(name: str, steps: int)
         assert mean == pytest.approx(MEAN, abs=1e-12 if name != "edm" else 9e-3)  # edm begins at a finite sigma_max
 
 
-def ancestral_by_bayes(path: Path, times: list[float]) -> tuple[float, float]:
+def ancestral_by_bayes(path: NoisePath, times: list[float]) -> tuple[float, float]:
     """Mean and deviation of ancestral sampling, from prior x_s | x_0 and likelihood x_t | x_s, in precisions."""
     mean, var = 0.0, path.sigma(times[0]) ** 2
     for t, s in pairwise(times):
@@ -134,7 +134,7 @@ def test_a_stochastic_sampler_says_when_it_has_no_noise() -> None:
         ancestral(gaussian(path), torch.ones(1), path.times(3), path)
 
 
-def squashed(path: Path) -> Denoiser:
+def squashed(path: NoisePath) -> Denoiser:
     """A denoiser that is not linear."""
     return lambda x, t: torch.tanh(x / (0.3 + path.sigma(t)) + math.cos(3 * t))
 
@@ -167,7 +167,7 @@ def test_calls_are_counted_and_never_at_the_data_end(name: str, sampler: str, st
         return x
 
     SAMPLERS[sampler](denoise, torch.ones(1), path.times(steps), path, lambda: torch.ones(1), None)
-    second_order = sum(math.isfinite(rise(path, t, s)) for t, s in pairwise(path.times(steps)))
+    second_order = sum(math.isfinite(log_snr_step(path, t, s)) for t, s in pairwise(path.times(steps)))
     assert len(times) == steps + (second_order if sampler == "heun" else 0)
     assert min(times) > 0 and set(times) == set(path.times(steps)[:-1])
 
@@ -206,7 +206,7 @@ def test_data_moved_by_a_constant_come_out_moved_by_it(sampler: str, name: str) 
 
 
 def ddim_by_a_stride(
-    denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, train_steps: int = 1000
+    denoise: Denoiser, x: Tensor, times: list[float], path: NoisePath, *_: object, train_steps: int = 1000
 ) -> Tensor:
     """The bug: where a step ends is not the next time of the list but one stride, a whole number of training steps,
     further.
@@ -260,7 +260,7 @@ def test_pitfall_ten_sampling_begins_where_no_signal_is_left(name: str) -> None:
 
 
 def dpmpp_2m_in_sigma(
-    denoise: Denoiser, x: Tensor, times: list[float], path: Path, *_: object, first_order_end: bool = True
+    denoise: Denoiser, x: Tensor, times: list[float], path: NoisePath, *_: object, first_order_end: bool = True
 ) -> Tensor:
     """DPM-Solver++(2M) once more, in the coordinates x / alpha and -ln sigma of the exploding path (k-diffusion's
     way).

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gengen.diffusion.parameterizations import PARAMETERIZATIONS, target, to_x0
-from gengen.diffusion.paths import EDM, PATHS, Cosine, Path
+from gengen.diffusion.paths import EDM, PATHS, Cosine, NoisePath
 from gengen.diffusion.weightings import WEIGHTINGS, weight
 
 GAMMA, SIGMA_DATA = 5.0, 0.5
@@ -45,8 +45,8 @@ def test_pitfall_eleven_min_snr_weights_are_one_loss_in_x0_units() -> None:
 
 @pytest.mark.parametrize("path", [PATHS[name]() for name in PATHS], ids=PATHS)
 @pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name != "none"])
-def test_every_weighting_is_one_loss_under_every_parameterization_on_every_path(name: str, path: Path) -> None:
-    t = path.spaced(T)
+def test_every_weighting_is_one_loss_under_every_parameterization_on_every_path(name: str, path: NoisePath) -> None:
+    t = path.time_from_quantile(T)
     in_x0 = weight(name, t, path, "x0", SIGMA_DATA)
     draw = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, len(t), 3, generator=draw, dtype=torch.float64)
@@ -62,17 +62,17 @@ def test_every_weighting_is_one_loss_under_every_parameterization_on_every_path(
 def test_the_edm_weight_makes_the_loss_of_the_preconditioned_output_even() -> None:
     """Karras et al. 2022: lambda(sigma) c_out^2 = 1."""
     for path in (EDM(), Cosine(), PATHS["flow"]()):
-        t = path.spaced(T)
+        t = path.time_from_quantile(T)
         torch.testing.assert_close(weight("edm", t, path, "edm", SIGMA_DATA), torch.ones_like(t))
-    sigma = EDM().spaced(T)
+    sigma = EDM().time_from_quantile(T)
     expected = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     torch.testing.assert_close(weight("edm", sigma, EDM(), "x0", SIGMA_DATA), expected)
 
 
 @pytest.mark.parametrize("path", [PATHS[name]() for name in PATHS], ids=PATHS)
-def test_none_is_one_in_the_units_of_the_output(path: Path) -> None:
+def test_none_is_one_in_the_units_of_the_output(path: NoisePath) -> None:
     for parameterization in PARAMETERIZATIONS:
-        assert weight("none", path.spaced(T), path, parameterization, SIGMA_DATA).tolist() == [1.0] * len(T)
+        assert weight("none", path.time_from_quantile(T), path, parameterization, SIGMA_DATA).tolist() == [1.0] * len(T)
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)

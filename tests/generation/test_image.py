@@ -44,7 +44,7 @@ def generator(config: UNetConfig = SMALL, seed: int = 0) -> ImageGenerator:
 def drawn(gen: ImageGenerator, samples: range, **settings: object) -> torch.Tensor:
     """Samples in fp32, before they are rounded to pixels."""
     labels = labels_of([], gen.classes, samples.stop)[samples.start :]
-    return gen.draw(labels, samples, DiffusionSampling(steps=6, **settings), None, None)  # type: ignore[arg-type]
+    return gen.draw(labels, samples, 0, DiffusionSampling(steps=6, **settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddim", "ancestral"])
@@ -69,7 +69,7 @@ def test_one_generator_for_a_batch_would_be_noticed(monkeypatch: pytest.MonkeyPa
 def test_every_path_and_prediction_is_sampled_as_trained(path: str, prediction: str) -> None:
     """A network that says the exact target for one image draws that image, whatever the path and what it is asked."""
     from gengen.diffusion.parameterizations import target
-    from gengen.generation.image.diffusion import path_of
+    from gengen.generation.diffusion import path_of
 
     config = replace(SMALL, path=path, prediction=prediction)
     gen, way = generator(config), path_of(config)
@@ -91,14 +91,11 @@ def test_guidance_goes_from_the_null_class_through_the_class_and_beyond() -> Non
     gen = generator()
     labels = torch.tensor([0, 1, 2])
     none, off, double = (
-        gen.draw(labels, range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=g), None, None)
-        for g in (0.0, 1.0, 2.0)
+        gen.draw(labels, range(3), 0, DiffusionSampling(steps=1, sampler="ddim", guidance=g)) for g in (0.0, 1.0, 2.0)
     )
     torch.testing.assert_close(double, 2 * off - none, atol=1e-5, rtol=1e-5)
     assert (off - none).abs().max() > 1e-3
-    unlabelled = gen.draw(
-        torch.full((3,), -1), range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=1.0), None, None
-    )
+    unlabelled = gen.draw(torch.full((3,), -1), range(3), 0, DiffusionSampling(steps=1, sampler="ddim", guidance=1.0))
     torch.testing.assert_close(none, unlabelled)
 
 
@@ -106,9 +103,9 @@ def test_autoguidance_takes_another_model_told_the_same_class() -> None:
     gen, worse = generator(), generator(seed=1)
     c = DiffusionSampling(steps=1, sampler="ddim", guidance=1.5)
     labels = torch.tensor([0, 1])
-    alone = [g.draw(labels, range(2), replace(c, guidance=1.0), None, None) for g in (gen, worse)]
+    alone = [g.draw(labels, range(2), 0, replace(c, guidance=1.0)) for g in (gen, worse)]
     torch.testing.assert_close(
-        gen.draw(labels, range(2), c, worse, None), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5
+        gen.draw(labels, range(2), 0, c, worse), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5
     )
 
 
@@ -132,7 +129,7 @@ def test_without_an_estimate_without_the_class_there_is_no_guidance() -> None:
         drawn(always, range(2), guidance=2.0)
     c = DiffusionSampling(steps=1, sampler="ddim")  # another model gives a reference of its own
     labels = torch.arange(2)
-    guided = [always.draw(labels, range(2), replace(c, guidance=g), often, None) for g in (None, 2.0)]
+    guided = [always.draw(labels, range(2), 0, replace(c, guidance=g), often) for g in (None, 2.0)]
     assert torch.equal(*guided)
 
 
@@ -185,13 +182,13 @@ def test_evaluation_and_numbers_draw_the_classes_they_mean() -> None:
     gen = generator(replace(SMALL, classes=TWELVE))
     wanted = torch.tensor([2, 11, 5])
     settings = DiffusionSampling(steps=1, sampler="ddim", guidance=3.0)
-    expected = gen.pixels(gen.draw(wanted, range(3), settings, None, None))
+    expected = gen.pixels(gen.draw(wanted, range(3), 0, settings))
     assert torch.equal(gen.generate(3, wanted, steps=1, sampler="ddim", guidance=3.0), expected)
     assert torch.equal(gen.generate(3, [2, 11, 5], steps=1, sampler="ddim", guidance=3.0), expected)
     judged = gen.judged(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
     assert torch.equal(judged(wanted), expected)
     others = torch.tensor([TWELVE.index(str(i)) for i in (2, 11, 5)])  # what the numbers are as names
-    assert not torch.equal(gen.pixels(gen.draw(others, range(3), settings, None, None)), expected)
+    assert not torch.equal(gen.pixels(gen.draw(others, range(3), 0, settings)), expected)
 
 
 def test_an_interruption_leaves_the_rest_undrawn() -> None:

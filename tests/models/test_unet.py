@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gengen.config.model import UNetConfig
 from gengen.errors import UserError
-from gengen.models.unet import NULL, UNet, attend, fourier
+from gengen.models.layers import NO_CLASS, attend, fourier
+from gengen.models.unet import UNet
 
 SMALL = UNetConfig(
     resolution=16,
@@ -54,7 +55,7 @@ def test_it_begins_as_zero_with_a_gradient_for_its_last_layer() -> None:
 def test_every_parameter_has_a_gradient() -> None:
     net = awake()
     net(*inputs(8)).square().sum().backward()
-    labels = torch.tensor([NULL])
+    labels = torch.tensor([NO_CLASS])
     net(inputs(1)[0], inputs(1)[1], labels).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -72,7 +73,7 @@ def test_level_and_class_are_heard_and_no_class_is_one_of_its_own() -> None:
     said = net(x, level, labels)
     assert (said - net(x, level + 0.1, labels)).abs().amax(dim=(1, 2, 3)).min() > 1e-4
     assert (said - net(x, level, (labels + 1) % 3)).abs().amax(dim=(1, 2, 3)).min() > 1e-4
-    assert torch.equal(net(x, level, torch.full((4,), NULL)), net(x, level, None))
+    assert torch.equal(net(x, level, torch.full((4,), NO_CLASS)), net(x, level, None))
     assert (said - net(x, level, None)).abs().max() > 1e-4
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.models.unet import NULL, UNet
+from gengen.models.layers import NO_CLASS
+from gengen.models.unet import UNet
 from gengen.training.objectives.diffusion import Diffusion
 
 FACTS: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["a", "b", "c"], "sigma_data": 0.5}
@@ -93,7 +94,7 @@ def test_the_class_is_dropped_image_by_image_in_training_and_never_in_evaluation
     o._network, o.model.forward = (network,), network  # type: ignore[method-assign, assignment]
     rows = drawn(o, 2000)
     o.loss_sum(rows)
-    dropped = heard[0] == NULL
+    dropped = heard[0] == NO_CLASS
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
     assert torch.equal(heard[0][~dropped], rows["labels"][~dropped])
     together = (
@@ -143,7 +144,7 @@ def test_latents_are_drawn_anew_from_their_posterior() -> None:
 
 
 def test_bf16_does_not_reach_path_and_target() -> None:
-    """Under autocast the loss of a network that answers in fp32 is what it is without; times in bf16 would be noticed."""
+    """Under autocast the loss of a network that answers in fp32 is the same; times in bf16 would be noticed."""
     o = objective()
     rows = drawn(o)
     exact = o.errors(lambda x, level, labels: x, rows, rows["labels"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, float], Tensor]
-"""(x_t (B, ...), t) -> the estimate of x_0 (B, ...)."""
+"""(x_t (B, ...), t) -> an estimate of x_0 (B, ...)."""
 
 
 def guide(
@@ -17,7 +17,7 @@ def guide(
     interval: tuple[float, float] = (0.0, math.inf),
     rescale: float = 0.0,
 ) -> Denoiser:
-    """reference + scale (conditional - reference), as one denoiser.
+    """Return reference + scale (conditional - reference) as one denoiser.
 
     The reference without the condition is classifier-free guidance (Ho & Salimans 2022), a smaller or less trained
     model autoguidance (Karras et al. 2024). scale 1 is the conditional model alone, and the reference is not called; 0
@@ -39,12 +39,13 @@ def guide(
 
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """guided with each sample's standard deviation drawn towards the conditional's (Lin et al. 2024, eq. 14-16), of
-    x_0 here.
+    """Return guided, each sample's standard deviation moved towards the conditional's (Lin et al. 2024, eq. 14-16,
+    here for x_0).
 
     A sample without contrast has no deviation to scale, and stays.
     """
     dims = tuple(range(1, guided.dim()))
-    ours, wanted = guided.std(dims, correction=0, keepdim=True), conditional.std(dims, correction=0, keepdim=True)
+    ours = guided.std(dims, correction=0, keepdim=True)
+    wanted = conditional.std(dims, correction=0, keepdim=True)
     ratio = torch.where(ours > 1e-6, wanted / ours.clamp(min=1e-6), 1.0)
     return guided.lerp(guided * ratio, share)

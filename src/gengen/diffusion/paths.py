@@ -1,6 +1,10 @@
-"""Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps. All that a path is follows from alpha and sigma.
+"""Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps. Everything about a path follows from alpha and sigma.
 
-Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and answers in kind.
+Every formula takes t as a float (a sampler's) or as a tensor (a batch's) and returns the same.
+
+    path = Flow()                                        # alpha = 1 - t, sigma = t
+    x_t = path.add_noise(x0, eps, t)                     # what a network is trained on
+    x = heun(denoise, noise, path.times(20), path)       # and what a sampler undoes
 """
 
 import math
@@ -14,13 +18,13 @@ from torch import Tensor
 Time = TypeVar("Time", float, Tensor)
 
 
-def lift(x: Tensor) -> Tensor:
-    """x in fp32, or in fp64 if it comes so: sigma(t) near the data is below what bf16 resolves beside 1."""
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return x in fp32, or in fp64 if it is: near the data sigma(t) is below what bf16 resolves next to 1."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def spread(t: Time, x: Tensor) -> Time:
-    """t (B,) as (B, 1, ...), to broadcast over x (B, ...), in the dtype of lift(x); a float stays as it is."""
+def expand_like(t: Time, x: Tensor) -> Time:
+    """Return t (B,) as (B, 1, ...), in the dtype of at_least_fp32(x), to broadcast over x (B, ...); or t, a float."""
     if isinstance(t, Tensor):
         return t.to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(
             t.shape + (1,) * (x.dim() - t.dim())
@@ -28,60 +32,64 @@ def spread(t: Time, x: Tensor) -> Time:
     return t
 
 
-class Path:
+class NoisePath:
     """x_t = alpha(t) x_0 + sigma(t) eps, with x_0 at t = 0 exactly; t grows with the noise.
-    Unless a path says otherwise the data stay as they are and t is the noise's deviation."""
+
+    A path that overrides nothing adds noise of standard deviation t to the data.
+    """
 
     def alpha(self, t: Time) -> Time:
-        """What is left of the data at t."""
+        """Return the factor of the data at t."""
         return 0 * t + 1
 
     def sigma(self, t: Time) -> Time:
-        """The standard deviation of the noise at t."""
+        """Return the standard deviation of the noise at t."""
         return t
 
     def d_alpha(self, t: Time) -> Time:
-        """d alpha / dt."""
+        """Return d alpha / dt."""
         return 0 * t
 
     def d_sigma(self, t: Time) -> Time:
-        """d sigma / dt."""
+        """Return d sigma / dt."""
         return 0 * t + 1
 
     def time_at(self, ratio: Time) -> Time:
-        """The t at which sigma / alpha is `ratio` (finite): path.time_at(path.sigma(t) / path.alpha(t)) = t."""
+        """Return the t at which sigma / alpha is `ratio` (finite): path.time_at(path.sigma(t) / path.alpha(t)) = t."""
         return ratio
 
     def level(self, t: Time) -> Time:
-        """How noisy x_t is, as a number of order one: what the network is told."""
+        """Return how noisy x_t is, as a number of order one: the network's input (c_noise of Karras et al. 2022)."""
         return t
 
-    def spaced(self, share: Time) -> Time:
-        """The time a share in [0, 1] of the way from the data to the noise: even shares are well spaced times.
+    def time_from_quantile(self, share: Time) -> Time:
+        """Return the time at a share in [0, 1] of the way from data to noise: even shares are well spaced times.
 
-        Samplers' and training's times both pass through here once, and a shift nowhere else.
+        The times of samplers and of training both pass through here once; a shift is applied nowhere else.
         """
         return share
 
     def times(self, steps: int) -> list[float]:
-        """steps + 1 strictly decreasing times, from the noise end to exactly the data end.
+        """Return steps + 1 strictly decreasing times, from the noise end to exactly the data end.
 
         A sampler starts from sigma(times[0]) * randn, and steps from each time to the next.
         """
-        return [self.spaced(1 - i / steps) for i in range(steps)] + [0.0]
+        return [self.time_from_quantile(1 - i / steps) for i in range(steps)] + [0.0]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
-        """x_t for x0 and eps (B, ...) and t (B,): (B, ...) in fp32, or fp64 if x0 is."""
-        t = spread(t, x0)
-        return self.alpha(t) * lift(x0) + self.sigma(t) * lift(eps)
+        """Return x_t for x0 and eps (B, ...) and t (B,): (B, ...) in fp32, or fp64 if x0 is."""
+        t = expand_like(t, x0)
+        return self.alpha(t) * at_least_fp32(x0) + self.sigma(t) * at_least_fp32(eps)
 
     def to_eps(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
-        """The noise that the estimate x0 leaves in x: (B, ...). sigma(t) > 0."""
-        t = spread(t, x)
-        return (lift(x) - self.alpha(t) * lift(x0)) / self.sigma(t)
+        """Return the noise in x at t if its data are x0: (B, ...). sigma(t) > 0."""
+        t = expand_like(t, x)
+        return (at_least_fp32(x) - self.alpha(t) * at_least_fp32(x0)) / self.sigma(t)
 
     def log_snr_half(self, t: Time) -> Time:
-        """ln(alpha / sigma), half the log signal-to-noise ratio; the DPM-Solver papers' lambda. Infinite at the ends."""
+        """Return ln(alpha / sigma), half the log signal-to-noise ratio; the DPM-Solver papers' lambda. Infinite at
+        the ends.
+        """
         alpha, sigma = self.alpha(t), self.sigma(t)
         if isinstance(alpha, Tensor):
             return torch.log(alpha / sigma)
@@ -89,10 +97,10 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Flow(Path):
+class Flow(NoisePath):
     """The straight path x_t = (1 - t) x_0 + t eps (Liu et al. 2023; Lipman et al. 2023).
 
-    shift multiplies the ratio sigma / alpha of every spaced time (Esser et al. 2024, eq. 23): above 1, more of the
+    shift multiplies the ratio sigma / alpha at every quantile (Esser et al. 2024, eq. 23): above 1, more of the
     times are noisy, as large images want.
     """
 
@@ -107,12 +115,12 @@ class Flow(Path):
     def time_at(self, ratio: Time) -> Time:
         return ratio / (1 + ratio)
 
-    def spaced(self, share: Time) -> Time:
+    def time_from_quantile(self, share: Time) -> Time:
         return self.shift * share / (1 + (self.shift - 1) * share)
 
 
 @dataclass(frozen=True)
-class Cosine(Path):
+class Cosine(NoisePath):
     """The variance-preserving path x_t = cos(pi t / 2) x_0 + sin(pi t / 2) eps (Salimans & Ho 2022).
 
     At t = 1 no signal is left (Lin et al. 2024): cos(pi t / 2) is written sin(pi (1 - t) / 2), which is 0 there, not
@@ -136,7 +144,7 @@ class Cosine(Path):
 
 
 @dataclass(frozen=True)
-class EDM(Path):
+class EDM(NoisePath):
     """The variance-exploding path x_t = x_0 + t eps of Karras et al. (2022): t is the noise's standard deviation.
 
     Times are spaced evenly in sigma^(1/rho) from sigma_max to sigma_min (eq. 5), and the last step goes to 0.
@@ -149,13 +157,13 @@ class EDM(Path):
     def level(self, t: Time) -> Time:
         return (torch.log(t) if isinstance(t, Tensor) else math.log(t)) / 4
 
-    def spaced(self, share: Time) -> Time:
+    def time_from_quantile(self, share: Time) -> Time:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + share * (high - low)) ** self.rho
 
     def times(self, steps: int) -> list[float]:
         """sigma_max, ..., sigma_min, 0."""
-        return [self.spaced(1 - i / max(1, steps - 1)) for i in range(steps)] + [0.0]
+        return [self.time_from_quantile(1 - i / max(1, steps - 1)) for i in range(steps)] + [0.0]
 
 
-PATHS: dict[str, Callable[..., Path]] = {"flow": Flow, "cosine": Cosine, "edm": EDM}
+PATHS: dict[str, Callable[..., NoisePath]] = {"flow": Flow, "cosine": Cosine, "edm": EDM}

@@ -14,24 +14,24 @@ from itertools import pairwise
 from torch import Tensor
 
 from gengen.diffusion.guidance import Denoiser
-from gengen.diffusion.paths import Path
+from gengen.diffusion.paths import NoisePath
 
 Times = list[float]
-Noise = Callable[[], Tensor] | None
+DrawNoise = Callable[[], Tensor] | None
 Callback = Callable[[int, float, Tensor, Tensor], None] | None
 
 
 def estimate(denoise: Denoiser, x: Tensor, i: int, t: float, callback: Callback) -> Tensor:
-    """x_0 as the denoiser sees it in x at t, shown to the callback."""
+    """Return the denoiser's estimate of x_0 in x at t, and show it to the callback."""
     x0 = denoise(x, t).to(x.dtype)
     if callback:
         callback(i, t, x, x0)
     return x0
 
 
-def rise(path: Path, t: float, s: float) -> float:
-    """h = lambda_s - lambda_t > 0 with lambda = ln(alpha / sigma): infinite in a step from pure noise, or to pure
-    data.
+def log_snr_step(path: NoisePath, t: float, s: float) -> float:
+    """Return h = lambda_s - lambda_t > 0 with lambda = ln(alpha / sigma): infinite in a step from pure noise or to
+    pure data.
     """
     return path.log_snr_half(s) - path.log_snr_half(t)
 
@@ -40,8 +40,8 @@ def ddim(
     denoise: Denoiser,
     x: Tensor,
     times: Times,
-    path: Path,
-    noise: Noise = None,
+    path: NoisePath,
+    noise: DrawNoise = None,
     callback: Callback = None,
     eta: float = 0.0,
 ) -> Tensor:
@@ -63,14 +63,14 @@ def ddim(
 
 
 def ancestral(
-    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+    denoise: Denoiser, x: Tensor, times: Times, path: NoisePath, noise: DrawNoise = None, callback: Callback = None
 ) -> Tensor:
     """x_s drawn from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6-7): DDIM at eta = 1. Calls the denoiser once a step."""
     return ddim(denoise, x, times, path, noise, callback, eta=1.0)
 
 
 def heun(
-    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+    denoise: Denoiser, x: Tensor, times: Times, path: NoisePath, noise: DrawNoise = None, callback: Callback = None
 ) -> Tensor:
     """Second order by the mean of two slopes (Karras et al. 2022, Alg. 1, without churn), on any path.
 
@@ -81,7 +81,7 @@ def heun(
         x0 = estimate(denoise, x, i, t, callback)
         eps = path.to_eps(x, x0, t)
         ahead = path.alpha(s) * x0 + path.sigma(s) * eps
-        if math.isfinite(rise(path, t, s)):
+        if math.isfinite(log_snr_step(path, t, s)):
             eps = (eps + path.to_eps(ahead, denoise(ahead, s).to(x.dtype), s)) / 2
             ratio = path.alpha(s) / path.alpha(t)
             x = ratio * x + (path.sigma(s) - ratio * path.sigma(t)) * eps
@@ -91,7 +91,7 @@ def heun(
 
 
 def dpmpp_2m(
-    denoise: Denoiser, x: Tensor, times: Times, path: Path, noise: Noise = None, callback: Callback = None
+    denoise: Denoiser, x: Tensor, times: Times, path: NoisePath, noise: DrawNoise = None, callback: Callback = None
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_s = sigma_s / sigma_t x - alpha_s (e^-h - 1) D.
 
@@ -101,14 +101,14 @@ def dpmpp_2m(
     before, h_before = x, math.inf  # nothing before: no trend
     for i, (t, s) in enumerate(pairwise(times)):
         x0 = estimate(denoise, x, i, t, callback)
-        h = rise(path, t, s)
+        h = log_snr_step(path, t, s)
         D = x0 + h / (2 * h_before) * (x0 - before) if math.isfinite(h) else x0
         x = path.sigma(s) / path.sigma(t) * x - path.alpha(s) * math.expm1(-h) * D
         before, h_before = x0, h
     return x
 
 
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Times, Path, Noise, Callback], Tensor]] = {
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Times, NoisePath, DrawNoise, Callback], Tensor]] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "heun": heun,

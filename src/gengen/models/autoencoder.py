@@ -1,12 +1,12 @@
-"""Convolutional autoencoder: images to latents and back, through a Gaussian posterior (VAE) or a quantizer (VQ-VAE)."""
+"""Convolutional autoencoder: images to latents and back, by a Gaussian posterior (VAE) or a quantizer (VQ-VAE)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gengen.config.model import AutoencoderConfig
+from gengen.models.layers import GroupNorm, zeroed
 from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
-from gengen.models.unet import GroupNorm, zeroed
 
 # of the log-scale: Adam moves a parameter by about the learning rate a step, too slow for one that has nats to go
 SPEED = 10.0

@@ -2,7 +2,15 @@
 
 from gengen.config.model.autoencoder import AUTOENCODER_SIZES, AutoencoderConfig
 from gengen.config.model.base import ImageModelConfig, ModelConfig, check_levels
-from gengen.config.model.diffusion import LDM_SIZES, UNET_SIZES, LDMConfig, UNetConfig
+from gengen.config.model.diffusion import (
+    LDM_SIZES,
+    UNET_SIZES,
+    DiffusionConfig,
+    DiffusionProcess,
+    LDMConfig,
+    UNetConfig,
+    register_diffusion,
+)
 from gengen.config.model.gan import GAN_SIZES, AdversarialConfig, DCGANConfig, GANConfig
 from gengen.config.model.gpt import GPT_SIZES, GPTConfig
 
@@ -15,6 +23,8 @@ __all__ = [
     "AdversarialConfig",
     "AutoencoderConfig",
     "DCGANConfig",
+    "DiffusionConfig",
+    "DiffusionProcess",
     "GANConfig",
     "GPTConfig",
     "ImageModelConfig",
@@ -22,4 +32,5 @@ __all__ = [
     "ModelConfig",
     "UNetConfig",
     "check_levels",
+    "register_diffusion",
 ]

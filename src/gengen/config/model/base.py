@@ -1,7 +1,7 @@
 """What the configs of all model families share. Dimensions left at null come from the family's size table."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from gengen.config.fields import option, positive
 from gengen.errors import UserError
@@ -91,7 +91,7 @@ def shape_of(config: ModelConfig, shape: type[Shape]) -> Shape:
 
     A config's dimensions may be null until its size table and its data have been read; a network is built of a shape.
     """
-    values = {name: getattr(config, name) for name in shape.__annotations__}
+    values = {name: getattr(config, name) for name in get_type_hints(shape)}
     if missing := [name for name, value in values.items() if value is None]:
         raise ValueError(f"{type(config).__name__} has no {missing[0]} yet: resolved() and with_data() fill it in")
     return shape(**values)

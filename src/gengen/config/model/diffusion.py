@@ -1,14 +1,93 @@
-"""The configs of diffusion: the process, which all networks share, and each network."""
+"""The configs of diffusion: the process, which is every network's; images and latents of images; each network."""
 
-from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar, TypeVar
 
 from gengen.config.commands import DiffusionSampling
 from gengen.config.fields import choice, option, positive, run_of
-from gengen.config.model.base import ImageModelConfig, SizeTable, check_levels, size_table
+from gengen.config.model.base import ImageModelConfig, ModelConfig, SizeTable, check_levels, shape_of, size_table
 from gengen.errors import UserError
 from gengen.registry import register_model
+
+
+@dataclass
+class DiffusionProcess(ModelConfig):
+    """How data turn into noise and what a network learns of it, whatever the network and the modality.
+
+    A modality adds its shape (`sample_shape`), a network its dimensions.
+    """
+
+    classes: list[str] = option([], "names of the classes, in the order of their labels; none = unlabelled")
+    path: str = choice("flow", ["flow", "cosine", "edm"], "how a sample turns into noise")
+    shift: float = positive(1.0, "flow: above 1, more of the time is spent at high noise (for large images)")
+    prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
+    times: str = choice(
+        "logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on"
+    )
+    weighting: str = choice("none", ["none", "min_snr", "edm"], "how much each noise level counts")
+    sigma_data: float | None = positive(
+        None, "root mean square of the data; null = as measured on the training samples"
+    )
+    drop_condition: float = option(0.1, "share of samples trained without their class, drawn each", low=0, below=1)
+
+    measured: ClassVar[tuple[str, ...]] = ("sigma_data",)
+
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample as the network sees it, without the batch: (C, R, R) for images."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        if self.prediction == "eps" and self.path != "edm":
+            raise UserError(
+                f"model.prediction=eps divides by zero where model.path={self.path} is pure noise: take velocity, v "
+                "or x0"
+            )
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    channels: int
+    resolution: int
+
+
+@dataclass
+class DiffusionConfig(ImageModelConfig, DiffusionProcess):
+    """Diffusion of images, or of latents of images where there is a field `codec` declared by `run_of`."""
+
+    @classmethod
+    def needs_codec(cls) -> bool:
+        """Return whether the model is trained on, and draws, latents of another run's autoencoder."""
+        return any(f.name == "codec" and f.metadata.get("run") for f in fields(cls))
+
+    def sample_shape(self) -> tuple[int, ...]:
+        shape = shape_of(self, ImageShape)
+        return shape.channels, shape.resolution, shape.resolution
+
+
+CODEC = "a run of an autoencoder, of which what sampling needs is copied into the new run"
+Config = TypeVar("Config", bound=type[DiffusionConfig])
+
+
+def register_diffusion(name: str, *, model: str) -> Callable[[Config], Config]:
+    """Register a network for diffusion of images, or of their latents: its class as "module:Class", which is given
+    the config and is a `gengen.diffusion.network.DiffusionNetwork`. Objective, generator and codec are diffusion's.
+    """
+
+    def register(config: Config) -> Config:
+        register_model(
+            name,
+            kind="image",
+            model=model,
+            objectives={"pretrain": "gengen.training.objectives.diffusion:Diffusion"},
+            generator="gengen.generation.image.diffusion:ImageGenerator",
+            sampling=DiffusionSampling,
+            encode="gengen.generation.image.codec:encode" if config.needs_codec() else None,
+        )(config)
+        return config
+
+    return register
+
 
 UNET_SIZES = size_table(
     "widths blocks attention patch",
@@ -21,20 +100,18 @@ UNET_SIZES = size_table(
 )
 
 
-_register_diffusion = partial(
-    register_model,
-    kind="image",
-    model="gengen.models.unet:UNet",
-    objectives={"pretrain": "gengen.training.objectives.diffusion:Diffusion"},
-    generator="gengen.generation.image.diffusion:ImageGenerator",
-    sampling=DiffusionSampling,
-)
+@dataclass(frozen=True)
+class UNetShape(ImageShape):
+    widths: list[int]
+    blocks: int
+    attention: list[int]
+    patch: int
 
 
-@_register_diffusion("unet")
+@register_diffusion("unet", model="gengen.models.unet:UNet")
 @dataclass
-class UNetConfig(ImageModelConfig):
-    """Diffusion on pixels: a UNet that is given the noise level and the class."""
+class UNetConfig(DiffusionConfig):
+    """Diffusion on pixels by a UNet."""
 
     name: str = option("unet", "registered name of the model family")
     size: str = choice("tiny", list(UNET_SIZES), "row of the size table that fills every null below")
@@ -44,26 +121,18 @@ class UNetConfig(ImageModelConfig):
     patch: int | None = positive(None, "pixels a side that enter the network as one position")
     head_size: int = positive(32, "channels of an attention head")
     dropout: float = option(0.0, "dropped share inside each residual block", low=0, below=1)
-    drop_condition: float = option(0.1, "share of images trained without their class, drawn per image", low=0, below=1)
-    path: str = choice("flow", ["flow", "cosine", "edm"], "how an image turns into noise")
-    shift: float = positive(1.0, "flow: above 1, more of the time is spent at high noise (for large images)")
-    prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
-    times: str = choice(
-        "logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on"
-    )
-    weighting: str = choice("none", ["none", "min_snr", "edm"], "how much each noise level counts")
-    sigma_data: float | None = positive(
-        None, "root mean square of the data; null = as measured on the training images"
-    )
     activation_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third more work"
     )
 
     sizes: ClassVar[SizeTable] = UNET_SIZES
     hidden_maps: ClassVar[str] = r"^(down|middle|up)\."
-    measured: ClassVar[tuple[str, ...]] = ("sigma_data",)
+
+    def shape(self) -> UNetShape:
+        return shape_of(self, UNetShape)
 
     def check(self) -> None:
+        super().check()
         c = self.resolved()
         assert c.widths and c.attention is not None and c.patch
         if bad := [level for level in c.attention if not 0 <= level < len(c.widths)]:
@@ -74,21 +143,17 @@ class UNetConfig(ImageModelConfig):
         if bad := [width for width in c.widths if width < 1 or width % c.head_size]:
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
         check_levels(c.resolution, c.patch, c.widths)
-        if c.prediction == "eps" and c.path != "edm":
-            raise UserError(
-                f"model.prediction=eps divides by zero where model.path={c.path} is pure noise: take velocity, v or x0"
-            )
 
 
 LDM_SIZES = {name: row | {"patch": 1} for name, row in UNET_SIZES.items()}
 
 
-@_register_diffusion("ldm", encode="gengen.generation.image.codec:encode")
+@register_diffusion("ldm", model="gengen.models.unet:UNet")
 @dataclass
 class LDMConfig(UNetConfig):
     """Latent diffusion: the same UNet on the whitened latents of an autoencoder that was trained before."""
 
     name: str = option("ldm", "registered name of the model family")
-    codec: str | None = run_of("a run of an autoencoder, of which what sampling needs is copied into the new run")
+    codec: str | None = run_of(CODEC)
 
     sizes: ClassVar[SizeTable] = LDM_SIZES

@@ -1,4 +1,4 @@
-"""Images as an autoencoder sees them, kept on the disk: mean and deviation of each image's posterior, as it is and
+"""Latents of a data set of images, kept on the disk: mean and deviation of each image's posterior, as it is and
 mirrored.
 
     <folder>/  train-00000.safetensors ...  mirrored-00000.safetensors ...  val-00000.safetensors ...  codec/
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from gengen.data.image.prepare import PreparedImages
 from gengen.errors import UserError
 
 Posterior = tuple[Tensor, Tensor]
@@ -46,7 +47,7 @@ def write_latents(folder: Path, part: str, batches: Iterable[Posterior], shard: 
     return count
 
 
-class Latents(ConcatDataset[Any]):
+class Latents(ConcatDataset[tuple[Tensor, ...]]):
     """The posteriors of one part, memory-mapped: of each image mean and standard deviation, (Z, h, w) each."""
 
     def __init__(self, folder: Path, part: str):
@@ -66,23 +67,24 @@ class Latents(ConcatDataset[Any]):
 
 
 def statistics(posteriors: Iterable[Posterior]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of z ~ N(mean, std^2) in each channel, (Z,) fp32 each, over all images and
+    """Return mean and standard deviation of z ~ N(mean, std^2) in each channel, (Z,) fp32 each, over all images and
     positions: var z = E[mean^2 + std^2] - (E mean)^2, in fp64."""
     return from_moments(torch.stack([moments(mean, std) for mean, std in posteriors]).sum(0))
 
 
 def moments(mean: Tensor, std: Tensor) -> Tensor:
-    """Sums of 1, z and z^2 over images and positions for z ~ N(mean, std^2), (N, Z, h, w) each -> (3, Z) fp64."""
+    """Return the sums of 1, z and z^2 over images and positions, (3, Z) fp64, for z ~ N(mean, std^2), each of
+    (N, Z, h, w).
+    """
     mean, std = mean.double(), std.double()
     return torch.stack([torch.ones_like(mean), mean, mean.square() + std.square()]).sum((1, 3, 4))
 
 
 def from_moments(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """(3, Z) as `moments` returns them -> mean and standard deviation of each channel, (Z,) fp32 each."""
+    """Return mean and standard deviation of each channel, (Z,) fp32 each, from sums (3, Z) as `moments` has them."""
     mean, square = sums[1] / sums[0], sums[2] / sums[0]
-    return mean.float(), (square - mean.square()).clamp(
-        min=1e-12
-    ).sqrt().float()  # a quantizer's channel may be constant
+    variance = (square - mean.square()).clamp(min=1e-12)  # a quantizer's channel may be constant
+    return mean.float(), variance.sqrt().float()
 
 
 class EncodedImages:
@@ -92,29 +94,30 @@ class EncodedImages:
     whitened.
     """
 
-    def __init__(self, folder: Path, pixels: Any, fingerprint: str, mean: Tensor, std: Tensor):
+    def __init__(self, folder: Path, pixels: PreparedImages, fingerprint: str, mean: Tensor, std: Tensor):
         self.folder, self.pixels, self.fingerprint = folder, pixels, fingerprint
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self.config, self.classes = pixels.config, pixels.classes
         self.train, self.val = Latents(folder, "train"), Latents(folder, "val")
         self.mirrored = Latents(folder, "mirrored")
         found = len(self.train), len(self.val), len(self.mirrored)
-        if found != (expected := (len(pixels.train), len(pixels.val), len(pixels.train) if self.config.flip else 0)):
+        expected = len(pixels.train), len(pixels.val), len(pixels.train) if self.config.flip else 0
+        if found != expected:
             raise UserError(f"{folder}: damaged (latents of {found} images, expected {expected})")
 
     @property
     def model_facts(self) -> dict[str, Any]:
-        """What the data fixes of the model; whitened latents have a root mean square of 1."""
+        """Return what the data fixes of the model; whitened latents have a root mean square of 1."""
         channels, side, _ = self.train[0][0].shape
         return {"resolution": side, "channels": channels, "classes": self.classes, "sigma_data": 1.0}
 
     @property
     def dependencies(self) -> dict[str, Path]:
-        """Folders that a run keeps a copy of, by the name they have there."""
+        """Return the folders that a run keeps a copy of, by the name they have there."""
         return {"codec": self.folder / "codec"}
 
     def describe(self) -> list[str]:
-        """What it is, in aligned lines."""
+        """Describe the data in aligned lines."""
         channels, side = self.model_facts["channels"], self.model_facts["resolution"]
         mirrored = ", the training images also mirrored" if self.config.flip else ""
         return [

@@ -7,16 +7,17 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gengen.checkpoints.files import fsync, to_json, write_text
 from gengen.checkpoints.layout import Checkpoint, unique_state, verify, write
 from gengen.checkpoints.migrate import read_config
-from gengen.config.model import AutoencoderConfig, LDMConfig, ModelConfig
+from gengen.config.model import AutoencoderConfig, ModelConfig
 from gengen.config.schema import build
 from gengen.data.image.latents import EncodedImages, Posterior, statistics, write_latents
+from gengen.data.image.prepare import PreparedImages
 from gengen.data.prepared import made_once
 from gengen.errors import UserError
 from gengen.generation.image.autoencoder import AutoencoderGenerator
@@ -32,12 +33,13 @@ BATCH = 256  # images encoded at once
 
 
 LATER = ("adversarial", "adversarial_from")
-"""Fields of an autoencoder's config that came after latents were cached under such hashes, and do not shape a codec.
+"""Fields of an autoencoder's config that were added after latents had been cached under such hashes. They do not shape
+a codec, and are left out of its hash.
 """
 
 
 def codec_hash(model: Autoencoder) -> str:
-    """sha256 of an autoencoder's config and weights; not of the statistics, which follow from these and the data."""
+    """Return the sha256 of an autoencoder's config and weights; the statistics follow from these and the data."""
     facts = {name: value for name, value in asdict(model.config).items() if name not in LATER}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(unique_state(model).items()):
@@ -47,21 +49,31 @@ def codec_hash(model: Autoencoder) -> str:
     return digest.hexdigest()
 
 
-def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, say: Say) -> EncodedImages:
-    """The prepared images as a codec's latents, encoded once for each codec, data set and transform.
+class OnLatents(Protocol):
+    """The config of a model that is trained on latents."""
+
+    @property
+    def codec(self) -> str | None:
+        """The run of an autoencoder."""
+
+
+def encode(prepared: PreparedImages, config: OnLatents, runs_dir: Path, run: Path | None, say: Say) -> EncodedImages:
+    """Return the prepared images as a codec's latents, encoded once for each codec, data set and transform.
 
     The codec is the one that `run` holds, or, for a new run, the newest checkpoint of config.codec, its EMA weights
     where it has them. Raises UserError where that is no autoencoder, or one of other images.
     """
     kept = run / "codec" if run else None
     source = kept if kept and kept.exists() else find_checkpoint(str(config.codec), runs_dir, "latest", say)
-    told = build(ModelConfig, read_config(source)["model"])
-    if not isinstance(told, AutoencoderConfig):
+    autoencoder = build(ModelConfig, read_config(source)["model"])
+    if not isinstance(autoencoder, AutoencoderConfig):
         raise UserError(
-            f"model.codec={config.codec} is a {told.name}, no autoencoder: model=vae, autoencoder_kl or vqvae trains one"
+            f"model.codec={config.codec} is a {autoencoder.name}, no autoencoder: model=vae, autoencoder_kl or vqvae "
+            "trains one"
         )
     wanted = {key: prepared.model_facts[key] for key in ("resolution", "channels")}
-    if (found := {key: getattr(told, key) for key in wanted}) != wanted:
+    found = {key: getattr(autoencoder, key) for key in wanted}
+    if found != wanted:
         data = f"data={prepared.config.name} has {in_words(wanted)}"
         raise UserError(f"model.codec={config.codec} encodes images of {in_words(found)}, {data}")
     generator = load_generator(str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
@@ -72,16 +84,12 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
         "flip": prepared.config.flip,
     }
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    home = (
-        Path(prepared.config.dir)
-        / "prepared"
-        / f"{prepared.config.name}-{prepared.fingerprint[:16]}-latents-{fingerprint[:16]}"
-    )
+    name = f"{prepared.config.name}-{prepared.fingerprint[:16]}-latents-{fingerprint[:16]}"
+    home = Path(prepared.config.dir) / "prepared" / name
 
     def make(folder: Path, spool: Path) -> None:
-        say(
-            f"data: encoding {len(prepared.train):,} training and {len(prepared.val):,} validation images with {source}"
-        )
+        counts = f"{len(prepared.train):,} training and {len(prepared.val):,} validation images"
+        say(f"data: encoding {counts} with {source}")
         generator.model.to(pick_device("auto"))
         _build(folder, generator, prepared, verify(source)["step"], facts | {"fingerprint": fingerprint})
 
@@ -89,21 +97,23 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
 
 
 def in_words(facts: dict[str, Any]) -> str:
-    return f"{facts['resolution']} x {facts['resolution']} pixels and {facts['channels']} channel{'s' * (facts['channels'] != 1)}"
+    side, channels = facts["resolution"], facts["channels"]
+    return f"{side} x {side} pixels and {channels} channel{'s' * (channels != 1)}"
 
 
-def _build(folder: Path, generator: AutoencoderGenerator, prepared: Any, step: int, meta: dict[str, Any]) -> None:
+def _build(
+    folder: Path, generator: AutoencoderGenerator, prepared: PreparedImages, step: int, meta: dict[str, Any]
+) -> None:
     """Encode every split, take the statistics of what was written, and keep them with the codec."""
 
     def posteriors(split: str, flip: bool) -> Iterator[Posterior]:
         for index in torch.arange(len(getattr(prepared, split))).split(BATCH):
-            yield generator.encode(
-                prepared.batch(split, index, torch.full_like(index, flip, dtype=torch.bool))["images"]
-            )
+            batch = prepared.batch(split, index, torch.full_like(index, flip, dtype=torch.bool))
+            yield generator.encode(batch["images"])
 
-    parts = {"train": ("train", False), "val": ("val", False)} | (
-        {"mirrored": ("train", True)} if prepared.config.flip else {}
-    )
+    parts = {"train": ("train", False), "val": ("val", False)}
+    if prepared.config.flip:
+        parts["mirrored"] = ("train", True)
     for part, (split, flip) in parts.items():
         write_latents(folder, part, posteriors(split, flip))
     encoded = EncodedImages(folder, prepared, meta["fingerprint"], torch.zeros(1), torch.ones(1))
@@ -120,8 +130,8 @@ def _build(folder: Path, generator: AutoencoderGenerator, prepared: Any, step: i
     write_text(folder / "meta.json", to_json(meta))
 
 
-def _open(home: Path, prepared: Any, fingerprint: str) -> EncodedImages:
-    """What lies in a finished folder; a UserError that names what is damaged."""
+def _open(home: Path, prepared: PreparedImages, fingerprint: str) -> EncodedImages:
+    """Open a finished folder. Raises UserError, which names what is damaged."""
     if not (home / "meta.json").exists():
         raise UserError(f"{home}: no latents yet")
     verify(home / "codec")

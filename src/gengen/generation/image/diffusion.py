@@ -1,23 +1,18 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gengen.config.commands import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
-from gengen.config.model import LDMConfig, UNetConfig
+from gengen.config.model import DiffusionConfig
 from gengen.config.schema import build
-from gengen.diffusion.guidance import Denoiser, guide
-from gengen.diffusion.parameterizations import denoiser
-from gengen.diffusion.paths import PATHS
-from gengen.diffusion.paths import Path as NoisePath
-from gengen.diffusion.samplers import SAMPLERS
 from gengen.errors import UserError
+from gengen.generation import diffusion
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.files import (
@@ -33,68 +28,86 @@ from gengen.generation.image.files import (
     turn_of,
 )
 from gengen.generation.load import load_generator
-from gengen.generation.noise import Noise
-from gengen.models.unet import NULL, UNet
-
-GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
-
-
-def path_of(config: UNetConfig) -> NoisePath:
-    """The path a model was trained on."""
-    return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
 
 
 class ImageGenerator(PictureGenerator):
-    """Draws images with a diffusion model; what `gengen.load` returns for one.
+    """Draws images with a diffusion model of any network; what `gengen.load` returns for one.
 
     Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
     """
 
     animation = ("denoising.gif", 3.0)
-    model: UNet
+    config: DiffusionConfig
 
-    def __init__(self, model: UNet, codec: AutoencoderGenerator | None = None):
+    def __init__(self, model: nn.Module, codec: AutoencoderGenerator | None = None):
         super().__init__(model)
         self.codec = codec
 
     @classmethod
-    def from_checkpoint(cls, model: UNet, directory: Path) -> Self:
-        folder, device = directory.parent.parent / "codec", str(model.conv_in.weight.device)
-        return cls(model, load_generator(str(folder), device=device) if isinstance(model.config, LDMConfig) else None)
+    def from_checkpoint(cls, model: nn.Module, directory: Path) -> Self:
+        self = cls(model)
+        if self.config.needs_codec():
+            self.codec = load_generator(str(directory.parent.parent / "codec"), device=str(self.device))
+        return self
 
     def generate(
-        self, n: int = 16, labels: Wanted = (), *, seed: int = 0, frames: list[Tensor] | None = None,
-        interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, first: int = 0,
-        **settings: Any,
-    ) -> Tensor:  # fmt: skip
-        """n images, (n, C, H, W) uint8, samples `first` and the next ones. labels: names, or numbers as ints or a
-        tensor, in turn; none = all in turn.
+        self,
+        n: int = 16,
+        labels: Wanted = (),
+        *,
+        seed: int = 0,
+        first: int = 0,
+        sampler: str = "heun",
+        steps: int = 20,
+        guidance: float | None = None,
+        guide: "ImageGenerator | None" = None,
+        guide_from: float = 0.0,
+        guide_to: float = 1.0,
+        rescale: float = 0.0,
+        precision: str = "fp32",
+        batch_size: int = 64,
+        frames: list[Tensor] | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones.
 
-        settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling
-        explains them. guide: a smaller or earlier model to guide away from, instead of this one without its class.
-        frames: a list that receives the estimates of all images after each step. Once `interrupted` answers true, the
-        rest is left undrawn.
+        labels: names, or numbers as ints or a tensor, in turn; none = all in turn. guide: a smaller or earlier model
+        to guide away from, instead of this one without its class. frames: a list that receives the estimates of all
+        images after each step. Once `interrupted` answers true, the rest is left undrawn. The other settings are
+        explained in DiffusionSettings.
         """
-        c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
+        settings: DiffusionSettings = build(
+            DiffusionSettings,
+            {
+                "sampler": sampler,
+                "steps": steps,
+                "guidance": guidance,
+                "guide_from": guide_from,
+                "guide_to": guide_to,
+                "rescale": rescale,
+                "precision": precision,
+                "batch_size": batch_size,
+            },
+        )
         if guide:
             self.check_guide(guide)
-        told = labels_of(labels, self.classes, n).to(self.device)
+        wanted = labels_of(labels, self.classes, n).to(self.device)
         images, movies = [], []
         with self.sampling():
-            for start in range(0, n, c.batch_size):
+            for rows in batches(n, batch_size):
                 if interrupted():
                     break
-                rows = slice(start, min(n, start + c.batch_size))
                 movie: list[Tensor] | None = None if frames is None else []
                 samples = range(first + rows.start, first + rows.stop)
-                images.append(self.pixels(self.draw(told[rows], samples, c, guide, movie)))
+                drawn = self.draw(wanted[rows.start : rows.stop], samples, seed, settings, guide, movie)
+                images.append(self.pixels(drawn))
                 movies.append(movie)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
         return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
 
     def check_guide(self, guide: "ImageGenerator") -> None:
-        """Both models must mean the same by x_t and by a label. Raises UserError where they do not."""
+        """Raise UserError unless both models mean the same by x_t and by a label."""
         for key in ("path", "shift", "resolution", "channels", "classes"):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
@@ -103,68 +116,37 @@ class ImageGenerator(PictureGenerator):
         if ours != theirs:
             raise UserError("guide: its latents are another codec's than this model's")
 
-    @torch.inference_mode()
     def draw(
         self,
         labels: Tensor,
         samples: range,
-        c: DiffusionSampling,
-        guide: "ImageGenerator | None",
-        movie: list[Tensor] | None,
+        seed: int,
+        settings: DiffusionSettings,
+        guide: "ImageGenerator | None" = None,
+        movie: list[Tensor] | None = None,
     ) -> Tensor:
-        """Samples of these numbers in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of each
-        estimate.
+        """Return samples of these numbers in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of
+        each estimate.
         """
-        path, m = path_of(self.config), self.config
-        assert m.channels and m.resolution
-        noise = Noise(c.seed, samples, (m.channels, m.resolution, m.resolution), self.device)
-        times = path.times(c.steps)
+        worse = guide.model if guide else None
         callback = None if movie is None else lambda i, t, x, x0: movie.append(self.pixels(x0))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
-            return SAMPLERS[c.sampler](
-                self.guided(labels, c, guide), path.sigma(times[0]) * noise(), times, path, noise, callback
-            )
-
-    def guided(self, labels: Tensor, c: DiffusionSampling, guide_: "ImageGenerator | None") -> Denoiser:
-        """The denoiser of these classes, guided away from the reference."""
-        path, scale = path_of(self.config), self.guidance_scale(c.guidance, guide_)
-        reference = guide_.denoiser(labels) if guide_ else self.denoiser(torch.full_like(labels, NULL))
-        ends = [math.inf if share == 1 else path.time_at(share / (1 - share)) for share in (c.guide_from, c.guide_to)]
-        return guide(self.denoiser(labels), reference, scale, (ends[0], ends[1]), c.rescale)
-
-    def guidance_scale(self, wanted: float | None, guide_: "ImageGenerator | None") -> float:
-        """The scale of guidance; null is what suits the model.
-
-        Raises UserError where there is nothing to guide away from: without `guide`, that is the model's own estimate
-        without a class, which a model trained with drop_condition=0 never learnt.
-        """
-        if guide_ or (self.classes and self.config.drop_condition > 0):
-            return GUIDANCE if wanted is None else wanted
-        if self.classes and wanted not in (None, 1.0):
-            raise UserError(
-                f"guidance={wanted:g}: the model always saw its class (model.drop_condition=0), so it has no estimate without one "
-                "to guide away from; leave guidance out, or name another model by guide="
-            )
-        return 1.0
-
-    def denoiser(self, labels: Tensor) -> Denoiser:
-        """This model as a function (x_t, t) -> x_0, told these classes."""
-        c = self.config
-        assert c.sigma_data, "a run records what its data says (with_data)"
-        return denoiser(lambda x, level: self.model(x, level, labels), path_of(c), c.prediction, c.sigma_data)
+        return diffusion.draw(self.model, labels, samples, seed, settings, worse=worse, callback=callback)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """What the model draws, as pixels, (B, C, H, W) uint8."""
+        """Return what the model draws, (B, C, R, R), as pixels, (B, C, H, W) uint8."""
         return to_uint8(self.codec.decode(self.codec.model.unwhitened(x.float())) if self.codec else x).cpu()
 
     def settings(self, how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
-        """The model to guide away from, loaded, and the other settings by name, with the guidance that will be used."""
+        """Return the model to guide away from, loaded, and the other settings by name, with the guidance that will be
+        used.
+        """
         guide_ = load_generator(how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
         settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
-        return guide_, settings | {"guidance": self.guidance_scale(how.guidance, guide_)}
+        scale = diffusion.guidance_scale(self.config, how.guidance, guide_ is not None)
+        return guide_, settings | {"guidance": scale}
 
     def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
-        """What `evaluate` judges: a call that draws an image, uint8, for each label."""
+        """Return what `evaluate` judges: a call that draws an image, uint8, for each label."""
         guide_, settings = self.settings(config, config)
         return lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings)
 
@@ -174,8 +156,9 @@ class ImageGenerator(PictureGenerator):
         for samples in batches(config.n, config.batch_size):
             frames: list[Tensor] | None = [] if config.animation and samples.start < SHOWN else None
             labels = labels_at(turn, samples)
-            asked: dict[str, Any] = {"first": samples.start, "frames": frames, "guide": guide_}
-            images = self.generate(len(samples), labels, seed=seed, **asked, **settings)
+            images = self.generate(
+                len(samples), labels, seed=seed, first=samples.start, frames=frames, guide=guide_, **settings
+            )
             each = zip(samples, labels.tolist(), strict=True)
             facts = [{"index": i, "seed": seed} | settings | named(label, self.classes) for i, label in each]
             yield Drawn(images, facts, frames=frames or ())

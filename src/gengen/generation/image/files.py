@@ -20,7 +20,7 @@ from torch import Tensor
 from gengen.checkpoints.files import fsync, replace_bytes, to_json
 from gengen.config.commands import PictureSampling
 from gengen.errors import UserError, did_you_mean
-from gengen.models.unet import NULL
+from gengen.models.layers import NO_CLASS
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
 
 NO_CLASSES = "; this model was trained without classes"
 Wanted = Tensor | Sequence[str | int]
-"""Classes to draw. A number, in a tensor or a sequence, is a class's number, NULL for none; a text is its name."""
+"""Classes to draw. A number, in a tensor or a sequence, is a class's number, NO_CLASS for none; a text is its name."""
 
 
 def labels_of(wanted: Wanted, classes: Sequence[str], n: int) -> Tensor:
-    """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL where there are none."""
+    """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NO_CLASS where there are none."""
     return labels_at(turn_of(wanted, classes), range(n))
 
 
@@ -93,12 +93,12 @@ def labels_at(turn: Sequence[int], samples: range) -> Tensor:
 
 
 def turn_of(wanted: Wanted, classes: Sequence[str]) -> list[int]:
-    """The labels that samples have in turn: the wanted classes, by default all, NULL where there are none."""
+    """The labels that samples have in turn: the wanted classes, by default all, NO_CLASS where there are none."""
     names = Names(classes)
     turn: list[int] = []
     for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
         turn += names.of(label) if isinstance(label, str) else [names.checked(label)]
-    return turn or list(range(len(classes))) or [NULL]
+    return turn or list(range(len(classes))) or [NO_CLASS]
 
 
 class Names:
@@ -130,13 +130,13 @@ class Names:
         return found
 
     def checked(self, number: Any) -> int:
-        """A number that a class has, or NULL."""
+        """A number that a class has, or NO_CLASS."""
         try:
             label = index(number)
         except TypeError:
             raise UserError(f"labels={number!r}: neither a name nor a whole number") from None
-        if not NULL <= label < len(self.classes):
-            numbers = f"; they are numbered 0 to {len(self.classes) - 1}, and {NULL} is none"
+        if not NO_CLASS <= label < len(self.classes):
+            numbers = f"; they are numbered 0 to {len(self.classes) - 1}, and {NO_CLASS} is none"
             raise UserError(f"labels={label}: no such class{numbers if self.classes else NO_CLASSES}")
         return label
 
