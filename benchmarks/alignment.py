@@ -125,9 +125,9 @@ class Rhythm(StepTimes):
         self.episodes, self.drawn = episodes, 0
 
     def prepare(self, trainer: Any, objective: Any) -> None:
-        if not objective.buffer:
+        if not objective.rollout:
             objective.ready(lambda: False)
-            assert objective.buffer["mask"].sum() == self.episodes * ANSWER, (
+            assert objective.rollout.mask.sum() == self.episodes * ANSWER, (
                 "not all answers are learned from, or there are others"
             )
             self.drawn += self.episodes

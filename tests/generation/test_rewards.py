@@ -23,7 +23,7 @@ from gengen.data.dialogue.template import prompt_tokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text import rewards
-from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.generator import Sample, TextGenerator
 from gengen.generation.text.rewards import Answer, Scorer, best_of, load_reward
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
@@ -323,6 +323,13 @@ def lengths(found: Sequence[Answer]) -> Tensor:
     return torch.tensor([float(len(answer.text)) for answer in found])
 
 
+def chosen(
+    generator: TextGenerator, prompts: list[Any], n: int, of: int, reward: Any, **settings: Any
+) -> list[Sample]:
+    asked = [generator.prompt_tokens(prompt) for prompt in prompts]
+    return list(best_of(generator.samples(prompts, n=n * of, **settings), asked, n, of, reward))
+
+
 def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
     """The more are drawn, the better the best is; each is one of those that were drawn, and two are the best of either
     half.
@@ -332,7 +339,7 @@ def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
     worth = [len(sample.text) for sample in drawn]
     means = []
     for of in (1, 2, 4, 8, 16):
-        found = list(best_of(generator, prompts, 16 // of, of, lengths, **settings))
+        found = chosen(generator, prompts, 16 // of, of, lengths, **settings)
         assert [sample.text for sample in found] == [
             drawn[at + worth[at : at + of].index(max(worth[at : at + of]))].text for at in range(0, 48, of)
         ]
@@ -349,15 +356,15 @@ def test_what_cannot_be_scored_is_not_the_best(generator: TextGenerator) -> None
         return torch.tensor([math.nan, -9.0, math.nan, -8.0])
 
     drawn = generator.generate("once", n=4, max_tokens=5)
-    (best,) = best_of(generator, ["once"], 1, 4, rated, max_tokens=5)
+    (best,) = chosen(generator, ["once"], 1, 4, rated, max_tokens=5)
     assert best.index == 3 and best.text == drawn[3].text
-    (one,) = best_of(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
+    (one,) = chosen(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
     assert one in drawn
 
 
 def test_the_first_is_the_best_where_none_can_be_scored(generator: TextGenerator) -> None:
     drawn = generator.generate("once", n=4, max_tokens=5)
-    (first,) = best_of(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
+    (first,) = chosen(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
     assert (first.index, first.text) == (0, drawn[0].text)
 
 

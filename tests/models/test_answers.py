@@ -11,7 +11,7 @@ from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
 from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.model import GPTConfig
 from gengen.models import completions as answers
-from gengen.models.completions import answer_log_probs, last, read, right_padded
+from gengen.models.completions import answer_log_probs, at_last_token, right_padded, token_values
 from gengen.models.gpt import GPT, padded
 from gengen.models.reward import RewardModel
 
@@ -58,7 +58,7 @@ def test_right_padded_by_hand() -> None:
 
 def test_the_last_token_by_hand() -> None:
     values = torch.arange(10.0).view(2, 5)
-    assert last(values, torch.tensor([[0, 0, 1, 1], [1.0, 0, 0, 0]])).tolist() == [4, 6]
+    assert at_last_token(values, torch.tensor([[0, 0, 1, 1], [1.0, 0, 0, 0]])).tolist() == [4, 6]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -68,7 +68,7 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
     for prompt, answer in rows():
         tokens, mask = right_padded([(prompt, answer)])
         found = answer_log_probs(model, tokens, mask, temperature)
-        (spread,) = read(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),))
+        (spread,) = token_values(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),))
         p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
         torch.testing.assert_close(
             found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5
@@ -86,7 +86,7 @@ def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, to
 
     def all_of(tokens: Tensor, mask: Tensor) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
-            (spread,) = read(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits)),))
+            (spread,) = token_values(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits)),))
             values = critic(tokens)[:, :-1] * mask
             return [answer_log_probs(model, tokens, mask), spread, values, critic.raw_scores(tokens, mask)[:, None]]
 
@@ -139,7 +139,7 @@ def test_logits_are_not_kept_for_the_backward_pass(monkeypatch: Any, more: dict[
         return of_tokens(log_p, drawn), entropy(log_p)
 
     def told() -> Tensor:
-        values, entropies = read(model, tokens, torch.ones(8, 128), of)
+        values, entropies = token_values(model, tokens, torch.ones(8, 128), of)
         return torch.stack([values, entropies * spread])
 
     def found(rows: int) -> tuple[int, Tensor, tuple[Tensor, ...]]:

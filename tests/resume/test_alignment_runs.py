@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from gengen.generation.load import load_generator
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.rewards import load_reward
 from gengen.registry import register_reward
+from gengen.training.objectives import online_rl
 from gengen.training.objectives.online_rl import OnlineRL
+from gengen.training.objectives.rollout import Rollout
 
 RHYTHM = [
     "trainer.max_steps=12",
@@ -168,14 +171,14 @@ def test_pairs_without_a_reward_are_left_out(after_base: Made, tmp_path: Path, c
 
 def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Have a rollout send this process a signal when it is to draw its third tokens."""
-    draw, calls = OnlineRL.draw, iter(range(1, 10**6))
+    collect, calls = OnlineRL.collect, iter(range(1, 10**6))
 
     def drawn(self: OnlineRL, interrupted: Callable[[], bool]) -> Any:
         if next(calls) == number:
             signals_itself(monkeypatch, TextGenerator, "_draw", 3, signal.SIGTERM)
-        return draw(self, interrupted)
+        return collect(self, interrupted)
 
-    monkeypatch.setattr(OnlineRL, "draw", drawn)
+    monkeypatch.setattr(OnlineRL, "collect", drawn)
 
 
 @pytest.mark.fault("F15")
@@ -197,18 +200,21 @@ def test_a_signal_inside_a_rollout(
 
 def test_not_a_number_stops_no_save(after_base: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an iteration found belongs to the checkpoint, NaN and infinity, too; so does the table of its answers."""
-    judge, write_table = OnlineRL.judge, OnlineRL.write_table
+    score_rollout, table = OnlineRL.score_rollout, online_rl.table
 
-    def judged(self: OnlineRL, answers: list[Any], interrupted: Callable[[], bool]) -> bool:
-        done = judge(self, answers, interrupted)
-        self.rolled |= {"explained_variance": math.nan, "return": -math.inf}
+    def scored(self: OnlineRL, answers: list[Any], interrupted: Callable[[], bool]) -> bool:
+        done = score_rollout(self, answers, interrupted)
+        self.figures |= {"explained_variance": math.nan, "return": -math.inf}
         return done
 
-    def written(self: OnlineRL, answers: list[Any], scores: list[float], kl: list[float]) -> None:
-        write_table(self, answers, scores, [math.inf, math.nan, *kl[2:]])
+    def drawn(rollout: Rollout, answers: list[Any]) -> str:
+        ref_log_probs = rollout.ref_log_probs.clone()
+        ref_log_probs[0][rollout.mask[0] > 0] = -math.inf
+        ref_log_probs[1][rollout.mask[1] > 0] = math.nan
+        return table(replace(rollout, ref_log_probs=ref_log_probs), answers)
 
-    monkeypatch.setattr(OnlineRL, "judge", judged)
-    monkeypatch.setattr(OnlineRL, "write_table", written)
+    monkeypatch.setattr(OnlineRL, "score_rollout", scored)
+    monkeypatch.setattr(online_rl, "table", drawn)
     settings, _ = after_base("ppo")
     argv = [*settings, "trainer.eval_every=3", f"runs_dir={tmp_path}"]
     assert main(["train", *argv, "run=a", "stop_at=3"]) == 0

@@ -28,7 +28,7 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.rewards import Answer
-from gengen.models import completions as answers
+from gengen.models import completions
 from gengen.models.completions import answer_log_probs, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
@@ -36,7 +36,9 @@ from gengen.registry import register_reward
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.objective import Objective
 from gengen.training.objectives import online_rl
+from gengen.training.objectives.grpo import GRPO as GroupRelative
 from gengen.training.objectives.online_rl import OnlineRL
+from gengen.training.objectives.ppo import PPO as ProximalPolicy
 
 TOKENIZER = TextTokenizer.byte().with_chat()
 CONTEXT, LETTERS = 24, "abcdefgh"
@@ -133,7 +135,8 @@ def online(folder: Path, policy: GPT, *settings: str, reward: str = "share_of_a"
     if not (reference := folder / "r" / "reference").exists():
         reference.mkdir(parents=True)
         write(reference, Checkpoint(0, stored(config), unique_state(policy), tokenizer=TOKENIZER.to_json()))
-    return OnlineRL(config, copy.deepcopy(policy).train(), prepared)
+    objective = {"ppo": ProximalPolicy, "grpo": GroupRelative}[config.stage.name]
+    return objective(config, copy.deepcopy(policy).train(), prepared)
 
 
 class Rhythm(L.Callback):
@@ -148,9 +151,8 @@ class Rhythm(L.Callback):
         assert objective.ready(lambda: False)
 
     def on_train_batch_start(self, trainer: L.Trainer, objective: Any, batch: Any, index: int) -> None:
-        self.buffers.append(
-            {**objective.buffer, "rows": objective.rows(objective.cursor), "cursor": torch.tensor(objective.cursor)}
-        )
+        step = {"rows": objective.rows(objective.cursor), "cursor": torch.tensor(objective.cursor)}
+        self.buffers.append(objective.rollout.tensors() | step)
 
     def on_train_batch_end(self, trainer: L.Trainer, objective: Any, outputs: Any, batch: Any, index: int) -> None:
         assert not any(value.requires_grad for value in objective.logged.values())  # they would keep the step's graph
@@ -264,23 +266,24 @@ def test_where_memory_runs_out_fewer_are_drawn_and_judged(
     """
     whole, cut = (online(tmp_path, letters, *PPO) for _ in range(2))
     assert whole.ready(lambda: False)
-    generate, judge = TextGenerator.generate, online_rl.answer_log_probs
+    generate, evaluate = TextGenerator.generate, online_rl.answer_log_probs
 
     def drawn(self: TextGenerator, *args: Any, **settings: Any) -> Any:
         if self.batch_size > 20:
             raise torch.OutOfMemoryError
         return generate(self, *args, **settings)
 
-    def judged(model: GPT, tokens: Tensor, *args: Any) -> Tensor:
+    def evaluated(model: GPT, tokens: Tensor, *args: Any) -> Tensor:
         if len(tokens) > 4:
             raise torch.OutOfMemoryError
-        return judge(model, tokens, *args)
+        return evaluate(model, tokens, *args)
 
     monkeypatch.setattr(TextGenerator, "generate", drawn)
-    monkeypatch.setattr(online_rl, "answer_log_probs", judged)
+    monkeypatch.setattr(online_rl, "answer_log_probs", evaluated)
     assert cut.ready(lambda: False)
-    assert (cut.drawn_at_once, cut.micro_batch_size) == (16, 4)
-    torch.testing.assert_close(cut.buffer, whole.buffer, atol=1e-5, rtol=0)
+    assert (cut.draw_batch_size, cut.micro_batch_size) == (16, 4)
+    assert cut.rollout and whole.rollout
+    torch.testing.assert_close(cut.rollout.tensors(), whole.rollout.tensors(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("argv", [PPO, GRPO], ids=["ppo", "grpo"])
@@ -290,7 +293,7 @@ def test_answers_are_a_function_of_seed_and_iteration(letters: GPT, tmp_path: Pa
         objective.iteration = iteration
         torch.set_num_threads(threads)
         try:
-            answers = objective.draw(lambda: False)
+            answers = objective.collect(lambda: False)
         finally:
             torch.set_num_threads(1)
         assert answers is not None
@@ -352,9 +355,9 @@ def test_an_answer_without_an_end_gets_what_is_set_for_it(
     assert (answer.text, answer.ended) == (script[:10], ended)
     tokens, mask = right_padded([answer.row(TOKENIZER.eot)])
     assert mask.sum() == min(len(script) + 1, 10) and (tokens[0, -1] == TOKENIZER.eot) == ended
-    assert objective.scores([answer]).tolist() == [score]
-    objective.c.missing_end = None
-    assert objective.scores([answer]).tolist() == [share_of_a("", answer.text, ended)]
+    assert objective.score([answer]).tolist() == [score]
+    objective.stage_config.missing_end = None
+    assert objective.score([answer]).tolist() == [share_of_a("", answer.text, ended)]
 
 
 def test_an_answer_must_fit_the_context(letters: GPT, tmp_path: Path) -> None:
@@ -371,12 +374,17 @@ def test_an_answer_must_fit_the_context(letters: GPT, tmp_path: Path) -> None:
 
 def judged(objective: OnlineRL) -> tuple[list[Answer], Tensor, Tensor]:
     """An iteration's answers, their scores, and the log-probabilities of their tokens."""
-    answers = objective.draw(lambda: False)
+    answers = objective.collect(lambda: False)
     assert answers is not None
-    objective.judge(answers)
+    objective.score_rollout(answers)
     tokens, mask = right_padded([answer.row(TOKENIZER.eot) for answer in answers])
     with torch.no_grad():
-        return answers, objective.scores(answers), answer_log_probs(objective.model, tokens, mask)
+        return answers, objective.score(answers), answer_log_probs(objective.model, tokens, mask)
+
+
+def rollout_of(objective: OnlineRL) -> dict[str, Tensor]:
+    assert objective.rollout
+    return objective.rollout.tensors()
 
 
 def test_ppo_leaves_out_what_has_no_reward(letters: GPT, tmp_path: Path) -> None:
@@ -384,27 +392,27 @@ def test_ppo_leaves_out_what_has_no_reward(letters: GPT, tmp_path: Path) -> None
     objective = online(tmp_path, letters, *PPO, reward="share_of_a_or_none")
     moved(objective.model)
     _, scores, log_probs = judged(objective)
-    said, buffer = ~scores.isnan(), objective.buffer
+    said, buffer = ~scores.isnan(), rollout_of(objective)
     assert 3 < said.sum() < 30
     assert not buffer["mask"][~said].any() and not buffer["advantages"][~said].any()
     mask = (log_probs != 0).float()[said]
-    kl = log_probs[said] - buffer["ref"][said]
-    torch.testing.assert_close(buffer["old"][said], log_probs[said])
+    kl = log_probs[said] - buffer["ref_log_probs"][said]
+    torch.testing.assert_close(buffer["old_log_probs"][said], log_probs[said])
     assert kl[mask > 0].abs().min() > 0
     advantages, returns = gae(token_rewards(scores[said], kl, mask, 0.05), torch.zeros_like(kl), mask, 1.0, 0.95)
     torch.testing.assert_close(buffer["advantages"][said], whiten(advantages, mask), atol=1e-5, rtol=0)
     torch.testing.assert_close(buffer["returns"][said], returns, atol=1e-6, rtol=0)
-    assert objective.rolled["score"] == pytest.approx(scores[said].mean().item())
-    assert objective.rolled["kl"] == pytest.approx((kl * mask).sum(1).mean().item(), rel=1e-4)
+    assert objective.figures["score"] == pytest.approx(scores[said].mean().item())
+    assert objective.figures["kl"] == pytest.approx((kl * mask).sum(1).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("how", ["grpo", "rloo", "dr_grpo"])
 def test_a_group_is_judged_without_what_has_no_reward(letters: GPT, tmp_path: Path, how: str) -> None:
     objective = online(tmp_path, letters, *GRPO, f"stage.advantage={how}", reward="share_of_a_or_none")
     _, scores, _ = judged(objective)
-    some = 0
+    some, buffer = 0, rollout_of(objective)
     for rewards, mask, advantages in zip(
-        scores.view(-1, 4), *(objective.buffer[n].view(8, 4, -1) for n in ("mask", "advantages")), strict=True
+        scores.view(-1, 4), *(buffer[n].view(8, 4, -1) for n in ("mask", "advantages")), strict=True
     ):
         there = ~rewards.isnan()
         if there.sum() > 1 and len(rewards[there].unique()) > 1:
@@ -423,10 +431,10 @@ def test_the_kl_of_an_answer_may_be_taken_from_what_a_group_compares(letters: GP
     objective = online(tmp_path, letters, *GRPO, *in_reward)
     moved(objective.model)
     _, scores, log_probs = judged(objective)
-    kl = (log_probs - objective.buffer["ref"]).sum(1)
+    kl = (log_probs - rollout_of(objective)["ref_log_probs"]).sum(1)
     expected = group_advantages((scores - 0.5 * kl).view(8, 4), "dr_grpo").view(32, 1)
     assert kl.abs().max() > 0.1
-    torch.testing.assert_close(objective.buffer["advantages"], expected * objective.buffer["mask"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rollout_of(objective)["advantages"], expected * rollout_of(objective)["mask"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("how", ["grpo", "rloo", "dr_grpo"])
@@ -437,9 +445,9 @@ def test_the_kl_of_answers_that_score_the_same_is_not_magnified(letters: GPT, tm
     moved(objective.model)
     _, scores, log_probs = judged(objective)
     assert (scores[scores > 0] == 1).all()
-    kl = (log_probs - objective.buffer["ref"]).sum(1).view(8, 4)
+    kl = (log_probs - rollout_of(objective)["ref_log_probs"]).sum(1).view(8, 4)
     alike = (scores.view(8, 4) == 1).all(1)
-    found = objective.buffer["advantages"].sum(1).view(8, 4) / objective.buffer["mask"].sum(1).view(8, 4)
+    found = rollout_of(objective)["advantages"].sum(1).view(8, 4) / rollout_of(objective)["mask"].sum(1).view(8, 4)
     factor = 4 / 3 if how == "rloo" else 1
     assert alike.any() and kl[alike].abs().max() > 0.1
     torch.testing.assert_close(found[alike], factor * 1e-3 * (kl.mean(1, keepdim=True) - kl)[alike], atol=1e-6, rtol=0)
@@ -456,13 +464,13 @@ def test_a_group_that_is_all_alike_keeps_its_kl(letters: GPT, tmp_path: Path) ->
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", reward="of_the_prompt")
     answers, scores, _ = judged(objective)
     alike = torch.tensor([len(set(group)) == 1 for group in scores.view(-1, 4).tolist()]).repeat_interleave(4)
-    assert 4 <= alike.sum() <= 28 and not objective.buffer["advantages"][alike].any()
-    assert objective.count(objective.minibatch(torch.arange(32))) == sum(len(answer.row(0)[1]) for answer in answers)
+    assert 4 <= alike.sum() <= 28 and not rollout_of(objective)["advantages"][alike].any()
+    assert objective.count(rollout_of(objective)) == sum(len(answer.row(0)[1]) for answer in answers)
     moved(objective.model)
-    objective.buffer = {}
+    objective.rollout = None
     run = fit(objective, 1)
     drawn = {name: tensor[run.buffers[0]["rows"]] for name, tensor in run.buffers[0].items() if tensor.dim() == 2}
-    losses = -drawn["advantages"] + 0.1 * k2(drawn["old"], drawn["ref"])
+    losses = -drawn["advantages"] + 0.1 * k2(drawn["old_log_probs"], drawn["ref_log_probs"])
     silent = (drawn["advantages"] == 0).all(1)[:, None] & (drawn["mask"] > 0)
     assert 0 < silent.sum() < drawn["mask"].sum() and losses[silent].mean() > 1e-4
     assert run.logged[0]["loss"] == pytest.approx(losses[drawn["mask"] > 0].mean().item(), abs=1e-6)
@@ -497,15 +505,15 @@ def reward_run(folder: Path, policy: GPT) -> RewardModel:
 def test_the_critic_starts_from_the_reward_model_and_leaves_it_alone(letters: GPT, tmp_path: Path) -> None:
     rated = reward_run(tmp_path, letters)
     objective = online(tmp_path, letters, *PPO, reward="0.5*runs/RM")
-    answers = objective.draw(lambda: False)
+    answers = objective.collect(lambda: False)
     assert answers is not None and objective.critic is not None
     tokens, mask = right_padded([answer.row(TOKENIZER.eot) for answer in answers])
     with torch.no_grad():
         scores = rated.normalized(rated.raw_scores(tokens, mask))
         values = rated.normalized(rated(tokens))[:, :-1]
-    objective.judge(answers)
+    objective.score_rollout(answers)
     torch.testing.assert_close(objective.reward(answers), scores / 2)
-    torch.testing.assert_close(objective.buffer["values"], values * mask)
+    torch.testing.assert_close(rollout_of(objective)["values"], values * mask)
     fit(objective, 4)
     torch.testing.assert_close(objective.reward(answers), scores / 2)  # the reward is what it was
     after: Any = objective.critic.network
@@ -518,12 +526,12 @@ def test_the_critic_starts_from_the_reward_model_and_leaves_it_alone(letters: GP
 def test_a_critic_without_a_reward_model_says_0_at_first(letters: GPT, tmp_path: Path) -> None:
     objective = online(tmp_path, letters, *PPO)
     judged(objective)
-    assert not objective.buffer["values"].any() and objective.rolled["explained_variance"] == pytest.approx(
+    assert not rollout_of(objective)["values"].any() and objective.figures["explained_variance"] == pytest.approx(
         0, abs=1e-6
     )
     before = {name: p.clone() for name, p in objective.critic.network.named_parameters()}  # type: ignore[union-attr]
     torch.testing.assert_close(before["embedding.weight"], letters.embedding.weight)
-    objective.buffer = {}
+    objective.rollout = None
     fit(objective, 4)
     for name, p in objective.critic.network.named_parameters():  # type: ignore[union-attr]
         assert (p != before[name]).any(), name
@@ -551,8 +559,8 @@ def test_the_critic_has_a_learning_rate_of_its_own(letters: GPT, tmp_path: Path)
 
 
 def test_a_critic_that_diverges_is_a_bad_step(letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = OnlineRL.value_loss_sum
-    monkeypatch.setattr(OnlineRL, "value_loss_sum", lambda self, batch: whole(self, batch) * math.inf)
+    whole = ProximalPolicy.value_loss_sum
+    monkeypatch.setattr(ProximalPolicy, "value_loss_sum", lambda self, batch: whole(self, batch) * math.inf)
     objective = online(tmp_path, letters, *PPO)
     fit(objective, 2)
     assert int(objective.bad_steps) == 2
@@ -578,14 +586,14 @@ def test_a_step_computes_what_was_computed_before_it(
     letters: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of as many rows of the head, for in bf16 fewer may be rounded otherwise."""
-    places, of = list[int](), answers.read
+    places, of = list[int](), completions.token_values
 
     def counted(model: GPT, tokens: Tensor, mask: Tensor, what: Any) -> Any:
         places.append(int(mask.sum()))
         return of(model, tokens, mask, what)
 
-    for module in (answers, online_rl):
-        monkeypatch.setattr(module, "read", counted)
+    for module in (completions, online_rl):
+        monkeypatch.setattr(module, "token_values", counted)
     objective = online(tmp_path, letters, *GRPO, "stage.beta=0.1", "trainer.precision=bf16", reward="of_the_prompt")
     run = fit(objective, 2)
     assert run.logged[0]["ratio_max"] == 1 and run.logged[0]["count"] == places[0]
@@ -636,7 +644,7 @@ def test_evaluation_by_hand(letters: GPT, tmp_path: Path) -> None:
     metrics = objective.evaluate([{"index": torch.arange(4)}])
     answers = objective.answers([objective.prepared.val[i] for i in range(4)], 1, 0, lambda: False)
     assert answers is not None and metrics is not None
-    scores = objective.scores(answers)
+    scores = objective.score(answers)
     assert (
         metrics["val/kl"] == pytest.approx(0, abs=1e-5) and metrics["val/ended"] == sum(a.ended for a in answers) / 4
     )
@@ -655,11 +663,11 @@ def test_an_evaluation_without_a_score_is_none(letters: GPT, tmp_path: Path) -> 
 def test_a_signal_while_answers_are_scored_changes_nothing(letters: GPT, tmp_path: Path) -> None:
     """Those that are not scored yet are not asked for."""
     objective, polls = online(tmp_path, letters, *GRPO, "stage.beta=0.1"), list[int]()
-    answers = objective.draw(lambda: False)
+    answers = objective.collect(lambda: False)
     assert answers is not None
-    assert not objective.judge(answers, lambda: polls.append(1) or len(polls) > 5)  # type: ignore[func-returns-value]
-    assert not objective.buffer and not objective.rolled and objective.cursor == objective.iteration == 0
-    assert objective.judge(answers) and objective.buffer
+    assert not objective.score_rollout(answers, lambda: polls.append(1) or len(polls) > 5)  # type: ignore[func-returns-value]
+    assert objective.rollout is None and not objective.figures and objective.cursor == objective.iteration == 0
+    assert objective.score_rollout(answers) and objective.rollout
 
 
 # --- does it learn
@@ -695,7 +703,7 @@ def test_a_reward_that_can_be_verified_is_learnt(letters: GPT, tmp_path: Path, s
     later ones cost.)"""
     argv = [f"stage={stage}", *LEARNING, *OF_EACH[stage], f"seed={seed}"]
     objective = online(tmp_path, letters, *argv, "stage.beta=0.2")
-    before, (score, kl) = float(objective.reward(objective.draw(lambda: False) or []).mean()), best(objective, 0.2)
+    before, (score, kl) = float(objective.reward(objective.collect(lambda: False) or []).mean()), best(objective, 0.2)
     end = after(objective)
     assert end["score"] >= before + 0.3 and end["kl"] <= 10 and end["ended"] >= 0.95
     assert end["score"] == pytest.approx(score, abs=0.12) and end["kl"] == pytest.approx(kl, abs=0.6)

@@ -222,10 +222,10 @@ def test_a_policy_that_is_its_reference(tmp_path: Path, loss: str, at_first: flo
     assert metrics == pytest.approx(
         {"val/loss": at_first, "val/accuracy": 0.5, "val/chosen": 0, "val/rejected": 0}, abs=1e-5
     )
-    reference = [p.clone() for p in objective._reference[0].parameters()]
+    reference = [p.clone() for p in objective.reference.network.parameters()]
     data = build_datamodule(objective.config, objective.prepared)
     build_trainer(objective.config, L.Callback(), 12).fit(objective, datamodule=data)
-    for p, before in zip(objective._reference[0].parameters(), reference, strict=True):
+    for p, before in zip(objective.reference.network.parameters(), reference, strict=True):
         assert p.grad is None and torch.equal(p, before)
     metrics = objective.evaluate([everything])
     assert metrics is not None and metrics["val/loss"] < at_first and metrics["val/accuracy"] > 0.9
@@ -240,7 +240,7 @@ def test_what_is_compared_by_hand(tmp_path: Path) -> None:
     ratios = torch.zeros(12, 2, dtype=torch.float64)
     for row, example in enumerate(part.examples):
         for side, (tokens, mask) in enumerate(example):
-            for sign, model in ((1, objective.model), (-1, objective._reference[0])):
+            for sign, model in ((1, objective.model), (-1, objective.reference.network)):
                 with torch.no_grad():
                     p = model(torch.from_numpy(tokens[None]).long())[0].double().log_softmax(-1)
                 ratios[row, side] += sign * sum(p[i - 1, tokens[i]] for i in range(len(tokens)) if mask[i])
@@ -272,7 +272,7 @@ def test_what_an_answers_log_probability_is(
     objective = preferring(tmp_path, *settings, "stage.beta=0.2")
     ratios = torch.tensor([[0, 0.2, -0.3, 0.4], [0, -0.1, 0.7, 0]])
     batch = {"tokens": torch.zeros(1, 2, 5, dtype=torch.long), "mask": (ratios != 0).float()[None]}
-    reference = objective._reference[0]
+    reference = objective.reference.network
     monkeypatch.setattr(preference, "answer_log_probs", lambda model, *_: ratios * (model is not reference))
     found = objective.log_ratios(objective.model, batch)
     assert (found[0, 0] - found[0, 1]).item() == pytest.approx(h, abs=1e-6)

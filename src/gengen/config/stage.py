@@ -82,7 +82,7 @@ class DPOConfig(TuningConfig):
     keeps: ClassVar[bool] = True
 
     @property
-    def of_a_token(self) -> bool:
+    def takes_mean(self) -> bool:
         """Whether log-probabilities are means over an answer's tokens."""
         return self.reduction == "mean" or (self.reduction == "auto" and self.loss == "ipo")
 

@@ -1,10 +1,10 @@
-"""A transformer that gives a number for each token: what a text is worth up to it. Reward models and critics."""
+"""Reward models and critics: a transformer that says at each token what the text is worth up to there."""
 
 import torch
 from torch import Tensor, nn
 
 from gengen.config.model import GPTConfig
-from gengen.models.completions import last
+from gengen.models.completions import at_last_token
 from gengen.models.gpt import GPT
 
 
@@ -29,13 +29,14 @@ class RewardModel(GPT):
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        """The output at every token of (B, T) given those before it, (B, T) fp32."""
+        """Return the output at every token of (B, T) given those before it, (B, T) fp32."""
         features = self.features(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             values: Tensor = self.value(features.float())[..., 0]
         return values
 
     def normalized(self, values: Tensor) -> Tensor:
+        """Turn outputs, of any shape, into scores."""
         return self.gain * values + self.bias
 
     @torch.no_grad()
@@ -45,19 +46,12 @@ class RewardModel(GPT):
         self.bias.copy_(-self.gain * outputs.mean())
 
     def raw_scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The output at each answer's last token, (B,), for rows as in `answers`."""
-        return last(self(tokens), mask)
+        """Return the output at each answer's last token, (B,); tokens and mask as in `completions.token_values`."""
+        return at_last_token(self(tokens), mask)
 
     def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-        """The trunk of a language model, under a head of its own."""
-        trunk = {
-            name: tensor
-            for name, tensor in super().adopted(weights, vocab_size).items()
-            if not name.startswith("head.")
-        }
-        return {
-            "value.weight": self.value.weight,
-            "value.bias": self.value.bias,
-            "gain": self.gain,
-            "bias": self.bias,
-        } | trunk
+        """Return the trunk of a language model, under this model's own head."""
+        weights = super().adopted(weights, vocab_size)
+        trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+        value = {"value.weight": self.value.weight, "value.bias": self.value.bias}
+        return value | {"gain": self.gain, "bias": self.bias} | trunk

@@ -182,7 +182,9 @@ class TextGenerator:
             from gengen.generation.text.rewards import best_of, load_reward
 
             reward = load_reward(config.reward, Path(config.runs_dir), self.tokenizer, str(self.engine.device))
-            samples = best_of(self, prompts, config.n, config.best_of, reward, **settings)
+            drawn = self.samples(prompts, n=config.n * config.best_of, **settings)
+            asked = [self.prompt_tokens(prompt) for prompt in prompts]
+            samples = best_of(drawn, asked, config.n, config.best_of, reward)
         else:
             samples = self.samples(prompts, n=config.n, **settings)
         between = "\n" if self.tokenizer.chat else ""  # an answer does not go on with its prompt

@@ -8,13 +8,13 @@ from torch import Tensor
 from gengen.adversarial.losses import LOSSES, squared_slope
 from gengen.config.model import AutoencoderConfig, GANConfig
 from gengen.models.gan import PatchDiscriminator
-from gengen.training.objectives.side_network import Beside
+from gengen.training.objectives.side_network import SideNetwork
 
 GAMMA = 1.0  # of R1 and R2
 LOSS = LOSSES["relativistic"]  # a reconstruction comes with the image it is compared with
 
 
-class PatchAdversary(Beside):
+class PatchAdversary(SideNetwork[PatchDiscriminator]):
     """A discriminator of patches (Isola et al. 2017; Esser et al. 2021, eq. 5) as deep as the autoencoder."""
 
     def __init__(self, c: AutoencoderConfig):

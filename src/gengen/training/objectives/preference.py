@@ -1,6 +1,6 @@
 """Direct preference optimisation: the policy itself is the reward model."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from gengen.models.completions import answer_log_probs
 from gengen.models.gpt import GPT
 from gengen.training.objective import Batch
 from gengen.training.objectives.language import LanguageObjective, reference
+from gengen.training.objectives.side_network import Companion
 
 
 class DirectPreference(LanguageObjective):
@@ -19,7 +20,7 @@ class DirectPreference(LanguageObjective):
     tokens, or means (stage.reduction).
 
     A batch is {"tokens" (B, 2, T), "mask" (B, 2, T - 1)}, the preferred answer first. val/chosen and val/rejected are
-    log pi - log ref of either: DPO is known to lower both.
+    log pi - log ref of each: DPO is known to lower both.
     """
 
     metrics = ("val/loss", "val/accuracy", "val/chosen", "val/rejected")
@@ -29,30 +30,32 @@ class DirectPreference(LanguageObjective):
     def __init__(self, config: TrainConfig, model: GPT, prepared: Any):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, DPOConfig)
-        self.c = config.stage
-        self.companions = self._reference = (reference(config) if prepared else model,)
+        self.stage_config = config.stage
+        self.reference = Companion(reference(config) if prepared else model)
+        self.companions = (self.reference.network,)
 
-    def log_ratios(self, network: Any, batch: Batch) -> Tensor:
-        """log pi - log ref of both answers to each prompt, (B, 2), in one forward pass of each."""
-        tokens, mask = batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)
+    def log_ratios(self, policy: GPT, batch: Batch) -> Tensor:
+        """Return log pi - log ref of both answers to each prompt, (B, 2), in one forward pass of each network."""
+        tokens, mask = batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)  # (2B, T), (2B, T - 1)
         with torch.no_grad():
-            before = answer_log_probs(self._reference[0], tokens, mask)
-        ratios = (answer_log_probs(network, tokens, mask) - before).sum(1)
-        return (ratios / mask.sum(1) if self.c.of_a_token else ratios).view(-1, 2)
+            ref_log_probs = answer_log_probs(self.reference.network, tokens, mask)
+        ratios = (answer_log_probs(policy, tokens, mask) - ref_log_probs).sum(1)
+        return (ratios / mask.sum(1) if self.stage_config.takes_mean else ratios).view(-1, 2)
 
     def losses(self, ratios: Tensor) -> Tensor:
-        """Of each pair, (B,)."""
-        return PREFERENCE_LOSSES[self.c.loss](ratios[:, 0] - ratios[:, 1], self.c.beta, self.c.smoothing)
+        """Return the loss of each pair, (B,), for its log ratios (B, 2)."""
+        c = self.stage_config
+        return PREFERENCE_LOSSES[c.loss](ratios[:, 0] - ratios[:, 1], c.beta, c.smoothing)
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        return self.losses(self.log_ratios(self.network, batch)).sum()
+        return self.losses(self.log_ratios(cast(GPT, self.network), batch)).sum()
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
         ratios = self.log_ratios(self.model, batch).double()
-        right = (1 + (ratios[:, 0] - ratios[:, 1]).sign()).sum() / 2  # who cannot say is right half of the time
+        right = (1 + (ratios[:, 0] - ratios[:, 1]).sign()).sum() / 2  # equal ratios are right half of the time
         return torch.stack([self.losses(ratios).sum(), right, *ratios.sum(0), right.new_tensor(len(ratios))])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Reward models: score the preferred answer above the other."""
+"""Reward models: learn to score the preferred answer above the other."""
 
 import numpy as np
 import torch
@@ -31,22 +31,22 @@ class RewardModeling(LanguageObjective):
     def __init__(self, config: TrainConfig, model: RewardModel, prepared: object):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, RewardConfig)
-        self.c = config.stage
+        self.stage_config = config.stage
 
     def outputs(self, network: torch.nn.Module, batch: Batch) -> Tensor:
-        """Of both answers to each prompt, (B, 2), in one forward pass."""
+        """Return the outputs for both answers to each prompt, (B, 2), in one forward pass."""
         assert isinstance(network, RewardModel)
         return network.raw_scores(batch["tokens"].flatten(0, 1), batch["mask"].flatten(0, 1)).view(-1, 2)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         chosen, rejected = self.outputs(self.network, batch).unbind(1)
-        return bradley_terry(chosen, rejected, batch["margin"], self.c.centring).sum()
+        return bradley_terry(chosen, rejected, batch["margin"], self.stage_config.centring).sum()
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
     def before_save(self) -> None:
-        """Set the scale of scores, of the weights that are used. Training never reads it, so stops leave no trace."""
+        """Set the scale of scores for the weights that are used. Training never reads it, so stops leave no trace."""
         with self.averaged():
             outputs = self.reference_outputs()
         self.model.normalize(outputs)
@@ -55,37 +55,32 @@ class RewardModeling(LanguageObjective):
 
     @torch.no_grad()
     def reference_outputs(self) -> Tensor:
-        """Of the answers to the first training prompts, which the reference drew."""
+        """Return the outputs for the answers of the first training pairs, (N,)."""
         rows, size = np.arange(min(REFERENCE, len(self.prepared.train))), self.config.data.batch_size
-        batches = (self.prepared.train.batch(rows[start : start + size]) for start in range(0, len(rows), size))
-        parts = (part for batch in batches for part in self.micro_batches(batch))
-        with self.autocast():
-            return torch.cat(
-                [self.outputs(self.model, {n: t.to(self.device) for n, t in part.items()}).flatten() for part in parts]
-            )
+        outputs = []
+        for start in range(0, len(rows), size):
+            batch = self.prepared.train.batch(rows[start : start + size])
+            for part in self.micro_batches({name: tensor.to(self.device) for name, tensor in batch.items()}):
+                with self.autocast():
+                    outputs.append(self.outputs(self.model, part).flatten())
+        return torch.cat(outputs)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        """Loss, right answers, pairs; and for each bin of the likelier answer's probability pairs, probabilities and
-        right ones.
-        """
+        """Return the sums of losses, of right answers and of pairs; then, for each bin of the likelier answer's
+        probability, the sums of pairs, of probabilities and of right answers."""
         chosen, rejected = self.outputs(self.model, batch).double().unbind(1)
         gap = chosen - rejected
-        sure, right = gap.abs().sigmoid(), (1 + gap.sign()) / 2  # who cannot say is right half of the time
-        bins = ((sure - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
-        curve = torch.stack(
-            [torch.zeros(BINS).to(gap).index_add(0, bins, x) for x in (torch.ones_like(gap), sure, right)]
-        )
+        confidence, right = gap.abs().sigmoid(), (1 + gap.sign()) / 2  # equal scores are right half of the time
+        pairs, bins = torch.ones_like(gap), ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+        curve = [torch.zeros(BINS).to(gap).index_add(0, bins, x) for x in (pairs, confidence, right)]
         loss = bradley_terry(chosen, rejected, batch["margin"], 0.0)
-        return torch.cat([torch.stack([loss.sum(), right.sum(), torch.ones_like(gap).sum()]), curve.flatten()])
+        return torch.cat([torch.stack([loss.sum(), right.sum(), pairs.sum()]), *curve])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         loss, right, pairs = sums[:3].tolist()
-        _, sure, were_right = sums[3:].view(3, BINS)
-        return {
-            "val/loss": loss / pairs,
-            "val/accuracy": right / pairs,
-            "val/ece": float((sure - were_right).abs().sum()) / pairs,
-        }
+        _, confidence, bin_right = sums[3:].view(3, BINS)
+        ece = float((confidence - bin_right).abs().sum()) / pairs
+        return {"val/loss": loss / pairs, "val/accuracy": right / pairs, "val/ece": ece}
 
     def write_samples(self, stem: object, interrupted: object) -> None:
-        """It draws nothing."""
+        """Write nothing: a reward model draws no samples."""

@@ -1,6 +1,6 @@
-"""A network that is trained beside the model: a critic of answers, an adversary of reconstructions."""
+"""Networks at the model's side that are no part of it: a frozen reference, a critic of answers, an adversary."""
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -9,13 +9,20 @@ from gengen.config.train import OptimConfig
 from gengen.training.checkpointing import by_index, by_name
 from gengen.training.optim.groups import build_optimizer
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Beside:
-    """A network and its optimizer. It is no module of the objective: in no EMA, sampled by nothing, and kept in a
-    checkpoint beside the optimizer."""
 
-    def __init__(self, network: nn.Module):
+class Companion(Generic[Network]):
+    """Hold a network for an objective without making it a submodule: it is in no optimizer, EMA or state dict."""
+
+    def __init__(self, network: Network):
         self.network = network
+
+
+class SideNetwork(Companion[Network]):
+    """A companion with an optimizer of its own; a checkpoint keeps both in the objective's extra state."""
+
+    optimizer: torch.optim.Optimizer
 
     def start(self, c: OptimConfig, device: torch.device, hidden_maps: str = "") -> None:
         """Move to a device, and make the optimizer; hidden_maps: as in `parameter_groups`."""
