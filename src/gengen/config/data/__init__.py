@@ -1,0 +1,16 @@
+"""Data configs: which set, from which source, cut and batched how. One file a modality."""
+
+from gengen.config.data.base import DataConfig
+from gengen.config.data.dialogue import ConversationsConfig, ExamplesConfig, PreferencesConfig, PromptsConfig
+from gengen.config.data.image import ImageConfig
+from gengen.config.data.text import TextConfig
+
+__all__ = [
+    "ConversationsConfig",
+    "DataConfig",
+    "ExamplesConfig",
+    "ImageConfig",
+    "PreferencesConfig",
+    "PromptsConfig",
+    "TextConfig",
+]

@@ -1,0 +1,45 @@
+"""Configs of images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gengen.config.data.base import DataConfig
+from gengen.config.fields import choice, option, positive
+from gengen.errors import UserError
+from gengen.registry import register_data
+
+
+@register_data(
+    "animals",
+    "mnist",
+    "emoji",
+    "cifar10",
+    "imagefolder",
+    kind="image",
+    prepare="gengen.data.image.datamodule:prepare_for",
+    datamodule="gengen.data.image.datamodule:datamodule_for",
+)
+@dataclass
+class ImageConfig(DataConfig):
+    """Images: files -> squares of one size in uint8, with a class and a caption where the source has them."""
+
+    source: str = choice("files", ["animals", "mnist", "emoji", "hub", "files"], "where images come from")
+    hub: str | None = option(None, "data set id on the hub")
+    path: str | None = option(
+        None, "your own folder of .png, .jpg and .webp: a folder a class; captions from its metadata.jsonl"
+    )
+    licence: str = option("unknown", "terms the data comes under, shown and recorded")
+    resolution: int = positive(32, "pixels a side")
+    channels: int = option(3, "1 = grey, 3 = RGB", low=1, high=3)
+    flip: bool = option(
+        False, "mirror half of the training images, drawn anew each epoch; only where a mirrored image keeps its class"
+    )
+    validation: float = option(0.1, "share held out for validation", above=0, below=1)
+
+    def facts(self) -> dict[str, Any]:
+        return {"resolution": self.resolution, "channels": self.channels}
+
+    def check(self) -> None:
+        super().check()
+        if self.channels == 2:
+            raise UserError("data.channels=2: images are grey (1) or RGB (3)")

@@ -1,0 +1,52 @@
+"""Configs of text to pretrain on."""
+
+from dataclasses import dataclass
+
+from gengen.config.data.base import DataConfig
+from gengen.config.fields import choice, option, positive
+from gengen.registry import register_data
+
+
+@register_data(
+    "storybook",
+    "books",
+    "tinystories",
+    "text",
+    "storygen",
+    kind="text",
+    prepare="gengen.data.text.windows:prepare_for",
+    datamodule="gengen.data.text.windows:datamodule_for",
+)
+@dataclass
+class TextConfig(DataConfig):
+    """Text: documents -> tokens -> windows of the model's context."""
+
+    source: str = choice(
+        "files",
+        ["auto", "hub", "files", "wheel", "storygen"],
+        "where documents come from; auto = hub if it answers, else wheel",
+    )
+    hub: str | None = option(None, "data set id on the hub")
+    wheel: str | None = option(None, "package of data/wheels.txt whose archive holds the texts")
+    members: list[str] = option([], "text files to read from that archive")
+    path: str | None = option(
+        None,
+        "your own file or folder: .txt, .txt.gz (a document each); .jsonl, .jsonl.gz, .parquet (a document a row)",
+    )
+    field: str = option("text", "the key or column that holds the text in jsonl, parquet and hub rows")
+    licence: str = option("unknown", "terms the data comes under, shown and recorded")
+    split: str = choice(
+        "content",
+        ["content", "documents", "tails"],
+        "validation is a share of the different documents, by a hash; every n-th document; or the end of each",
+    )
+    validation: float = option(0.1, "share held out for validation", above=0, below=1)
+    max_documents: int | None = positive(None, "documents to read at most; null = all")
+    tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")
+    vocab_size: int | None = positive(None, "tokens that BPE is trained to at most; null = model.vocab_size")
+    prompts: list[str] = option(
+        ["Once upon a time"],
+        "prompts of the samples written during training",
+        prose=True,
+        on_resume="free",
+    )
