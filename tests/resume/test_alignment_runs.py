@@ -5,14 +5,13 @@ inside a rollout.
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_resume import last_checkpoint, same_checkpoint, signals_itself
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import to_json
@@ -27,6 +26,7 @@ from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.rewards import load_reward
 from gengen.registry import register_reward
 from gengen.training.objectives.online_rl import OnlineRL
+from helpers.runs import curve, last_checkpoint, same_checkpoint, same_run, signals_itself
 
 RHYTHM = [
     "trainer.max_steps=12",
@@ -46,14 +46,6 @@ STAGES: dict[
     "grpo": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4"]),
 }
 Made = Callable[[str], tuple[list[str], Path]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report() -> Iterator[None]:
-    """Drawing the curves takes half the time of such a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gengen.evaluation.report.write_report", lambda *_: "none")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +75,6 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
     return of
 
 
-def same_run(a: Path, b: Path) -> None:
-    """The last checkpoint, the curve but for its times, and every sample and table of answers."""
-    same_checkpoint(last_checkpoint(a), last_checkpoint(b))
-    curves = [read_metrics(run / "metrics.csv") for run in (a, b)]
-    timed = {"seconds", "mfu", *(name for name in curves[0][0] if name.endswith("_per_second"))}
-    one, two = ([{key: value for key, value in row.items() if key not in timed} for row in curve] for curve in curves)
-    assert one == two and len(one) == 12
-    one_, two_ = ({path.name: path.read_text() for path in run.glob("samples/*")} for run in (a, b))
-    assert one_ == two_
-
-
 @pytest.mark.fault("F1")
 @pytest.mark.fault("F5")
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,6 +84,7 @@ def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -
     for argv in ([*settings, "stop_at=1"], ["stop_at=6"], ["stop_at=11"], []):
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     same_run(straight, tmp_path / "r")
+    assert len(curve(straight)) == 12
 
 
 def test_every_checkpoint_of_a_reward_model_has_the_scale_of_its_weights(after_base: Made) -> None:
