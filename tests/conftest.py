@@ -2,9 +2,13 @@
 
 import os
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+pytest.register_assert_rewrite("helpers")  # the folder of what tests share: its assertions explain themselves, too
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -166,6 +170,19 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw_figure() -> Iterator[Callable[[Any], str]]:
+    """Reports plot their curves and do not render them, which takes more than half the time of a tiny run. Returns what
+    renders them, for tests of the report.
+    """
+    from gengen.evaluation import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = report.drawn
+        patch.setattr(report, "drawn", lambda figure: "<p>not rendered in this test</p>")
+        yield original
 
 
 @pytest.fixture

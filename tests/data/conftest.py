@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from image_stand_ins import array_stream, emoji_table, png
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import TextConfig
 from gengen.data.sources import wheels
+from helpers.image_stand_ins import array_stream, emoji_table, png
 
 PLAIN = "the a fox hare river ran sat under over red old said and"
 WORDS = [*PLAIN.split(), "café", "“never”", "she,", "he.", "then\n\n", "it's", "12", "日本", "🙂"]

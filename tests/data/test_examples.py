@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from batches import assert_equal, take
 
 from gengen.cli import main
 from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
@@ -21,6 +20,7 @@ from gengen.data.prepared import TRAINED_ON
 from gengen.data.sources import wheels
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
+from helpers.batches import assert_equal, take
 
 START, USER, ASSISTANT, END = 0, 258, 259, 260  # of the byte tokenizer with a chat
 CONFIGS = {

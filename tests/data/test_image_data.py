@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from batches import assert_equal, take
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
 from gengen.data import order
 from gengen.data.image.datamodule import ImageData, datamodule_for, prepare_for
 from gengen.errors import UserError
+from helpers.batches import assert_equal, take
 
 B = 7
 

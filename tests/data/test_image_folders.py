@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_stand_ins import png
 
 from gengen.data.image.prepare import PreparedImages, prepare
 from gengen.errors import UserError
+from helpers.image_stand_ins import png
 
 COMPOSED, APART = "caf\u00e9", "cafe\u0301"  # the same word in two Unicode forms
 

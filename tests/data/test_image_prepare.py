@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_stand_ins import png
 
 from gengen.data.image import prepare as image_prepare
 from gengen.data.image.prepare import fingerprint_of, held_out, prepare
 from gengen.errors import UserError
+from helpers.image_stand_ins import png
 
 
 def folders(config):

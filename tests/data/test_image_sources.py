@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from image_stand_ins import FARMER, RUNNER, array_stream, png
 
 from gengen.data.image import sources as image_sources
 from gengen.data.image.prepare import held_out
@@ -15,6 +14,7 @@ from gengen.data.image.sources import array_of, base_of, find_images, in_tone, p
 from gengen.data.sources import files as sources
 from gengen.data.sources.files import Skips
 from gengen.errors import UserError
+from helpers.image_stand_ins import FARMER, RUNNER, array_stream, png
 
 
 def read(config, said=None):

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from batches import assert_equal, take
 
 from gengen.data.text.windows import TextData, prepare
 from gengen.errors import UserError
+from helpers.batches import assert_equal, take
 
 T, B = 31, 6
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from pretended import CPU, OWN, pretended
 
 from gengen.checkpoints import store
 from gengen.cli import main, train
@@ -32,6 +31,7 @@ from gengen.training.objective import Objective
 from gengen.training.objectives import preference
 from gengen.training.objectives.online_rl import OnlineRL
 from gengen.training.optim.muon import Muon
+from helpers.pretended import CPU, OWN, pretended
 
 
 @register_reward("how_long")

@@ -1,9 +1,9 @@
 """Made-up pictures and their judge, trained once a session."""
 
 import pytest
-from made_up_pictures import Prepared, made_up
 
 from gengen.evaluation import floor, judges
+from helpers.made_up_pictures import Prepared, made_up
 
 
 @pytest.fixture(scope="session")

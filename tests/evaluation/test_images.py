@@ -1,21 +1,20 @@
 """What the figures say of generators whose faults are known."""
 
 import json
-import runpy
 import struct
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from made_up_pictures import Split, draw
 from torch import Tensor
 
 from gengen.errors import UserError
 from gengen.evaluation import images as evaluation
 from gengen.evaluation.images import evaluate_images, evaluate_reconstruction, in_words, nearest_panel, shown, shuffled
+from helpers.benchmark import benchmark
+from helpers.made_up_pictures import Split, draw
 
 N = 150
 
@@ -166,7 +165,7 @@ def test_the_class_that_is_bad_is_named_first(prepared) -> None:
 
 def test_the_results_page_has_floor_spread_and_times_for_every_family(good) -> None:
     """By benchmarks/results.py."""
-    section = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "results.py"))["section"]
+    section = benchmark("results").section
 
     def run(figures: dict[str, Any]) -> SimpleNamespace:
         return SimpleNamespace(evaluation=figures | {"images_per_second": 5.0}, trained=lambda: "1 s", config={})

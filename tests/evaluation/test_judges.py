@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up_pictures import Split, draw
 
 from gengen.evaluation import judges
 from gengen.evaluation.judges import Judge, accuracy, augmented, judge_for
 from gengen.generation.image.files import to_float
+from helpers.made_up_pictures import Split, draw
 
 
 def home(prepared) -> Path:

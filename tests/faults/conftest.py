@@ -7,7 +7,6 @@ and what must hold; a mark with the number alone adds its test to that row. Test
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import pytest
 
 from gengen.cli import main
 from gengen.data.sources.storygen import examples
-
-pytest.register_assert_rewrite("families")
-from families import AUTOENCODER, MACHINE, OWN, RHYTHM, Family, FamilyOf  # noqa: E402
+from helpers.families import AUTOENCODER, MACHINE, OWN, RHYTHM, Family, FamilyOf
 
 ROWS = {
     "F1": ("a stop, then a resume", "every file bit for bit as if never stopped"),
@@ -109,14 +106,6 @@ def verdict(reports: list[Any]) -> str:
 
 
 # --- the families
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report() -> Iterator[None]:
-    """Drawing the curves takes half the time of such a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gengen.evaluation.report.write_report", lambda *_: "none")
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FamilyOf
 
 import gengen
 from gengen.checkpoints import store
@@ -18,6 +17,7 @@ from gengen.checkpoints.files import Damaged, sha256, to_json
 from gengen.checkpoints.layout import digest, read
 from gengen.cli import main
 from gengen.errors import UserError
+from helpers.families import FamilyOf
 
 Others = list[bytes]  # contents of other files: of this checkpoint, of an older one, of another run
 Damage = Callable[[random.Random, bytes, Others], bytes]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FREE, Family, forked, on, step
 
 from gengen.checkpoints.layout import read
 from gengen.checkpoints.metrics_csv import read_metrics
@@ -20,6 +19,9 @@ from gengen.cli.train import requeue
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.guards import WINDOW, Spikes
 from gengen.training.objectives.language import Pretraining
+from helpers.families import Family, on, step
+from helpers.processes import forked
+from helpers.runs import FREE
 
 PASSES = {"gpt": 2, "vae": 2, "ldm": 2, "gan": 4, "ppo": 4}  # losses of micro-batches in a step
 

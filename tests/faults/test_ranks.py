@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import Ended, forked, forked_ranks, left_behind, on, start, step, waited
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -19,6 +18,8 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.errors import UserError
 from gengen.training.build import build_trainer
 from gengen.training.objectives.language import Pretraining
+from helpers.families import on, step
+from helpers.processes import Ended, forked, forked_ranks, left_behind, start, waited
 
 pytestmark = pytest.mark.fault("F31")
 EVERY = ["trainer.save_every=2", "trainer.eval_every=2", "trainer.sample_every=9", "trainer.log_every=1"]

@@ -4,9 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
-from families import EPOCH, OWN, Family, FamilyOf, forked, on, step
 
 from gengen.checkpoints.layout import read, read_tensors
+from helpers.families import EPOCH, OWN, Family, FamilyOf, on, step
+from helpers.processes import forked
 
 
 @pytest.mark.fault("F1")

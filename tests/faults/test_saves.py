@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FREE, OWN, Family, FamilyOf, forked, on, step
-from test_resume import last_checkpoint, same_checkpoint
 
 from gengen.training.objective import Objective
+from helpers.families import OWN, Family, FamilyOf, on, step
+from helpers.processes import forked
+from helpers.runs import FREE, last_checkpoint, same_checkpoint
 
 EVERY = FREE | {"trainer.save_every"}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FREE, FamilyOf, forked, on
 
 from gengen.data import loader as steps
+from helpers.families import FamilyOf, on
+from helpers.processes import forked
+from helpers.runs import FREE
 
 WORKERS = ["data.num_workers=2", "data.worker_timeout=2"]
 FREE_OF_WORKERS = FREE | {"data.num_workers", "data.worker_timeout"}

@@ -5,7 +5,7 @@ inside a rollout.
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import last_checkpoint, same_checkpoint, signals_itself
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import to_json
@@ -30,6 +29,7 @@ from gengen.registry import register_reward
 from gengen.training.objectives import online_rl
 from gengen.training.objectives.online_rl import OnlineRL
 from gengen.training.objectives.rollout import Rollout
+from helpers.runs import curve, last_checkpoint, same_checkpoint, same_run, signals_itself
 
 RHYTHM = [
     "trainer.max_steps=12",
@@ -49,14 +49,6 @@ STAGES: dict[
     "grpo": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4"]),
 }
 Made = Callable[[str], tuple[list[str], Path]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report() -> Iterator[None]:
-    """Drawing the curves takes half the time of such a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gengen.evaluation.report.write_report", lambda *_: "none")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +78,6 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
     return of
 
 
-def same_run(a: Path, b: Path) -> None:
-    """The last checkpoint, the curve but for its times, and every sample and table of answers."""
-    same_checkpoint(last_checkpoint(a), last_checkpoint(b))
-    curves = [read_metrics(run / "metrics.csv") for run in (a, b)]
-    timed = {"seconds", "mfu", *(name for name in curves[0][0] if name.endswith("_per_second"))}
-    one, two = ([{key: value for key, value in row.items() if key not in timed} for row in curve] for curve in curves)
-    assert one == two and len(one) == 12
-    one_, two_ = ({path.name: path.read_text() for path in run.glob("samples/*")} for run in (a, b))
-    assert one_ == two_
-
-
 @pytest.mark.fault("F1")
 @pytest.mark.fault("F5")
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,6 +87,7 @@ def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -
     for argv in ([*settings, "stop_at=1"], ["stop_at=6"], ["stop_at=11"], []):
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     same_run(straight, tmp_path / "r")
+    assert len(curve(straight)) == 12
 
 
 def test_every_checkpoint_of_a_reward_model_has_the_scale_of_its_weights(after_base: Made) -> None:

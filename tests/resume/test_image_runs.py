@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_resume import last_checkpoint, same_checkpoint
 
 from gengen.cli import main
+from helpers.runs import last_checkpoint, same_checkpoint
 
 CADENCE = [
     "trainer.max_steps=14",

@@ -1,6 +1,5 @@
 """Stopped and resumed equals never stopped, whatever stops it."""
 
-import json
 import os
 import random
 import shutil
@@ -13,52 +12,11 @@ import pytest
 import torch
 
 from gengen.checkpoints import store
-from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.config.resume import ONE_COMMAND
 from gengen.generation.text.generator import TextGenerator
 from gengen.training.objective import Objective
 from gengen.training.objectives.language import Pretraining
-
-FREE = {"run", "runs_dir", *ONE_COMMAND}
-
-
-def last_checkpoint(run: Path) -> Path:
-    path = store.newest(run / "checkpoints")
-    assert path is not None
-    return path
-
-
-def same_checkpoint(a: Path, b: Path, free: set[str] = FREE) -> None:
-    """Every file byte-equal but the clocks and the free config fields."""
-    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
-    for path in a.iterdir():
-        if path.name == "config.json":
-            assert flat(path, free) == flat(b / path.name, free)
-        elif path.name == "manifest.json":
-            one, two = json.loads(path.read_text()), json.loads((b / path.name).read_text())
-            for manifest in (one, two):
-                del manifest["clocks"], manifest["sha256"], manifest["files"]["config.json"]
-            assert one == two
-        else:
-            assert path.read_bytes() == (b / path.name).read_bytes(), path.name
-
-
-def flat(path: Path, free: set[str]) -> dict[str, Any]:
-    from gengen.config.schema import leaves
-
-    return {key: value for key, value in leaves(json.loads(path.read_text())) if key not in free}
-
-
-def same_curve(a: Path, b: Path) -> None:
-    def curve(run: Path) -> list[dict[str, Any]]:
-        timed = ("seconds", "tokens_per_second", "mfu")
-        return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(run / "metrics.csv")]
-
-    assert curve(a) == curve(b)
-    assert [p.read_text() for p in sorted((a / "samples").iterdir())] == [
-        p.read_text() for p in sorted((b / "samples").iterdir())
-    ]
+from helpers.runs import FREE, last_checkpoint, same_checkpoint, same_curve, signals_itself
 
 
 @pytest.fixture(scope="session")
@@ -109,18 +67,6 @@ def test_a_forgotten_generator_would_be_noticed(
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
     with pytest.raises(AssertionError):
         same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"))
-
-
-def signals_itself(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int, number: int) -> None:
-    """Have the n-th call of a method send this process a signal first."""
-    original, calls = getattr(owner, method), iter(range(1, 10**6))
-
-    def signalled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(owner, method, signalled)
 
 
 @pytest.mark.fault("F15")

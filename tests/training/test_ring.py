@@ -1,13 +1,13 @@
 """Eight Gaussians on a ring: the recipe of model=gan finds all of them (benchmarks/ring.py, shortened)."""
 
-import runpy
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-RING = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "ring.py")))
+from helpers.benchmark import benchmark
+
+RING = benchmark("ring")
 
 
 @pytest.mark.slow
