@@ -18,7 +18,7 @@ from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.cli.train import requeue
 from gengen.training.monitor.console import Console
-from gengen.training.monitor.guards import WINDOW, Spikes
+from gengen.training.monitor.spikes import WINDOW, Spikes
 from gengen.training.objectives.language import Pretraining
 
 PASSES = {"gpt": 2, "vae": 2, "ldm": 2, "gan": 4, "ppo": 4}  # losses of micro-batches in a step
