@@ -45,7 +45,7 @@ STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {
     1: {"config": without_text_width},
     2: {"config": with_new_names},
 }
-"""format -> part of a checkpoint (manifest, config, optimizer or state) -> the function that makes it the next format's.
+"""format -> part of a checkpoint (manifest, config, optimizer or state) -> the function to the next format.
 
 A step is never changed or removed: tests/golden has a checkpoint of each format, to be read for ever. A key that a
 config lacks gets its default without a step. A step of a config leaves alone a config that it would not change: a

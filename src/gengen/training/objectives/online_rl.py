@@ -36,7 +36,7 @@ from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.rewards import Answer, Interrupted, load_reward, never
 from gengen.models.completions import answer_log_probs, token_values
 from gengen.models.gpt import GPT
-from gengen.training.monitor.guards import in_halves
+from gengen.training.memory import in_halves
 from gengen.training.objective import Batch
 from gengen.training.objectives.language import LanguageObjective, reference
 from gengen.training.objectives.rollout import PromptData, Rollout, collect, figures, padded, score, table
