@@ -28,6 +28,8 @@ SMALL_IMAGES = [
 ]  # fmt: skip
 SHAPES = {"unet": ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4"]}
 SHAPES["ldm"] = SHAPES["unet"][:3]
+SHAPES["dit"] = ["model.layers=1", "model.width=32", "model.heads=2", "model.patch=4"]
+SHAPES["latent_dit"] = [*SHAPES["dit"][:3], "model.patch=1"]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -57,7 +59,7 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
         return [
             *argv,
             *(["samples=12"] if command == "evaluate" else []),
-            *(["steps=2"] if family in ("unet", "ldm") else []),
+            *(["steps=2"] if family in ("unet", "ldm", "dit", "latent_dit") else []),
         ]
     if command == "prepare" and DATA.entries[chosen["data"]].kind == "image":
         return [*argv[:1], "data=imagefolder", f"data.path={pictures}", "data.resolution=16", f"data.dir={data}"]

@@ -25,10 +25,14 @@ MACHINE = [
     "data.micro_batch_size=6",
 ]
 UNET = ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "optim.ema=0.99"]
+DIT = ["model.layers=2", "model.width=32", "model.heads=2", "model.dropout=0.1", "optim.ema=0.99"]
+ON_LATENTS = ("ldm", "latent_dit")
 AUTOENCODER = ["model.widths=[16,32]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
 FAMILIES = {
     "unet": [*UNET, "model.patch=4"],
     "ldm": [*UNET, "model.patch=1"],
+    "dit": [*DIT, "model.patch=4"],
+    "latent_dit": [*DIT, "model.patch=2", "model.activation_checkpointing=true"],
     "vae": [*AUTOENCODER, "optim.ema=0.99"],
     "autoencoder_kl": AUTOENCODER,
     "vqvae": AUTOENCODER,
@@ -79,7 +83,7 @@ def codec_run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 
 def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]:
-    extra = [f"model.codec={codec_run}"] if family == "ldm" else []
+    extra = [f"model.codec={codec_run}"] if family in ON_LATENTS else []
     return [
         f"model={family.split(',')[0]}",
         *picture_data,
@@ -104,7 +108,7 @@ def test_stops_change_nothing(family: str, picture_data: list[str], codec_run: P
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=straight"]) == 0
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
     if (
-        family == "ldm"
+        family in ON_LATENTS
     ):  # the run keeps what it needs: neither the autoencoder's run nor the cached latents have to be there
         shutil.rmtree(next(Path(argv_value(argv, "data.dir")).glob("prepared/[!.]*latents*")))
     assert main(["train", "run=r", f"runs_dir={tmp_path}", "stop_at=11", "data.num_workers=1"]) == 0

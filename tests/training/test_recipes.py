@@ -38,6 +38,7 @@ def peak(*argv: str) -> float:
         (["model=unet", "data=animals"], 1.5e-3),
         (["model=unet", "data=animals", "model.size=base"], 1.5e-3 / 6),
         (["model=ldm", "data=animals", "model.size=small"], 1.5e-3 / 2),
+        (["model=dit", "data=animals", "model.size=base"], 1.5e-3 / 6),
         (["model=vae", "data=animals"], 2e-3),
         (["model=autoencoder_kl", "data=animals", "model.size=base"], 2e-3 / 8),
         (["model=gan", "data=animals", "model.size=base"], 1e-3 / 4),
@@ -49,7 +50,7 @@ def test_the_rate_falls_as_one_over_the_width(argv: list[str], wanted: float) ->
     assert peak(*argv) == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize("model", ["unet", "ldm", "gan", "vae", "autoencoder_kl", "vqvae"])
+@pytest.mark.parametrize("model", ["unet", "ldm", "dit", "latent_dit", "gan", "vae", "autoencoder_kl", "vqvae"])
 def test_an_average_is_a_share_of_the_run(model: str) -> None:
     """With one decay for all, it was 200 steps long in a run of 300 and in one of 100,000."""
     c = composed(f"model={model}", "data=animals").optim
@@ -91,6 +92,8 @@ FAMILIES: dict[str, list[str]] = {
     "gpt": ["data=storybook", "model.size=nano"],
     "unet": ["data=animals", "model.size=nano", "model.widths=32,64", "model.attention=[1]"],
     "ldm": ["data=animals", "model.size=nano"],
+    "dit": ["data=animals", "model.size=nano"],
+    "latent_dit": ["data=animals", "model.size=nano"],
     "vae": ["data=animals", "model.size=nano", "model.widths=16,32", "model.latent_channels=4", "model.patch=2"],
     "autoencoder_kl": ["data=animals", "model.size=nano"],
     "vqvae": ["data=animals", "model.size=nano"],
@@ -113,12 +116,14 @@ def test_muon_has_the_maps_between_features_and_nothing_else(name: str) -> None:
     assert count[True] > (0.3 if name == "gpt" else 1.5) * count[False]
     assert all(model.get_parameter(key).dim() >= 2 for key in names[True])
     ends = (
-        "embedding",
+        "embed",
         "classes",
         "level.",
         "conv_in.weight",
         "conv_out.weight",
         "norm_out",
+        "modulation_out",
+        "out",
         "log_scale",
         "bottleneck",
     )

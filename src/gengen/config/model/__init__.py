@@ -11,11 +11,13 @@ from gengen.config.model.diffusion import (
     UNetConfig,
     register_diffusion,
 )
+from gengen.config.model.dit import DIT_SIZES, DiTConfig, LatentDiTConfig
 from gengen.config.model.gan import GAN_SIZES, AdversarialConfig, DCGANConfig, GANConfig
 from gengen.config.model.gpt import GPT_SIZES, GPTConfig
 
 __all__ = [
     "AUTOENCODER_SIZES",
+    "DIT_SIZES",
     "GAN_SIZES",
     "GPT_SIZES",
     "LDM_SIZES",
@@ -23,12 +25,14 @@ __all__ = [
     "AdversarialConfig",
     "AutoencoderConfig",
     "DCGANConfig",
+    "DiTConfig",
     "DiffusionConfig",
     "DiffusionProcess",
     "GANConfig",
     "GPTConfig",
     "ImageModelConfig",
     "LDMConfig",
+    "LatentDiTConfig",
     "ModelConfig",
     "UNetConfig",
     "check_levels",
