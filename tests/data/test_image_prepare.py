@@ -11,8 +11,12 @@ import torch
 from image_stand_ins import png
 
 from gengen.data.image import prepare as image_prepare
-from gengen.data.image.prepare import fingerprint_of, held_out, prepare
+from gengen.data.image.prepare import ImagesFolder, held_out, prepare
 from gengen.errors import UserError
+
+
+def fingerprint_of(config):
+    return ImagesFolder(config, print).identity()[0]
 
 
 def folders(config):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from batches import assert_equal, take
 
-from gengen.data.text.windows import TextData, prepare
+from gengen.data.text.prepare import prepare
+from gengen.data.text.windows import TextData
 from gengen.errors import UserError
 
 T, B = 31, 6

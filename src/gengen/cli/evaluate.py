@@ -44,8 +44,9 @@ def main(argv: list[str]) -> int:
     if MODELS[config.model.name].kind == "image":
         from gengen.evaluation.images import evaluate_run
 
+        pixels: Any = getattr(prepared, "pixels", prepared)  # of latents, the images that were encoded
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
-        result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
+        result |= evaluate_run(generator, pixels, wanted, run / "evaluation", print)
     elif config.stage.name == "pretrain":  # a later stage has its own metrics, and `align` for the rest
         from gengen.evaluation.text import evaluate_text
 

@@ -29,9 +29,10 @@ from gengen.config.schema import build, plain, schema
 from gengen.config.stage import TuningConfig, weighted_reward
 from gengen.config.train import TrainConfig
 from gengen.errors import NoCheckpoint, UserError
-from gengen.registry import DATA, MODELS, REWARDS
+from gengen.registry import MODELS, REWARDS
 
 if TYPE_CHECKING:
+    from gengen.data.prepared import PreparedData
     from gengen.training.monitor.console import Console
 
 
@@ -181,21 +182,26 @@ def has_begun(run: Run) -> bool:
 
 
 def prepare_data(
-    config: TrainConfig, console: "Console", tokenizer: str | None, checkpoint: Path | None, run: Path | None
-) -> Any:
+    config: TrainConfig,
+    console: "Console",
+    tokenizer: str | None,
+    checkpoint: Path | None,
+    run: Path | None,
+    allow_build: bool = True,
+) -> "PreparedData":
     """The run's data, prepared, and encoded where its family is trained on what another model makes of it; `run` is
-    the run that holds that model already. Raises UserError where a checkpoint was trained on other data."""
+    the run that holds that model already. Raises UserError where a checkpoint was trained on other data; NotPrepared
+    where something is missing and `allow_build` is off."""
     from gengen.checkpoints.layout import verify
-    from gengen.data.prepared import TRAINED_ON
+    from gengen.data.prepared import PreparedData, PrepareRequest
+    from gengen.data.prepared import prepare_data as prepare
 
     was = verify(checkpoint)["data"] if checkpoint else ""
-    token = TRAINED_ON.set(was)
-    try:
-        prepared = DATA[config.data.name].load("prepare")(config.data, config.model, console.say, tokenizer)
-    finally:
-        TRAINED_ON.reset(token)
+    request = PrepareRequest(config.data, config.model, console.say, tokenizer, was, allow_build)
+    prepared: PreparedData = prepare(request)
     if "encode" in (entry := MODELS[config.model.name]).builds:
-        prepared = entry.load("encode")(prepared, config.model, Path(config.runs_dir), run, console.say)
+        encode = entry.load("encode")
+        prepared = encode(prepared, config.model, Path(config.runs_dir), run, console.say, allow_build=allow_build)
     if checkpoint and was != prepared.fingerprint:
         raise UserError(
             f"the data is not what {checkpoint} was trained on: its fingerprint was {was[:16]}, now {prepared.fingerprint[:16]}"
@@ -299,7 +305,9 @@ def brought_tokenizer(run: Path) -> str | None:
     return read_tokenizer(run)
 
 
-def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run | None = None) -> int:
+def execute(
+    task: Job, console: "Console | None", prepared: "PreparedData | None" = None, run: Run | None = None
+) -> int:
     """Train as this rank of a job. The exit code is 0, or 128 + the signal that stopped the run."""
     from gengen.checkpoints.store import SaveFailed
     from gengen.training.build import train, with_rollbacks
@@ -334,7 +342,7 @@ def execute(task: Job, console: "Console | None", prepared: Any = None, run: Run
     return interruption.exit_code if interruption() else 0
 
 
-def introduce(config: TrainConfig, run: Run, prepared: Any, console: "Console") -> None:
+def introduce(config: TrainConfig, run: Run, prepared: "PreparedData", console: "Console") -> None:
     from gengen.cli.dry_run import size_line
 
     c = config.trainer

@@ -29,9 +29,12 @@ from gengen.checkpoints.run import Run
 from gengen.config.redact import redact
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, TrainerConfig, seconds
+from gengen.data import loader
+from gengen.data.loader import StepData
+from gengen.data.prepared import PreparedData
 from gengen.generation.load import start_from
 from gengen.hardware import pick_compile, wait_for
-from gengen.registry import DATA, MODELS
+from gengen.registry import MODELS
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.loop import Cadence, RollBack, TrainingFailed
 from gengen.training.monitor.console import Console
@@ -42,7 +45,7 @@ from gengen.training.objective import TRIAL_STEPS, Objective
 from gengen.training.rng import seed_everything
 
 
-def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None = None) -> Objective:
+def build_objective(config: TrainConfig, prepared: PreparedData, init_from: Path | None = None) -> Objective:
     """The seeded model in its objective; with the weights of another run's checkpoint, if named."""
     entry = MODELS[config.model.name]
     seed_everything(config.seed)
@@ -53,9 +56,10 @@ def build_objective(config: TrainConfig, prepared: Any, init_from: Path | None =
     return objective
 
 
-def build_datamodule(config: TrainConfig, prepared: Any, rank: int = 0) -> Any:
-    build: Any = DATA[config.data.name].load("datamodule")
-    return build(config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices)
+def build_datamodule(config: TrainConfig, prepared: PreparedData, rank: int = 0) -> StepData:
+    return loader.build_datamodule(
+        config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices
+    )
 
 
 def build_trainer(config: TrainConfig, callback: L.Callback, max_steps: int) -> L.Trainer:
@@ -221,7 +225,10 @@ def steps_within(budget: float, c: TrainerConfig, step: float, evaluation: float
 
 
 def fitted_to_budget(
-    config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool] = lambda: False
+    config: TrainConfig,
+    prepared: PreparedData,
+    say: Callable[[str], None],
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> TrainConfig:
     """The config with the steps that fit in trainer.budget on this machine, by the times of a few steps of a copy that
     is thrown away, of an evaluation, samples and a save; and with `compile` settled, so that it repeats the run."""
@@ -232,7 +239,7 @@ def fitted_to_budget(
 
 
 def trial(
-    config: TrainConfig, prepared: Any, say: Callable[[str], None], interrupted: Callable[[], bool]
+    config: TrainConfig, prepared: PreparedData, say: Callable[[str], None], interrupted: Callable[[], bool]
 ) -> tuple[int, bool]:
     """Train a copy for TRIAL_STEPS: how many steps the budget has room for, and whether they are compiled. The trial
     is part of the budget, and so is what the first steps take longer than others, which comes again."""
@@ -277,7 +284,7 @@ def with_rollbacks(
 def train(
     config: TrainConfig,
     run: Run,
-    prepared: Any,
+    prepared: PreparedData,
     console: Console,
     interruption: Interruption,
     init_from: Path | None,

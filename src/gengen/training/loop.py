@@ -16,6 +16,7 @@ from gengen.checkpoints.metrics_csv import Logger, Metrics
 from gengen.checkpoints.run import Run
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig, seconds
+from gengen.data.prepared import PreparedData
 from gengen.errors import UserError
 from gengen.faults import fault
 from gengen.hardware import wait_for
@@ -70,7 +71,7 @@ class Cadence(L.Callback):
         run: Run,
         console: Console,
         interruption: Interruption,
-        prepared: Any,
+        prepared: PreparedData,
         val_batches: Callable[[], Any],
         peak_flops: float | None,
         loggers: list[Logger],

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gengen.config.model import UNetConfig
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import PreparedRows
 from gengen.diffusion.parameterizations import network_inputs, target
 from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
@@ -32,7 +32,7 @@ class Diffusion(Objective):
     unit = "images"
     model: UNet
 
-    def __init__(self, config: TrainConfig, model: UNet, prepared: Any):
+    def __init__(self, config: TrainConfig, model: UNet, prepared: PreparedRows):
         super().__init__(config, model)
         self.prepared = prepared
         self.diffusion: UNetConfig = model.config

@@ -18,6 +18,7 @@ from gengen.checkpoints.files import replace_text, without_special_floats
 from gengen.config.redact import redact
 from gengen.config.stage import GRPOConfig, OnlineConfig, PPOConfig, weighted_reward
 from gengen.config.train import TrainConfig
+from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.data.order import permutation
 from gengen.errors import UserError
 from gengen.faults import fault
@@ -53,8 +54,9 @@ class OnlineRL(LanguageObjective):
     metrics = ("val/loss", "val/score", "val/kl", "val/ended")
     sums = 5
     compiles_on_cpu = False
+    prepared: PreparedExamples
 
-    def __init__(self, config: TrainConfig, model: GPT, prepared: Any):
+    def __init__(self, config: TrainConfig, model: GPT, prepared: PreparedExamples):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, OnlineConfig)
         self.c = c = config.stage
