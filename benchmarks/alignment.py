@@ -153,7 +153,7 @@ class Asked:
     def prompts(self, split: str, iteration: int, count: int, seed: int) -> np.ndarray:
         return order.images(iteration * count, count, seed, len(self.train))[0]
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
+    def batch(self, split: str, index: Tensor) -> dict[str, Tensor]:
         return {"index": index}
 
 

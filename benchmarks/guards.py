@@ -22,7 +22,8 @@ from unittest.mock import patch
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.data.text.windows import prepare_for
+from gengen.data.prepared import PrepareRequest
+from gengen.data.text.prepare import prepare_for
 from gengen.training.budget import StepTimes
 from gengen.training.build import build_datamodule, build_objective, build_trainer
 from gengen.training.monitor.interruption import Interruption
@@ -59,7 +60,7 @@ def main(blocks: int, steps: int, threads: int, settings: list[str]) -> None:
         *settings,
     ]
     config = compose_train(read_command_line([*line, "trainer.device=cpu", "trainer.compile=false"]))
-    prepared = prepare_for(config.data, config.model, lambda line: None, None)  # type: ignore[arg-type]
+    prepared = prepare_for(PrepareRequest(config.data, config.model, lambda line: None))  # type: ignore[arg-type]
     config.data, config.model = prepared.config, config.model.resolved()
     objective, data = build_objective(config, prepared), build_datamodule(config, prepared)
     with TemporaryDirectory() as folder:

@@ -14,13 +14,16 @@ import gengen
 from gengen.checkpoints.files import read_json
 from gengen.config.data import DataConfig
 from gengen.config.schema import build
-from gengen.data.text.windows import prepare_for
+from gengen.data.prepared import PrepareRequest
+from gengen.data.text.prepare import prepare_for
 from gengen.generation.text.engine import Engine
 
 
 def main(run: str) -> None:
     generator, config = gengen.load(run), read_json(Path(run) / "config.json")
-    prepared = prepare_for(build(DataConfig, config["data"]), generator.model.config, lambda line: None, None)  # type: ignore[arg-type]
+    prepared = prepare_for(
+        PrepareRequest(build(DataConfig, config["data"]), generator.model.config, lambda line: None)
+    )  # type: ignore[arg-type]
     exact = 0.0
     for precision in ("fp32", "bf16", "int8"):
         model = Engine(generator.model, precision).model

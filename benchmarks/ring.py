@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import ImageConfig
 from gengen.config.train import TrainConfig
-from gengen.data.image.datamodule import ImageData
+from gengen.data.loader import IndexedData
 from gengen.training.budget import StepTimes
 from gengen.training.build import build_trainer
 from gengen.training.objectives.gan import Adversarial
@@ -62,7 +62,7 @@ class Points:
         self.train = (centres + STD * torch.randn(count, 2, generator=draw))[:, :, None, None]
         self.val = self.train[:1000]
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
+    def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> dict[str, Tensor]:
         return {"images": getattr(self, split)[index], "labels": torch.full((len(index),), -1), "index": index}
 
 
@@ -77,7 +77,7 @@ def trained(settings: list[str], seed: int, steps: int) -> tuple[Adversarial, St
     assert isinstance(config.data, ImageConfig)
     seed_everything(seed)
     objective = Adversarial(config, RingGAN(config.model.latent_size), points)  # type: ignore[attr-defined,arg-type]
-    build_trainer(config, times, steps).fit(objective, datamodule=ImageData(config.data, points, seed=seed))
+    build_trainer(config, times, steps).fit(objective, datamodule=IndexedData(config.data, points, seed=seed))
     return objective, times
 
 

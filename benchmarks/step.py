@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from turns import arguments
 
 from gengen.config.compose import compose_train, read_command_line
-from gengen.data.text.windows import prepare_for
+from gengen.data.prepared import PrepareRequest
+from gengen.data.text.prepare import prepare_for
 from gengen.models.cross_entropy import linear_cross_entropy
 from gengen.training.budget import StepTimes
 from gengen.training.build import build_datamodule, build_objective, build_trainer
@@ -59,7 +60,7 @@ def fetching(threads: int, settings: list[str]) -> tuple[float, float]:
         *settings,
     ]
     config = compose_train(read_command_line([*line, "trainer.device=cpu", "trainer.compile=false"]))
-    prepared = prepare_for(config.data, config.model, lambda line: None, None)  # type: ignore[arg-type]
+    prepared = prepare_for(PrepareRequest(config.data, config.model, lambda line: None))  # type: ignore[arg-type]
     config.data, config.model = prepared.config, config.model.resolved()
     module = build_datamodule(config, prepared)
     batches, fetched = iter(module.loader(0)), []

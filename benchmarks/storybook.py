@@ -33,7 +33,8 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import DataConfig
 from gengen.config.model import ModelConfig
 from gengen.config.schema import build
-from gengen.data.text.windows import PreparedText, prepare_for
+from gengen.data.prepared import PrepareRequest
+from gengen.data.text.prepare import PreparedText, prepare_for
 
 TRAIN = str(Path(__file__).parents[1] / "scripts" / "train.py")
 
@@ -76,7 +77,7 @@ def loop(
     own = [setting for setting in settings if setting.startswith("data")]
     line = ["model=gpt", "data=storybook", f"model.vocab_size={vocab}", *own]
     config = compose_train(read_command_line(line))
-    prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+    prepared = prepare_for(PrepareRequest(config.data, config.model, print))  # type: ignore[arg-type]
     made = make(seed=seed, vocab=prepared.tokenizer.vocab_size, **{"bf16": True, "compiled": True} | how)
     steps, spent = made.run_for(seconds, whole(prepared.train), seed)
     parameters = sum(p.numel() for p in made.model.parameters())
@@ -98,7 +99,9 @@ def recipe(seconds: float, seed: int, settings: list[str]) -> Trained:
         run = Path(folder) / "ours"
         config, last = read_json(run / "config.json"), read_metrics(run / "metrics.csv")[-1]
         model = gengen.load(run, device="cpu").model
-        prepared = prepare_for(build(DataConfig, config["data"]), build(ModelConfig, config["model"]), print, None)
+        prepared = prepare_for(
+            PrepareRequest(build(DataConfig, config["data"]), build(ModelConfig, config["model"]), print)
+        )
     context = config["model"]["context"]
     found = score(model, prepared, context)
     print(f"  our own evaluation says {last['val/bpb']:.4f} bits-per-byte, the function used here {found:.4f}")

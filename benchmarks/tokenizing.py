@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerFast
 from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
+from gengen.data.prepared import PrepareRequest
 from gengen.data.text import prepare
+from gengen.data.text.prepare import prepare_for
 from gengen.data.text.shards import TokenStream, write_shards
 from gengen.data.text.tokenizer import TextTokenizer
-from gengen.data.text.windows import prepare_for
 from gengen.errors import UserError
 
 SENTENCES = 50  # a document
@@ -36,7 +37,7 @@ SENTENCES = 50  # a document
 def book(settings: list[str]) -> str:
     config = compose_train(read_command_line(["model=gpt", "data=storybook", *settings]))
     try:
-        prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+        prepared = prepare_for(PrepareRequest(config.data, config.model, print))  # type: ignore[arg-type]
     except UserError as error:
         print(f"made-up words, as there is no storybook: {error}")
         draws = random.Random(1)

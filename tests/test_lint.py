@@ -48,7 +48,7 @@ def test_modules_are_imported_by_name_only_for_registered_parts_and_plugins() ->
 
 
 PACKAGE = ROOT / "src" / "gengen"
-SHARED = {"errors", "faults", "hardware", "registry"}
+SHARED = {"errors", "faults", "hardware", "io", "registry"}
 """Single files that any room may use."""
 ROOMS = {  # room -> what it may import of the others
     "config": set(),

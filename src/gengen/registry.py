@@ -8,10 +8,10 @@ registering itself, and is imported only when the command line says so (`plugins
     class MineConfig(ModelConfig): ...
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from gengen.errors import UserError, did_you_mean, raised
 
@@ -26,6 +26,7 @@ def own_packages() -> set[str]:
     entries = [entry for registry in (MODELS, DATA, STAGES) for entry in registry.entries.values()]
     functions = [*REWARDS.values(), *CALLBACKS.values(), *PROFILERS.values()]
     modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *functions]
+    modules += [path for sources in SOURCES.values() for path in sources.values()]
     return {module.partition(":")[0].split(".")[0] for module in modules} - {"gengen"}
 
 
@@ -149,6 +150,47 @@ def reward_function(name: str) -> Callable[[str, str, bool], float]:
     return function
 
 
+SOURCES: dict[str, dict[str, str]] = {}
+"""Where records come from: kind of data -> name -> "module:Class", imported when read; see data/sources/base.py."""
+
+
+def register_source(kind: str, name: str) -> Callable[[type], type]:
+    """Register the class of a source, Class(config) -> `Source`, to be named by data.source for data of this kind:
+    text, image, conversations, preferences or prompts."""
+
+    def register(source: type) -> type:
+        SOURCES.setdefault(kind, {})[name] = f"{source.__module__}:{source.__qualname__}"
+        return source
+
+    return register
+
+
+def source_class(kind: str, name: str) -> Callable[[Any], Any]:
+    """The registered class of a source, imported."""
+    known = SOURCES.get(kind, {})
+    if name not in known:
+        raise UserError(f"no source of {kind} is called {name!r}" + did_you_mean(name, known))
+    found: Callable[[Any], Any] = imported(known[name])
+    return found
+
+
+class SourceNames(Sequence[str]):
+    """What data.source may be for a kind of data: the names registered by now, some more before them."""
+
+    def __init__(self, kind: str, *before: str):
+        self.kind, self.before = kind, before
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        return [*self.before, *SOURCES.get(self.kind, {})][i]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(SOURCES.get(self.kind, {}))
+
+
 def register_stage(name: str, *, data: str = "") -> Callable[[type], type]:
     """Register a stage's config; data: the kind it is trained on, "" = the model's own."""
 
@@ -173,9 +215,9 @@ def register_model(
     """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the
     config of its `sample` command.
 
-    encode(prepared, model_config, runs_dir, run, say) -> prepared: for a family that is trained on data as another
-    run's model encodes it. `run` is the directory of a run that exists, or None; what sampling will need of the other
-    model is in the `dependencies` of what it returns, {name: folder}, and is copied into a new run.
+    encode(prepared, model_config, runs_dir, run, say, allow_build=) -> prepared: for a family that is trained on data
+    as another run's model encodes it. `run` is the directory of a run that exists, or None; what sampling will need of
+    the other model is in the `dependencies` of what it returns, {name: folder}, and is copied into a new run.
     variants: a network or generator that one stage has of its own, such as {"model:reward": "module:Class"}.
     """
     builds = {"model": model, "generator": generator} | {
@@ -193,11 +235,11 @@ def register_model(
 
 
 def register_data(*names: str, kind: str, prepare: str, datamodule: str) -> Callable[[type], type]:
-    """Register data sets that share one config dataclass, one way to be prepared and one datamodule:
+    """Register data sets that share one config dataclass, one way to be prepared and one datamodule.
 
-    prepare(config, model_config, say, tokenizer_json) -> prepared data, with `config` (settled), `fingerprint`,
-    `model_facts` (what the data fixes of the model), `dependencies` (folders a run keeps a copy of) and `describe()`;
-    datamodule(config, prepared, model_config, seed=, rank=, world=) -> LightningDataModule with `val_batches()`.
+    prepare: "module:function" of a `Prepare` (data/prepared.py): a `PrepareRequest` in, `PreparedData` out.
+    datamodule: "module:function" of a `BuildDataModule` (data/loader.py); for data whose prepared form has
+    batch(split, index), gengen.data.loader:datamodule_for will do.
     """
 
     def register(config: type) -> type:

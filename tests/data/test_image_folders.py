@@ -170,7 +170,8 @@ CASES: list[tuple[Callable[[Path], None], dict[int, Any], list[str]]] = [
 REFUSED = {
     emptied: "class 'dog' is left empty: its pictures are all in cat, too; of equals the first is kept",
     held_out_whole: "class 'dog' is left without a picture to train on: all of them are held out",
-    unreadable: "class 'dog' is left empty: none of its 1 images can be read (ROOT/dog/30.png: no PNG, JPEG, WEBP image)",
+    unreadable: "class 'dog' is left empty: none of its 1 images can be read"
+    " (ROOT/dog/30.png: no PNG, JPEG, WEBP image)",
 }
 
 

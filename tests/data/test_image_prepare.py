@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from gengen.data.image import prepare as image_prepare
-from gengen.data.image.prepare import fingerprint_of, held_out, prepare
+from gengen.data.image.prepare import ImagesFolder, held_out, prepare
 from gengen.errors import UserError
 from helpers.image_stand_ins import png
+
+
+def fingerprint_of(config):
+    return ImagesFolder(config, print).identity()[0]
 
 
 def folders(config):

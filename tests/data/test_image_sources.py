@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from gengen.data.image import sources as image_sources
 from gengen.data.image.prepare import held_out
-from gengen.data.image.sources import array_of, base_of, find_images, in_tone, pictures
-from gengen.data.sources import files as sources
-from gengen.data.sources.files import Skips
+from gengen.data.image.sources import hub as image_hub
+from gengen.data.image.sources.animals import ANIMALS, array_of
+from gengen.data.image.sources.base import image_source
+from gengen.data.image.sources.emoji import base_of, in_tone
+from gengen.data.image.sources.folder import find_images
+from gengen.data.sources import hub
+from gengen.data.sources.base import read_records
+from gengen.data.sources.skips import Skips
 from gengen.errors import UserError
 from helpers.image_stand_ins import FARMER, RUNNER, array_stream, png
 
 
 def read(config, said=None):
     skips = Skips(config.max_bad)
-    return list(pictures(config, skips, (said if said is not None else []).append)), skips
+    return list(read_records(image_source(config), skips, (said if said is not None else []).append)), skips
 
 
 # ----------------------------------------------------------------------------------------------------------- archives
@@ -30,7 +34,7 @@ def test_animals_are_framed_and_named(image_archives, image_config):
     pixels = torch.stack([picture.pixels for picture in found])
     assert pixels.shape == (100, 1, 32, 32) and not pixels[:, :, :2].any() and not pixels[:, :, :, -2:].any()
     np.testing.assert_array_equal(pixels[:, 0, 2:-2, 2:-2], image_archives.images)
-    assert [picture.label for picture in found[::10]] == image_sources.ANIMALS == sorted(image_sources.ANIMALS)
+    assert [picture.label for picture in found[::10]] == ANIMALS == sorted(ANIMALS)
     assert found[0].caption == "" and found[0].split is None
     bigger, _ = read(image_config("animals", resolution=48, channels=3))
     assert bigger[0].pixels.shape == (3, 48, 48)
@@ -263,7 +267,7 @@ def test_a_path_that_does_not_fit(album, image_config, tmp_path):
 
 
 def test_cifar10_without_the_hub_says_what_to_do(image_config):
-    sources.hub_facts.cache_clear()
+    hub.hub_facts.cache_clear()
     with pytest.raises(
         UserError,
         match=r"(?s)data=cifar10: the hub is not asked for uoft-cs/cifar10 .*HF_.*data=imagefolder data.path=",
@@ -286,13 +290,13 @@ def test_a_set_of_the_hub_is_read_as_it_is_divided(tmp_path, image_config, monke
     (tmp_path / "set").mkdir()
     write("train", [10, 20, 30], [0, 1, 1])
     write("test", [40], [0])
-    monkeypatch.setattr(image_sources, "hub_facts", lambda name: ("abc123", "unknown"))
+    monkeypatch.setattr(image_hub, "hub_facts", lambda name: ("abc123", "unknown"))
     found, skips = read(image_config("cifar10", hub=str(tmp_path / "set")))
     got = [(p.split, p.label, int(p.pixels[2, 5, 5])) for p in found]
     assert got == [("val", "airplane", 40), ("train", "airplane", 10), ("train", "bird", 20), ("train", "bird", 30)]
     assert skips.good["image"] == 4
-    monkeypatch.setattr(image_sources, "hub_facts", lambda name: ("abc123", "mit"))
-    assert image_sources.describe_source(image_config("cifar10", hub="a/b")) == ("hub a/b@abc123", "mit")
+    monkeypatch.setattr(image_hub, "hub_facts", lambda name: ("abc123", "mit"))
+    assert image_source(image_config("cifar10", hub="a/b")).describe() == ("hub a/b@abc123", "mit")
 
 
 def test_nothing_of_the_packages_is_imported(image_archives, image_config):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gengen.data.prepared import TRAINED_ON
 from gengen.data.sources import wheels
 from gengen.data.text import prepare as prepare_module
-from gengen.data.text.prepare import prepare
+from gengen.data.text.prepare import TextFolder, prepare
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 
@@ -81,17 +80,16 @@ def test_few_documents_many_times_fall_back_to_tails(tmp_path, file_config, said
 
 def test_data_stay_as_they_were_prepared_for_the_run_that_goes_on(archive, book_config, said, monkeypatch):
     """Another format is another folder, but for a run whose checkpoint names the older one."""
-    monkeypatch.setattr(prepare_module, "FORMAT", 1)
+    monkeypatch.setattr(TextFolder, "FORMAT", 1)
     before = prepare(book_config(), 300, said.append)
     monkeypatch.undo()
     monkeypatch.setattr(wheels, "PINS", archive.parents[2] / "wheels.txt")
     assert prepare(book_config(), 300, said.append).fingerprint != before.fingerprint
-    token = TRAINED_ON.set(before.fingerprint)
     said.clear()
-    again = prepare(book_config(), 300, said.append)
+    again = prepare(book_config(), 300, said.append, trained_on=before.fingerprint)
     assert again.fingerprint == before.fingerprint and again.meta["format"] == 1 and not said
-    assert prepare(book_config(validation=0.2), 300, said.append).meta["format"] == 2  # other data are today's
-    TRAINED_ON.reset(token)
+    other = prepare(book_config(validation=0.2), 300, said.append, trained_on=before.fingerprint)
+    assert other.meta["format"] == 2  # other data are today's
 
 
 def test_too_few_documents_fall_back_to_tails(archive, book_config, said):

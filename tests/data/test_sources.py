@@ -11,9 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gengen.data.sources import files as sources
-from gengen.data.sources.files import Skips, documents, resolve_source
+from gengen.data.sources import files, text_files
+from gengen.data.sources import hub as hub_module
+from gengen.data.sources.base import read_records
+from gengen.data.sources.skips import Skips
+from gengen.data.text.sources.base import settle_source, text_source
+from gengen.data.text.sources.files import SUFFIXES
 from gengen.errors import UserError
+
+
+def documents(config, skips, say):
+    return read_records(text_source(config), skips, say, config.max_documents)
 
 
 def read(config, said=()):
@@ -45,7 +53,7 @@ def test_links_are_followed_and_may_go_in_circles(tmp_path, file_config, said):
     (far / "deep" / "back").symlink_to(far)
     (root / "one.txt").symlink_to(far / "z.txt")
     os.mkfifo(root / "pipe.txt")
-    found = sources.find_files(str(root), say=said.append)
+    found = files.find_files(str(root), SUFFIXES, said.append)
     assert [str(path.relative_to(root)) for path in found] == ["b/x.txt", "c/deep/y.txt", "c/z.txt", "one.txt"]
     assert said == [
         f"data: left out of {root}: 1 link that leads nowhere, 1 pipe or device, "
@@ -59,7 +67,7 @@ def test_what_is_left_out_is_said_by_ending(tmp_path, file_config, said):
     assert [document.text for document in documents(file_config(tmp_path), Skips(0), said.append)] == ["some text"]
     counts = "2 .md, 1 README, 1 .csv, 1 .txt.zst, 1 .tar.gz"
     assert said == [f"data: left out of {tmp_path}: {counts}; read are .jsonl, .parquet, .txt, .jsonl.gz, .txt.gz"]
-    assert not sources.left_out(tmp_path, [], Counter(), (".txt",))
+    assert not files.left_out(tmp_path, [], Counter(), (".txt",))
 
 
 def test_compressed_files_are_read(tmp_path, file_config):
@@ -178,7 +186,7 @@ def test_damage_to_a_file_is_not_a_few_bad_lines(tmp_path, file_config):
 
 @pytest.mark.fault("F21")
 def test_a_line_too_long_is_passed_over(tmp_path, file_config, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    monkeypatch.setattr(text_files, "MAX_LINE", 100)
     rows = [
         json.dumps({"text": "x" * size}) for size in (5, 500, 87, 88, 88)
     ]  # and 12 bytes around each, and a line end
@@ -222,7 +230,7 @@ def hub(monkeypatch):
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    sources.hub_facts.cache_clear()
+    hub_module.hub_facts.cache_clear()
     fake = SimpleNamespace(
         info=lambda: SimpleNamespace(sha="abc123", card_data={"license": "cdla"}), rows=[], asked=[]
     )
@@ -234,16 +242,16 @@ def hub(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: fake.info())
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     yield fake
-    sources.hub_facts.cache_clear()
+    hub_module.hub_facts.cache_clear()
 
 
 def test_the_hub_is_taken_where_it_answers(hub, book_config, said):
-    config = resolve_source(book_config(source="auto", hub="who/tales", max_documents=2), said.append)
+    config = settle_source(book_config(source="auto", hub="who/tales", max_documents=2), said.append)
     hub.rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
     assert config.source == "hub" and not said
     assert read(config)[0] == ["one", "two"]
     assert hub.asked == [("who/tales", {"split": "train", "revision": "abc123", "streaming": True})]
-    assert sources.describe_source(config) == ("hub who/tales@abc123", "cdla")
+    assert text_source(config).describe() == ("hub who/tales@abc123", "cdla")
 
 
 def refuse():
@@ -255,10 +263,10 @@ def refuse():
     [(refuse, r"\(ConnectionError: no route\)"), (lambda: time.sleep(1), r"\(TimeoutError: nothing in 0.1 s\)")],
 )
 def test_without_the_hub_one_line_says_what_is_taken_instead(hub, book_config, said, monkeypatch, info, why):
-    monkeypatch.setattr(sources, "PROBE", 0.1)
+    monkeypatch.setattr(hub_module, "PROBE", 0.1)
     hub.info = info
     config = book_config(source="auto", hub="who/tales")
-    assert resolve_source(config, said.append).source == "wheel"
+    assert settle_source(config, said.append).source == "wheel"
     assert (
         len(said) == 1 and "training on the storybook instead (public-domain books: one-story, two-story)" in said[0]
     )
@@ -270,7 +278,7 @@ def test_without_the_hub_one_line_says_what_is_taken_instead(hub, book_config, s
 def test_offline_means_no_probe(hub, book_config, said, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     hub.info = lambda: pytest.fail("the hub was asked")
-    assert resolve_source(book_config(source="auto", hub="who/tales"), said.append).source == "wheel"
+    assert settle_source(book_config(source="auto", hub="who/tales"), said.append).source == "wheel"
     assert f"{variable} is set" in said[0]
 
 

@@ -23,8 +23,8 @@ from gengen.data.sources.storygen import (
     label,
     requested,
 )
+from gengen.data.text.prepare import prepare
 from gengen.data.text.tokenizer import TextTokenizer
-from gengen.data.text.windows import prepare
 from gengen.errors import UserError
 from gengen.registry import REWARDS
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gengen.data.text.windows import TextData, prepare
+from gengen.data.text.prepare import prepare
+from gengen.data.text.windows import TextData
 from gengen.errors import UserError
 from helpers.batches import assert_equal, take
 

@@ -147,8 +147,8 @@ class Life:
         prepare = train.prepare_data
         with pretended(self.monkeypatch) as machine, self.monkeypatch.context() as patched:
 
-            def prepared(*args: Any) -> Any:
-                found = prepare(*args)
+            def prepared(*args: Any, **more: Any) -> Any:
+                found = prepare(*args, **more)
                 machine.used.clear()
                 return found
 

@@ -28,8 +28,8 @@ from gengen.generation.text.rewards import Answer, Scorer, best_of, load_reward
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, register_reward
-from gengen.training.monitor import watchdog
 from gengen.training.monitor import interruption as signals
+from gengen.training.monitor import watchdog
 from gengen.training.monitor.interruption import Interruption
 
 CHAT = TextTokenizer.byte().with_chat()

@@ -29,13 +29,22 @@ from gengen.checkpoints.convert.huggingface import from_config
 from gengen.checkpoints.files import to_json
 from gengen.checkpoints.migrate import read_config
 from gengen.config.compose import compose_train, lay_over, read_command_line, resolve
-from gengen.config.data import ExamplesConfig, ImageConfig, TextConfig
+from gengen.config.data import (
+    ConversationsConfig,
+    ExamplesConfig,
+    ImageConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    TextConfig,
+)
 from gengen.config.resume import resumed
 from gengen.config.schema import build, schema
 from gengen.config.train import TrainConfig
 from gengen.data.dialogue.records import records
-from gengen.data.image.sources import decoded
-from gengen.data.sources.files import Skips, documents
+from gengen.data.image.sources.base import decode_or_skip
+from gengen.data.sources.base import read_records
+from gengen.data.sources.skips import Skips
+from gengen.data.text.sources.base import text_source
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.load import load_generator
@@ -344,6 +353,11 @@ def test_tokenizers_of_others(data: st.DataObject) -> None:
 
 # -------------------------------------------------------------------------------------------------------- data
 
+DIALOGUES: dict[str, type[ExamplesConfig]] = {
+    "conversations": ConversationsConfig,
+    "preferences": PreferencesConfig,
+    "prompts": PromptsConfig,
+}
 ROWS: dict[str, Any] = {
     "conversations": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     "preferences": {"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}], "margin": 1.5},
@@ -364,11 +378,10 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
         skips = Skips(allowed)
         with ours():
             if kind == "text":
-                found: list[Any] = list(
-                    documents(TextConfig(name="text", source="files", path=str(path)), skips, print)
-                )
+                source = text_source(TextConfig(name="text", source="files", path=str(path)))
+                found: list[Any] = list(read_records(source, skips, print))
             else:
-                found = list(records(ExamplesConfig(name="x", source="files", path=str(path)), kind, skips, print))
+                found = list(records(DIALOGUES[kind](name="x", source="files", path=str(path)), skips, print))
             assert found or not allowed  # the last line at least
             json.dumps([vars(x) if kind == "text" else x for x in found]).encode()  # what is prepared can be written
 
@@ -377,14 +390,8 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
 def test_margins_that_are_no_numbers(margin: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": %s}\n' % margin)  # noqa: UP031
     with pytest.raises(UserError, match="1 of 1 lines cannot be read"):
-        list(
-            records(
-                ExamplesConfig(name="x", source="files", path=str(tmp_path / "x.jsonl")),
-                "preferences",
-                Skips(0.0),
-                print,
-            )
-        )
+        config = PreferencesConfig(name="x", source="files", path=str(tmp_path / "x.jsonl"))
+        list(records(config, Skips(0.0), print))
 
 
 def pictures() -> list[bytes]:
@@ -408,6 +415,6 @@ PICTURES = pictures()
 @given(st.sampled_from(PICTURES).flatmap(damaged))
 def test_bytes_of_an_image(raw: bytes) -> None:
     skips = Skips(1.0)
-    pixels = decoded(io.BytesIO(raw), ImageConfig(name="x", resolution=8, channels=3), skips, "x.png")
+    pixels = decode_or_skip(io.BytesIO(raw), ImageConfig(name="x", resolution=8, channels=3), skips, "x.png")
     assert (pixels is None) == bool(skips.bad["image"])
     assert pixels is None or (pixels.shape == (3, 8, 8) and pixels.dtype == torch.uint8)

@@ -35,12 +35,16 @@ from gengen.cli import main
 from gengen.config.data import TextConfig
 from gengen.config.limits import MAX_DEPTH
 from gengen.config.schema import put
-from gengen.data.dialogue.records import NoAliases, dialogues
+from gengen.data.dialogue.sources.corpora import NoAliases, dialogues
 from gengen.data.image.decode import MAX_PIXELS
-from gengen.data.sources import files as sources
-from gengen.data.sources import wheels
-from gengen.data.text import tokenizer
-from gengen.data.text.tokenizer import ForeignTokenizer, TextTokenizer, byte_alphabet
+from gengen.data.sources import text_files, wheels
+from gengen.data.sources.base import read_records
+from gengen.data.sources.skips import Skips
+from gengen.data.text import foreign_tokenizer, tokenizer
+from gengen.data.text.foreign_tokenizer import ForeignTokenizer
+from gengen.data.text.sources import files as text_sources
+from gengen.data.text.sources.base import text_source
+from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -415,9 +419,9 @@ def test_a_gzip_bomb_stops_early() -> None:
 def test_a_bomb_among_texts_stops_early(tmp_path: Path) -> None:
     for name in ("a.txt.gz", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(gzip.compress((b" " * 2**20 + b"\n") * 2**6, 9))  # 65 kB
-        config, skips = TextConfig(path=str(tmp_path / name), max_bad=1), sources.Skips(1)
+        config, skips = TextConfig(path=str(tmp_path / name), max_bad=1), Skips(1)
         tracemalloc.start()
-        assert not list(sources.documents(config, skips, print))
+        assert not list(read_records(text_source(config), skips, print))
         assert tracemalloc.get_traced_memory()[1] < 2**26
         tracemalloc.stop()
         assert skips.bad == {"file": 1} and "bytes when unpacked; no more are read" in skips.first
@@ -430,10 +434,11 @@ def test_nothing_is_ever_unpacked_to_the_disk_and_tar_is_not_read() -> None:
 
 def test_the_only_yaml_that_others_wrote_is_in_a_pinned_archive() -> None:
     readers = {path.name: re.findall(r"yaml\.\w*load\w*", path.read_text()) for path in SOURCES}
-    assert {name: calls for name, calls in readers.items() if calls} == {"conversations.py": ["yaml.load"]}
+    assert {name: calls for name, calls in readers.items() if calls} == {"corpora.py": ["yaml.load"]}
     assert (
         issubclass(NoAliases, yaml.SafeLoader)
-        and "yaml.load(archive.read(name), NoAliases)" in (ROOT / "src/gengen/data/dialogue/records.py").read_text()
+        and "yaml.load(archive.read(name), NoAliases)"
+        in (ROOT / "src/gengen/data/dialogue/sources/corpora.py").read_text()
     )
     assert not [path.name for path in SOURCES if re.search(r"OmegaConf\.load|yaml\.Loader|unsafe", path.read_text())]
 
@@ -521,8 +526,8 @@ def test_a_picture_that_promises_2_5_billion_pixels_and_eps_named_png(
 def test_texts_and_lines_have_a_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_TEXT", 1000)
-    monkeypatch.setattr(sources, "MAX_LINE", 1000)
+    monkeypatch.setattr(text_sources, "MAX_TEXT", 1000)
+    monkeypatch.setattr(text_files, "MAX_LINE", 1000)
     for name, raw, words in [
         ("a.txt", b"x " * 501, "1,002 bytes, which are one document; at most 1,000 are read"),
         ("a.jsonl", b'{"text": "' + b"x" * 1001 + b'"}\n', "line 1: longer than 1,000 bytes"),
@@ -580,7 +585,7 @@ def test_the_tokenizer_is_good_before_it_is_malformed() -> None:
 @pytest.mark.parametrize("what", MALFORMED)
 def test_malformed_tokenizers(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Known panics of the library, and what takes time or memory: one error of ours, from another process."""
-    monkeypatch.setattr(tokenizer, "SECONDS", 2)
+    monkeypatch.setattr(foreign_tokenizer, "SECONDS", 2)
     parts, words = MALFORMED[what]
     folder = hf_folder(tmp_path / "hf", bpe(**parts))
     start = time.perf_counter()
@@ -676,14 +681,14 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
     assert found == [16 * mib, 32, 50_000, 16 * mib, 134_217_728, 32 * mib]
     found = [
         tokenizer.MAX_JSON,
-        tokenizer.MAX_SIZE,
-        tokenizer.SECONDS,
+        foreign_tokenizer.MAX_SIZE,
+        foreign_tokenizer.SECONDS,
         wheels.MAX_BYTES,
         wheels.MAX_RATIO,
         importing.MAX_BYTES,
     ]
     assert found == [32 * mib, 1_048_576, 10, 2048 * mib, 200, 1024 * mib]
-    found = [MAX_PIXELS, sources.MAX_LINE, sources.MAX_TEXT]
+    found = [MAX_PIXELS, text_files.MAX_LINE, text_sources.MAX_TEXT]
     assert found == [64_000_000, 16 * mib, 4096 * mib]
 
 

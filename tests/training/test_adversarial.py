@@ -69,7 +69,7 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
     torch.manual_seed(0)
     images = torch.rand(256, 1, 16, 16) * 2 - 1
 
-    def batch(split: str, index: Tensor, flipped: Tensor | None) -> Batch:
+    def batch(split: str, index: Tensor, flipped: Tensor | None = None) -> Batch:
         return {"images": images[index], "labels": (index % 8 == 7).long()}
 
     made = SimpleNamespace(train=range(256), val=range(128), batch=batch)

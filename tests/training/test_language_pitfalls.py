@@ -19,9 +19,11 @@ from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.train import OptimConfig
+from gengen.data.prepared import PrepareRequest
 from gengen.data.text import windows as text_data
+from gengen.data.text.prepare import prepare_for
 from gengen.data.text.tokenizer import TextTokenizer
-from gengen.data.text.windows import Steps, TextData, prepare_for
+from gengen.data.text.windows import Steps, TextData
 from gengen.generation.text import generator as generation
 from gengen.generation.text.generator import Continuation, TextGenerator
 from gengen.models import gpt
@@ -75,7 +77,7 @@ class Scripted(GPT):
 @pytest.fixture(scope="module")
 def pretraining(tiny: list[str]) -> Any:
     config: Any = compose_train(read_command_line(tiny))
-    prepared = prepare_for(config.data, config.model, print, None)
+    prepared = prepare_for(PrepareRequest(config.data, config.model, print))
     config.model.vocab_size = 257
     objective = build_objective(config, prepared)
     lively(objective.model)  # type: ignore[arg-type]
@@ -135,7 +137,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(text)
     argv = ["model=gpt", "data=text", f"data.path={tmp_path / 't.txt'}", f"data.dir={tmp_path}", "data.tokenizer=byte"]
     config: Any = compose_train(read_command_line(argv))
-    prepared = prepare_for(config.data, config.model, print, None)
+    prepared = prepare_for(PrepareRequest(config.data, config.model, print))
     held_out = prepared.val.read(0, len(prepared.val)).tolist()
     raw = BYTES.decode_bytes(held_out)
     assert prepared.val_bytes == len(raw) == len(held_out) - 1 and text.encode().endswith(raw)

@@ -23,7 +23,8 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.train import TrainConfig
-from gengen.data.dialogue.packing import PreparedExamples, Prompts
+from gengen.data.dialogue.packing import Prompts
+from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text.generator import TextGenerator

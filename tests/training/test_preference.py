@@ -19,7 +19,8 @@ from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
-from gengen.data.dialogue.packing import Conversations, Preferences, PreparedExamples, Prompts
+from gengen.data.dialogue.packing import Conversations, Preferences, Prompts
+from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.models.gpt import GPT
 from gengen.training.build import build_datamodule, build_trainer

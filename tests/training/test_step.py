@@ -17,7 +17,9 @@ from gengen.checkpoints.metrics_csv import Metrics, read_metrics
 from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainerConfig
-from gengen.data.text.windows import Steps, TextData, prepare_for
+from gengen.data.prepared import PrepareRequest
+from gengen.data.text.prepare import prepare_for
+from gengen.data.text.windows import Steps, TextData
 from gengen.generation.text.generator import TextGenerator
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.budget import Costs, fitted_to_budget, steps_within
@@ -171,7 +173,7 @@ def test_evaluations_count_in_a_budget(tiny: list[str], tmp_path: Path, monkeypa
     own = ["trainer.max_steps=null", "trainer.budget=8s", f"runs_dir={tmp_path}"]
     every = ["trainer.eval_every=1", "trainer.sample_every=2", "trainer.save_every=3"]
     config = compose_train(read_command_line([*tiny, *own, *every]))
-    prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+    prepared = prepare_for(PrepareRequest(config.data, config.model, print))  # type: ignore[arg-type]
     config.model.vocab_size = 257  # type: ignore[attr-defined]
     steps = fitted_to_budget(config, prepared, print).trainer.max_steps
     assert steps and steps * (0.05 + 0.06 / 2 + 0.02) < 8
@@ -322,7 +324,7 @@ def test_the_loss_is_fp32_under_autocast() -> None:
 def test_a_constant_predictor_has_the_bits_per_byte_of_its_entropy(tiny: list[str], tmp_path: Path) -> None:
     """The whole protocol from text to val/bpb: logits of zero cost log2 V bits a token, and a byte is a token."""
     config = compose_train(read_command_line(tiny))
-    prepared = prepare_for(config.data, config.model, print, None)  # type: ignore[arg-type]
+    prepared = prepare_for(PrepareRequest(config.data, config.model, print))  # type: ignore[arg-type]
     config.model.vocab_size = 257  # type: ignore[attr-defined]
     objective = build_objective(config, prepared)
     torch.nn.init.zeros_(objective.model.embedding.weight)  # type: ignore[arg-type, union-attr]

@@ -10,6 +10,7 @@ from typing import Any
 
 from gengen.config.limits import parse_json
 from gengen.errors import UserError
+from gengen.io import fsync
 
 MAX_JSON = 16 * 2**20  # bytes
 NOT_FINITE = ("nan", "inf", "-inf")  # as {"float": one of them} in our JSON, which has no numbers for them
@@ -70,21 +71,6 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
         return with_special_floats(parse_json(read_text(path, limit)))
     except ValueError as error:
         raise Damaged(path, f"not JSON ({error})") from None
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and flush; for files inside a directory that is renamed into place later."""
-    path.write_text(text, encoding="utf8")
-    fsync(path)
 
 
 def replace_text(path: Path, text: str) -> None:

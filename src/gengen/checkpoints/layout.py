@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from gengen.checkpoints.files import Damaged, fsync, read_json, read_text, sha256, to_json, write_text
+from gengen.checkpoints.files import Damaged, read_json, read_text, sha256, to_json
 from gengen.checkpoints.migrate import FORMAT, migrated, read_config
 from gengen.config.redact import redact
 from gengen.errors import UserError
+from gengen.io import fsync, write_text
 
 MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
 MAX_TOKENIZER = 32 * 2**20  # bytes

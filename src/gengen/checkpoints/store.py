@@ -3,15 +3,15 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from gengen.checkpoints.files import Damaged, fsync, replace_text
+from gengen.checkpoints.files import Damaged, replace_text
 from gengen.checkpoints.layout import Checkpoint, verify, write
 from gengen.errors import NoCheckpoint, UserError
 from gengen.faults import fault
+from gengen.io import Say, fsync
 
-Say = Callable[[str], None]
 STEP = re.compile(r"step-(\d{9})")
 
 

@@ -4,7 +4,6 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
@@ -213,15 +212,13 @@ class Examination:
 
     def data(self) -> str:
         from gengen.checkpoints.layout import verify
-        from gengen.data.prepared import LOOK_ONLY, NotPrepared
+        from gengen.data.prepared import NotPrepared
         from gengen.training.data import brought_tokenizer, prepare_data
 
         assert self.config is not None
-        looking, newest = copy_context(), next(iter(self.sound), None)
-        looking.run(LOOK_ONLY.set, True)
+        newest, tokenizer = next(iter(self.sound), None), brought_tokenizer(self.run)
         try:
-            tokenizer = brought_tokenizer(self.run)
-            found = looking.run(prepare_data, self.config, lambda line: None, tokenizer, newest, self.run)
+            found = prepare_data(self.config, lambda line: None, tokenizer, newest, self.run, allow_build=False)
         except NotPrepared as missing:
             known = [verify(path)["data"][:16] for path in (newest, self.run / "codec") if path and path.exists()]
             if known and not any(name in missing.home.name for name in known):

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     from gengen.checkpoints import store
     from gengen.checkpoints.convert.huggingface import ends, from_config, from_tensors, read_folder
     from gengen.checkpoints.layout import MAX_TOKENIZER, Checkpoint, blueprint, unique_state
-    from gengen.data.text.tokenizer import ForeignTokenizer
+    from gengen.data.text.foreign_tokenizer import ForeignTokenizer
     from gengen.models.gpt import GPT
 
     try:

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     from gengen.data.dialogue.records import records
     from gengen.data.dialogue.template import prompt_tokens
-    from gengen.data.sources.files import Skips
+    from gengen.data.sources.skips import Skips
     from gengen.data.sources.storygen import LABEL_SCALE, gold
     from gengen.evaluation.alignment import pair_gaps, preferred
     from gengen.generation.load import load_generator
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         path=config.prompts,
         max_examples=config.max_prompts,
     )
-    found = [r["prompt"] for r in records(source, "prompts", Skips(source.max_bad), print) if r["split"] != "val"]
+    found = [r["prompt"] for r in records(source, Skips(source.max_bad), print) if r["split"] != "val"]
     prompts = [prompt_tokens(policy.tokenizer, messages) for messages in found]
     samples = policy.generate(
         prompts, n=config.n, seed=config.seed, temperature=config.temperature, max_tokens=config.max_tokens

@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
         data=build(DataConfig, tree["data"], "data."), model=build(ModelConfig, tree["model"], "model.")
     )
     check_paths(config)
-    prepared = DATA[config.data.name].load("prepare")(config.data, config.model.resolved(), print, tokenizer)
+    from gengen.data.prepared import PrepareRequest, prepare_data
+
+    prepared = prepare_data(PrepareRequest(config.data, config.model.resolved(), print, tokenizer))
     print("\n".join(prepared.describe()))
     return 0

@@ -1,30 +1,33 @@
-"""What the data of every kind has: whole steps in an order that is a function of the step, from any step on."""
+"""Batches of a run: whole steps, in an order that is a function of the step, from any step on."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gengen.config.data import DataConfig
 from gengen.config.model import ModelConfig
 from gengen.data import order
+from gengen.data.prepared import Batch, FlippableRows, PreparedData, PreparedRows
 from gengen.errors import UserError
 from gengen.faults import fault
+from gengen.registry import DATA
 
 
 class StepData(L.LightningDataModule):
-    """Batches of a run. One item of the train loader is one step's whole batch, or this rank's slice of it. There is
-    no state to
-    save: the loader starts at the trainer's global step, and the number of workers changes nothing.
+    """The datamodule that training expects. One item of the train loader is one step's whole batch, or this rank's
+    slice of it. There is no state to save: the loader starts at the trainer's global step, and the number of workers
+    changes nothing.
+
+    steps: step -> its batch. A subclass gives the steps and `val_batches`.
     """
 
-    def __init__(self, config: DataConfig, steps: Dataset[dict[str, Tensor]], rank: int, world: int):
+    def __init__(self, config: DataConfig, steps: Dataset[Batch], rank: int, world: int):
         super().__init__()
         if config.batch_size % world:
             raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
@@ -34,8 +37,8 @@ class StepData(L.LightningDataModule):
     def train_dataloader(self) -> "Unbroken":
         return Unbroken(self.loader, (self.trainer.global_step if self.trainer else 0) + self.passed_over)
 
-    def loader(self, start_step: int) -> DataLoader[dict[str, Tensor]]:
-        """The batches of start_step, start_step + 1, ..., without end."""
+    def loader(self, start_step: int) -> DataLoader[Batch]:
+        """Yield the batches of start_step, start_step + 1, ..., without end."""
         workers = self.config.num_workers
         return DataLoader(
             self.steps,
@@ -48,9 +51,13 @@ class StepData(L.LightningDataModule):
             generator=torch.Generator(),  # its own: a loader draws a seed for its workers even if they use none
         )
 
+    def val_batches(self) -> Iterator[Batch]:
+        """Yield this rank's validation batches, the same ones in the same order each time it is called."""
+        raise NotImplementedError
+
     def val_parts(self, n: int) -> Iterator[range]:
-        """This rank's validation batches as ranges of 0 .. n - 1, none larger than those it trains on. All ranks take
-        one at a time, side by side; what is left at the end is cut into equal parts."""
+        """Yield this rank's validation batches as ranges of 0 .. n - 1, none larger than those it trains on. All ranks
+        take one at a time, side by side; what is left at the end is cut into equal parts."""
         share = self.config.batch_size // self.world
         size = self.config.judged_at_once or min(self.config.micro_batch_size or share, share)
         for first in range(0, n, self.world * size):
@@ -61,7 +68,7 @@ class StepData(L.LightningDataModule):
 
 
 def received(batch: Any) -> Any:
-    """Called where a batch was made: in a worker, if there are any."""
+    """Pass on a batch where it was made: in a worker, if there are any."""
     fault("data:batch")
     return batch
 
@@ -71,10 +78,10 @@ class Unbroken:
     it owes; once.
     """
 
-    def __init__(self, loader: Callable[[int], DataLoader[dict[str, Tensor]]], start: int):
+    def __init__(self, loader: Callable[[int], DataLoader[Batch]], start: int):
         self.loader, self.start = loader, start
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         step, failures = self.start, 0
         batches: Any = None
         while True:
@@ -115,40 +122,56 @@ def deaths_are_heard() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-class IndexedSteps(Dataset[dict[str, Tensor]]):
-    """step -> the images, or examples, of that step's batch that fall to one rank."""
+class IndexedSteps(Dataset[Batch]):
+    """step -> the rows of that step's batch that fall to one rank; some of them mirrored, where `flip` is on."""
 
-    def __init__(self, prepared: Any, flip: bool, seed: int, batch_size: int, rank: int, world: int):
+    def __init__(self, prepared: PreparedRows, flip: bool, seed: int, batch_size: int, rank: int, world: int):
         self.prepared, self.flip, self.seed = prepared, flip, seed
         self.batch_size, self.rank, self.world = batch_size, rank, world
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
+    def __getitem__(self, step: int) -> Batch:
         share = self.batch_size // self.world
         first = step * self.batch_size + self.rank * share
         index, mirrored = order.images(first, share, self.seed, len(self.prepared.train))
-        return self.prepared.batch("train", torch.from_numpy(index), torch.from_numpy(mirrored & self.flip))
+        if not self.flip:
+            return self.prepared.batch("train", torch.from_numpy(index))
+        rows = cast(FlippableRows, self.prepared)  # only data that can be mirrored have a config with `flip`
+        return rows.batch("train", torch.from_numpy(index), torch.from_numpy(mirrored))
 
 
 class IndexedData(StepData):
-    """Batches of what has an index: of images, or what another model has made of them; of conversations, preferences,
-    prompts.
+    """Batches of what consists of rows: of images, or what another model has made of them; of conversations,
+    preferences, prompts."""
 
-    prepared: `train` and `val`, which have a length, and batch(split, index (B,), flipped (B,)).
-    """
-
-    def __init__(self, config: DataConfig, prepared: Any, *, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, config: DataConfig, prepared: PreparedRows, *, seed: int, rank: int = 0, world: int = 1):
         flip = getattr(config, "flip", False)
         super().__init__(config, IndexedSteps(prepared, flip, seed, config.batch_size, rank, world), rank, world)
         self.prepared = prepared
 
-    def val_batches(self) -> Iterator[dict[str, Tensor]]:
-        """All that is held out once, in order, nothing mirrored."""
+    def val_batches(self) -> Iterator[Batch]:
+        """Yield all that is held out once, in order, nothing mirrored."""
         for part in self.val_parts(len(self.prepared.val)):
-            yield self.prepared.batch("val", torch.tensor(part), torch.zeros(len(part), dtype=torch.bool))
+            yield self.prepared.batch("val", torch.tensor(part))
+
+
+class BuildDataModule(Protocol):
+    """How the datamodule of a registered data set is built (`register_data(datamodule=...)`)."""
+
+    def __call__(
+        self, config: Any, prepared: Any, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1
+    ) -> StepData: ...
+
+
+def build_datamodule(
+    config: DataConfig, prepared: PreparedData, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1
+) -> StepData:
+    """Build the datamodule of the data set that the config names."""
+    build: BuildDataModule = DATA[config.name].load("datamodule")
+    return build(config, prepared, model, seed=seed, rank=rank, world=world)
 
 
 def datamodule_for(
-    config: DataConfig, prepared: Any, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1
+    config: DataConfig, prepared: PreparedRows, model: ModelConfig, *, seed: int, rank: int = 0, world: int = 1
 ) -> IndexedData:
-    """The datamodule, the same for every model."""
+    """Build the datamodule of rows, the same for every model."""
     return IndexedData(config, prepared, seed=seed, rank=rank, world=world)

@@ -18,30 +18,31 @@ OFFSET, ORDER, FLIP = 0, 1, 2  # what numbers are drawn for: each purpose has it
 
 
 def _draws(seed: int, epoch: int, purpose: int, n: int) -> np.ndarray:
-    """n 64-bit integers. Raw output of a bit generator, which numpy keeps stable; its distributions may change."""
+    """Draw n 64-bit integers. Raw output of a bit generator, which numpy keeps stable; its distributions may
+    change."""
     return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, purpose))).random_raw(n)
 
 
 def offset(seed: int, epoch: int, span: int) -> int:
-    """Where in 0 .. span - 1 the epoch begins."""
+    """Return where in 0 .. span - 1 the epoch begins."""
     return int(_draws(seed, epoch, OFFSET, 1)[0]) % span
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of an epoch's n windows or images, (n,) and read-only."""
+    """Return the order of an epoch's n windows or images, (n,) and read-only."""
     order = np.argsort(_draws(seed, epoch, ORDER, n), kind="stable")
     order.flags.writeable = False
     return order
 
 
 def locate(position: int, windows: int) -> tuple[int, int]:
-    """(epoch, index in the epoch) of a position of the endless list, at `windows` an epoch."""
+    """Return (epoch, index in the epoch) of a position of the endless list, at `windows` an epoch."""
     return divmod(position, windows)
 
 
 def window(position: int, seed: int, tokens: int, context: int) -> tuple[int, int]:
-    """Where in the stream the labels of a position's window start, and how many of its `context` labels count.
+    """Return where in the stream the labels of a position's window start, and how many of its `context` labels count.
 
     All count but in the last window around, whose end would cover the epoch's first tokens again.
     """
@@ -53,15 +54,15 @@ def window(position: int, seed: int, tokens: int, context: int) -> tuple[int, in
 
 @lru_cache(maxsize=2)
 def flips(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Which of n images are mirrored in an epoch, (n,) bool and read-only: a fair coin each, by the image's own index."""
+    """Return which of n images an epoch mirrors, (n,) bool and read-only: a fair coin for each index."""
     heads = _draws(seed, epoch, FLIP, n) >> np.uint64(63) == 1
     heads.flags.writeable = False
     return heads
 
 
 def images(first: int, count: int, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions first .. first + count - 1 of the endless list of n images: (index of the image, whether it is
-    mirrored), both (count,)."""
+    """Return what is at positions first .. first + count - 1 of the endless list of n images: (index of the image,
+    whether it is mirrored), both (count,)."""
     index, mirrored = [], []
     while count:
         epoch, start = locate(first, n)

@@ -1,4 +1,6 @@
-"""Folders of prepared data that are made once.
+"""Prepared data: what is made of a data set once, in a folder named by a fingerprint of all that shaped it.
+
+    <data.dir>/prepared/<data.name>-<fingerprint>/  meta.json  and whatever its kind keeps
 
 A folder is made under another name and renamed when complete, so it is never seen half done. Of two processes that
 want the same one, one makes it and the other waits.
@@ -9,21 +11,103 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
-from gengen.data.sources.files import in_words
+from gengen.config.data import DataConfig
+from gengen.config.model import ModelConfig
+from gengen.config.redact import redact
+from gengen.data.sources.base import Source
+from gengen.data.sources.skips import Skips, in_words
 from gengen.errors import UserError
+from gengen.io import Say, fsync, write_text
+from gengen.registry import DATA
 
+if TYPE_CHECKING:  # text is prepared without torch, which takes seconds to import
+    from torch import Tensor
+
+Batch: TypeAlias = "dict[str, Tensor]"
 Opened = TypeVar("Opened")
-LOOK_ONLY = ContextVar("LOOK_ONLY", default=False)
-"""Whether what is missing or damaged is an error, instead of being made."""
+Config = TypeVar("Config", bound=DataConfig)
 
-TRAINED_ON = ContextVar("TRAINED_ON", default="")
-"""The fingerprint of the data of the run that goes on or is evaluated: they stay as they were prepared for it."""
+# ---------------------------------------------------------------------------------------------------------- contracts
+
+
+class PreparedData(Protocol):
+    """Prepared data of any kind, opened."""
+
+    @property
+    def config(self) -> DataConfig:
+        """The config it was asked for with, its source settled."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all that shaped it, in hex; checkpoints record it."""
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """What the data fixes of the model: field of its config -> value."""
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Folders that a run keeps a copy of, by the name they have there."""
+
+    @property
+    def train(self) -> Sized:
+        """What is trained on."""
+
+    @property
+    def val(self) -> Sized:
+        """What is held out."""
+
+    def describe(self) -> list[str]:
+        """Return what it is, in aligned lines for people."""
+
+
+class PreparedRows(PreparedData, Protocol):
+    """Prepared data that consists of rows, any of which can be drawn: images, examples, signals."""
+
+    def batch(self, split: str, index: "Tensor") -> Batch:
+        """Return these rows. split: train or val; index: (B,) int64; each tensor returned has B rows."""
+
+
+class FlippableRows(PreparedData, Protocol):
+    """Rows that can be mirrored as they are drawn; they are where the config has `flip`."""
+
+    def batch(self, split: str, index: "Tensor", flipped: "Tensor | None" = None) -> Batch:
+        """Return these rows. flipped: (B,) bool, which of them to mirror; None = none."""
+
+
+@dataclass(frozen=True)
+class PrepareRequest(Generic[Config]):
+    """What is asked of a data set's `prepare`."""
+
+    config: Config
+    model: ModelConfig
+    """Of the model that is to be trained on it: its context, its vocabulary size."""
+    say: Say
+    tokenizer: str | None = None
+    """The tokenizer of the run that is gone on with or started from, as JSON."""
+    trained_on: str = ""
+    """The fingerprint of the data of the run that goes on or is evaluated: they stay as they were prepared for it."""
+    allow_build: bool = True
+    """Whether to make what is missing or damaged, instead of raising `NotPrepared` or the damage."""
+
+
+class Prepare(Protocol):
+    """How a registered data set is prepared (`register_data(prepare=...)`)."""
+
+    def __call__(self, request: PrepareRequest[Any]) -> PreparedData: ...
+
+
+def prepare_data(request: PrepareRequest[Any]) -> PreparedData:
+    """Prepare the data set that the config names, or open it where that is done."""
+    prepare: Prepare = DATA[request.config.name].load("prepare")
+    return prepare(request)
 
 
 class NotPrepared(UserError):
@@ -34,8 +118,11 @@ class NotPrepared(UserError):
         self.home = home
 
 
-class Prepared:
-    """What prepared data of any kind say of themselves, by their meta.json."""
+# ------------------------------------------------------------------------------------------------- one kind of folder
+
+
+class FromMeta:
+    """What prepared data of the built-in kinds say of themselves, by their meta.json."""
 
     meta: dict[str, Any]
 
@@ -45,34 +132,106 @@ class Prepared:
 
     @property
     def dependencies(self) -> dict[str, Path]:
-        """Folders that a run keeps a copy of, by the name they have there."""
         return {}
 
     def described(self, facts: dict[str, str]) -> list[str]:
-        """What they are, in aligned lines."""
+        """Return source, licence, these facts, fingerprint and skips in aligned lines."""
         facts = {key: self.meta[key] for key in ("source", "licence")} | facts
         facts |= {"fingerprint": self.fingerprint[:16], "skipped": in_words(self.meta["skips"])}
         return [f"{key:<{max(12, *map(len, facts))}} {value}" for key, value in facts.items()]
 
 
-def fingerprint(facts: dict[str, Any], today: int) -> tuple[str, int]:
-    """(sha256 over all that shapes prepared data, the format they are made in): today's, or that of the run's data."""
+def fingerprint_of(facts: dict[str, Any], today: int, trained_on: str = "") -> tuple[str, int]:
+    """Return (sha256 over all that shapes prepared data, the format they are made in).
+
+    The format is today's, or an earlier one where the fingerprint is then `trained_on`.
+    """
     digests = {}
     for version in range(today, 0, -1):
         digests[version] = hashlib.sha256(json.dumps(facts | {"format": version}, sort_keys=True).encode()).hexdigest()
-    version = next((version for version, digest in digests.items() if digest == TRAINED_ON.get()), today)
+    version = next((version for version, digest in digests.items() if digest == trained_on), today)
     return digests[version], version
 
 
-def made_once(
-    home: Path, open_: Callable[[], Opened], build: Callable[[Path, Path], None], say: Callable[[str], None]
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with a file or folder into a UserError that names it as damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+class PreparedFolder(ABC, Generic[Opened]):
+    """How one data set is prepared. A kind of data is a subclass: its facts, how it fills a folder, how it opens one.
+
+    source: where the records come from; its facts are part of the fingerprint.
+    """
+
+    FORMAT: ClassVar[int]
+    """Raise it when the same source would be prepared differently."""
+
+    def __init__(self, config: DataConfig, source: Source[Any], say: Say, trained_on: str = ""):
+        self.config, self.source, self.say, self.trained_on = config, source, say, trained_on
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what of the config shapes the folder, besides the source. Not the folder it goes to."""
+
+    @abstractmethod
+    def build(self, folder: Path, spool: Path, skips: Skips) -> dict[str, Any]:
+        """Fill an empty folder and return its meta data, in which at least the fingerprint is. What cannot be read is
+        counted in `skips`. spool: a path to use on the way."""
+
+    @abstractmethod
+    def opened(self, meta: dict[str, Any]) -> Opened:
+        """Open what lies in the finished folder `home`; raise UserError, OSError, ValueError, KeyError or TypeError
+        for what is damaged."""
+
+    def identity(self) -> tuple[str, int]:
+        """Return (fingerprint, format). It is computed anew each time, as files may change."""
+        return fingerprint_of(self.facts() | self.source.facts(), self.FORMAT, self.trained_on)
+
+    def get(self, allow_build: bool = True) -> Opened:
+        """Open the folder, and make it first where it is missing or damaged."""
+        self.fingerprint, self.format = self.identity()
+        self.home = Path(self.config.dir) / "prepared" / f"{self.config.name}-{self.fingerprint[:16]}"
+        return build_once(self.home, self._open, self._build, self.say, allow_build)
+
+    def _open(self) -> Opened:
+        with naming(self.home / "meta.json"):
+            meta = json.loads((self.home / "meta.json").read_bytes())
+            if meta["fingerprint"] != self.fingerprint:
+                found, expected = meta["fingerprint"][:16], self.fingerprint[:16]
+                raise ValueError(f"the fingerprint is {found}, expected {expected}")
+        with naming(self.home):
+            return self.opened(meta)
+
+    def _build(self, folder: Path, spool: Path) -> None:
+        skips = Skips(self.config.max_bad)
+        meta = self.build(folder, spool, skips)
+        if skips.bad:
+            self.say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
+        write_text(folder / "meta.json", redact(json.dumps(meta | {"skips": skips.summary()}, indent=2)))
+
+
+# -------------------------------------------------------------------------------------------------------- made once
+
+
+def build_once(
+    home: Path,
+    open_: Callable[[], Opened],
+    build: Callable[[Path, Path], None],
+    say: Say,
+    allow_build: bool = True,
 ) -> Opened:
-    """What `open_` finds in the folder `home`; where it finds it missing or damaged, a UserError, the folder is made
-    first.
+    """Return what `open_` finds in the folder `home`; where it raises UserError, for a folder that is missing or
+    damaged, the folder is made first.
 
     build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
+    allow_build: where it is off, a missing folder raises `NotPrepared`, and a damaged one its own error.
     """
-    if LOOK_ONLY.get():
+    if not allow_build:
         if not home.exists():
             raise NotPrepared(home)
         return open_()
@@ -87,19 +246,20 @@ def made_once(
             built = making / "built"
             built.mkdir()
             build(built, making / "spool")
-            _sync(built)
+            fsync(built)
             if home.exists():
                 os.rename(home, making / "damaged")
             os.rename(built, home)
-            _sync(home.parent)
+            fsync(home.parent)
             return open_()
     except OSError as error:
         raise UserError(f"data: {home} cannot be prepared ({error})") from error
 
 
 @contextmanager
-def _workspace(home: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """An empty folder beside `home`, for one process at a time: the lock is the system's, and falls with its process."""
+def _workspace(home: Path, say: Say) -> Iterator[Path]:
+    """Give an empty folder beside `home` to one process at a time: the lock is the system's, and falls with its
+    process."""
     home.parent.mkdir(parents=True, exist_ok=True)
     making = home.with_name(f".{home.name}.making")
     with open(home.with_name(f".{home.name}.lock"), "w") as lock:
@@ -114,30 +274,3 @@ def _workspace(home: Path, say: Callable[[str], None]) -> Iterator[Path]:
             yield making
         finally:
             shutil.rmtree(making, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, and make its content survive a power cut."""
-    with open(path, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
-def file_facts(path: Path, hashed: bool) -> tuple[int, str]:
-    """(bytes, what tells the content: its sha256 or the time of its last change); reading will say what is wrong with
-    a file that cannot be opened."""
-    stat = path.stat()
-    if not hashed:
-        return stat.st_size, f"changed {stat.st_mtime_ns}"
-    try:
-        return stat.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return stat.st_size, "unreadable"

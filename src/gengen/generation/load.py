@@ -1,6 +1,5 @@
 """From a run or checkpoint directory to something that generates."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from gengen.config.model import ModelConfig
 from gengen.config.schema import build
 from gengen.errors import UserError
 from gengen.hardware import pick_device
+from gengen.io import Say
 from gengen.registry import MODELS
-
-Say = Callable[[str], None]
 
 
 def find_checkpoint(where: str, runs_dir: Path, which: str, say: Say = lambda line: None) -> Path:

@@ -16,10 +16,10 @@ import torch
 
 from gengen.checkpoints import store
 from gengen.config.train import TrainConfig, TrainerConfig, seconds
+from gengen.data.prepared import PreparedData
 from gengen.hardware import wait_for
 from gengen.training.build import build_datamodule, build_objective, build_trainer, compile_where_it_pays
 from gengen.training.objective import TRIAL_STEPS, Objective
-from gengen.training.plan import PreparedData
 from gengen.training.state import RunPart
 
 Say = Callable[[str], None]

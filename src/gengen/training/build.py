@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -15,13 +14,15 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from gengen.config.train import TrainConfig, seconds
+from gengen.data import loader
+from gengen.data.loader import StepData
+from gengen.data.prepared import PreparedData
 from gengen.errors import UserError
 from gengen.generation.load import start_from
 from gengen.hardware import pick_compile
-from gengen.registry import CALLBACKS, DATA, MODELS, imported
+from gengen.registry import CALLBACKS, MODELS, imported
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.objective import Objective
-from gengen.training.plan import PreparedData
 from gengen.training.rng import seed_everything
 
 
@@ -36,10 +37,11 @@ def build_objective(config: TrainConfig, prepared: PreparedData | None, init_fro
     return objective
 
 
-def build_datamodule(config: TrainConfig, prepared: PreparedData, rank: int = 0) -> Any:
-    """The LightningDataModule of a rank, which also is what plan.RunData says."""
-    build: Any = DATA[config.data.name].load("datamodule")
-    return build(config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices)
+def build_datamodule(config: TrainConfig, prepared: PreparedData, rank: int = 0) -> StepData:
+    """Return the LightningDataModule of a rank."""
+    return loader.build_datamodule(
+        config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices
+    )
 
 
 def build_callbacks(names: Sequence[str]) -> list[L.Callback]:

@@ -1,44 +1,18 @@
 """What a training run is told: what to train, and how to talk and be stopped. Imports no torch."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gengen.checkpoints.run import Run
-from gengen.config.data import DataConfig
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import PreparedData
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interruption
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class PreparedData(Protocol):
-    """What training asks of prepared data, of whatever modality."""
-
-    config: DataConfig
-    """Settled: what the data were prepared with."""
-
-    @property
-    def train(self) -> Sized:
-        """What one epoch passes over."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A sha256 over all that shapes them."""
-
-    @property
-    def model_facts(self) -> dict[str, Any]:
-        """Fields of the model's config that the data fix."""
-
-    @property
-    def dependencies(self) -> Mapping[str, Path]:
-        """Folders that a run keeps a copy of, by the name they have there."""
-
-    def describe(self) -> list[str]:
-        """What they are, a line for each fact."""
 
 
 class RunData(Protocol):

@@ -16,12 +16,13 @@ from gengen.config.compose import import_plugins
 from gengen.config.resume import stored
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import PreparedData
 from gengen.errors import NoCheckpoint, UserError
 from gengen.training.data import brought_tokenizer, prepare_data
 from gengen.training.launch import Job, job, other_ranks
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interruption
-from gengen.training.plan import Outcome, Plan, PreparedData, Session
+from gengen.training.plan import Outcome, Plan, Session
 from gengen.training.request import Request, Sources, check_paths, check_registered, find_sources
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from gengen.config.model import ModelConfig
 from gengen.config.schema import build
 from gengen.config.stage import TuningConfig
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import PreparedData
 from gengen.generation.load import find_checkpoint
 from gengen.generation.text.rewards import check_scale
 from gengen.hardware import pick_device, pick_precision
 from gengen.training.monitor.interruption import Interrupted
-from gengen.training.plan import PreparedData, Session
+from gengen.training.plan import Session
 from gengen.training.request import Sources
 
 Say = Callable[[str], None]

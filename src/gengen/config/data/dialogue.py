@@ -5,7 +5,17 @@ from typing import ClassVar
 
 from gengen.config.data.base import DataConfig
 from gengen.config.fields import choice, option, positive
-from gengen.registry import register_data
+from gengen.registry import SOURCES, SourceNames, register_data
+
+EVERYWHERE = {
+    "files": "gengen.data.dialogue.sources.files:DialogueFiles",
+    "hub": "gengen.data.dialogue.sources.hub:HubDialogues",
+}
+STORYGEN = {"storygen": "gengen.data.dialogue.sources.storygen:StorygenDialogues"}
+SOURCES["conversations"] = {**EVERYWHERE, "wheel": "gengen.data.dialogue.sources.corpora:Corpora", **STORYGEN}
+SOURCES["preferences"] = {**EVERYWHERE, **STORYGEN}
+SOURCES["prompts"] = {**EVERYWHERE, **STORYGEN}
+FROM = "where records come from; data.path and data.hub go before it"
 
 
 @dataclass
@@ -14,9 +24,7 @@ class ExamplesConfig(DataConfig):
 
     kind: ClassVar[str]
 
-    source: str = choice(
-        "files", ["files", "hub", "storygen"], "where records come from; data.path and data.hub go before it"
-    )
+    source: str = choice("files", SourceNames("prompts"), FROM)
     hub: str | None = option(None, "data set id on the hub")
     path: str | None = option(None, "your own .jsonl or .jsonl.gz, or a folder of them")
     licence: str = option("unknown", "terms that your own data comes under, shown and recorded")
@@ -32,7 +40,7 @@ class ExamplesConfig(DataConfig):
     "instructions",
     "stories",
     kind="conversations",
-    prepare="gengen.data.dialogue.packing:prepare_for",
+    prepare="gengen.data.dialogue.prepare:prepare_for",
     datamodule="gengen.data.loader:datamodule_for",
 )
 @dataclass
@@ -42,9 +50,7 @@ class ConversationsConfig(ExamplesConfig):
     """
 
     kind = "conversations"
-    source: str = choice(
-        "files", ["files", "hub", "wheel", "storygen"], "where records come from; data.path and data.hub go before it"
-    )
+    source: str = choice("files", SourceNames("conversations"), FROM)
     train_on: str = choice(
         "assistant",
         ["assistant", "last", "all"],
@@ -55,7 +61,7 @@ class ConversationsConfig(ExamplesConfig):
 @register_data(
     "preferences",
     kind="preferences",
-    prepare="gengen.data.dialogue.packing:prepare_for",
+    prepare="gengen.data.dialogue.prepare:prepare_for",
     datamodule="gengen.data.loader:datamodule_for",
 )
 @dataclass
@@ -63,12 +69,13 @@ class PreferencesConfig(ExamplesConfig):
     """Preferences: a prompt and two responses, of which the first is chosen."""
 
     kind = "preferences"
+    source: str = choice("files", SourceNames("preferences"), FROM)
 
 
 @register_data(
     "prompts",
     kind="prompts",
-    prepare="gengen.data.dialogue.packing:prepare_for",
+    prepare="gengen.data.dialogue.prepare:prepare_for",
     datamodule="gengen.data.loader:datamodule_for",
 )
 @dataclass
@@ -76,4 +83,5 @@ class PromptsConfig(ExamplesConfig):
     """Prompts, which the model itself answers."""
 
     kind = "prompts"
+    source: str = choice("files", SourceNames("prompts"), FROM)
     judged_at_once = 256  # drawing an answer holds nothing for a backward pass

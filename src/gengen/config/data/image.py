@@ -6,7 +6,15 @@ from typing import Any
 from gengen.config.data.base import DataConfig
 from gengen.config.fields import choice, option, positive
 from gengen.errors import UserError
-from gengen.registry import register_data
+from gengen.registry import SOURCES, SourceNames, register_data
+
+SOURCES["image"] = {
+    "animals": "gengen.data.image.sources.animals:Animals",
+    "mnist": "gengen.data.image.sources.digits:Digits",
+    "emoji": "gengen.data.image.sources.emoji:Emoji",
+    "hub": "gengen.data.image.sources.hub:HubPictures",
+    "files": "gengen.data.image.sources.folder:ImageFolder",
+}
 
 
 @register_data(
@@ -16,14 +24,14 @@ from gengen.registry import register_data
     "cifar10",
     "imagefolder",
     kind="image",
-    prepare="gengen.data.image.datamodule:prepare_for",
-    datamodule="gengen.data.image.datamodule:datamodule_for",
+    prepare="gengen.data.image.prepare:prepare_for",
+    datamodule="gengen.data.loader:datamodule_for",
 )
 @dataclass
 class ImageConfig(DataConfig):
     """Images: files -> squares of one size in uint8, with a class and a caption where the source has them."""
 
-    source: str = choice("files", ["animals", "mnist", "emoji", "hub", "files"], "where images come from")
+    source: str = choice("files", SourceNames("image"), "where images come from")
     hub: str | None = option(None, "data set id on the hub")
     path: str | None = option(
         None, "your own folder of .png, .jpg and .webp: a folder a class; captions from its metadata.jsonl"

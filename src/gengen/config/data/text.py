@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from gengen.config.data.base import DataConfig
 from gengen.config.fields import choice, option, positive
-from gengen.registry import register_data
+from gengen.registry import SOURCES, SourceNames, register_data
+
+SOURCES["text"] = {
+    "hub": "gengen.data.text.sources.hub:HubTexts",
+    "files": "gengen.data.text.sources.files:TextFiles",
+    "wheel": "gengen.data.text.sources.wheel:WheelTexts",
+    "storygen": "gengen.data.text.sources.storygen:StorygenTexts",
+}
 
 
 @register_data(
@@ -14,7 +21,7 @@ from gengen.registry import register_data
     "text",
     "storygen",
     kind="text",
-    prepare="gengen.data.text.windows:prepare_for",
+    prepare="gengen.data.text.prepare:prepare_for",
     datamodule="gengen.data.text.windows:datamodule_for",
 )
 @dataclass
@@ -23,7 +30,7 @@ class TextConfig(DataConfig):
 
     source: str = choice(
         "files",
-        ["auto", "hub", "files", "wheel", "storygen"],
+        SourceNames("text", "auto"),
         "where documents come from; auto = hub if it answers, else wheel",
     )
     hub: str | None = option(None, "data set id on the hub")

@@ -16,9 +16,8 @@ Messages = list[dict[str, str]]
 
 
 def read_messages(value: Any, key: str, speaker: str = "user") -> Messages:
-    """The messages that a record's key holds: a list of them, or a string, which is the speaker's; a ValueError says
-    what is wrong.
-    """
+    """Return the messages that a record's key holds: a list of them, or a string, which is the speaker's. A ValueError
+    says what is wrong."""
     value = [{"role": speaker, "content": value}] if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
         raise ValueError(f"{key!r} holds {type(value).__name__ if value else 'nothing'}, not messages")
@@ -37,9 +36,8 @@ def read_messages(value: Any, key: str, speaker: str = "user") -> Messages:
 def conversation_tokens(
     tokenizer: TextTokenizer, messages: Messages, train_on: str = "assistant"
 ) -> tuple[list[int], list[int]]:
-    """(tokens, mask): mask is 1 on content and <|end|> of every assistant message; of the "last" one only; or on "all"
-    but start.
-    """
+    """Return (tokens, mask): mask is 1 on content and <|end|> of every message of the "assistant", of its "last" one
+    only, or on "all" but start."""
     chat = tokenizer.chat
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     trained = answers[-1:] if train_on == "last" else answers
@@ -52,14 +50,13 @@ def conversation_tokens(
 
 
 def prompt_tokens(tokenizer: TextTokenizer, messages: Messages) -> list[int]:
-    """The same up to where the assistant speaks."""
+    """Return the tokens of messages up to where the assistant speaks."""
     return [*conversation_tokens(tokenizer, messages)[0], tokenizer.chat["assistant"]]
 
 
 def coloured(tokenizer: TextTokenizer, tokens: list[int], mask: list[int]) -> str:
-    """One line that shows each token between bars: green if it is trained on, grey if not; without a terminal, in
-    brackets if it is.
-    """
+    """Return one line that shows each token between bars: on a terminal green if it is trained on and grey if not;
+    else in brackets if it is."""
     names = {i: f"<|{name}|>" for name, i in tokenizer.chat.items()} | {tokenizer.start: "<|start|>"}
     shown = [names.get(token) or repr(tokenizer.decode([token]))[1:-1] for token in tokens]
     colours = {0: "\x1b[90m{}\x1b[0m", 1: "\x1b[32m{}\x1b[0m"} if sys.stdout.isatty() else {0: "{}", 1: "[{}]"}

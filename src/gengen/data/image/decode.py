@@ -1,4 +1,4 @@
-"""One image file -> a square of uint8 pixels. Files come from anywhere, so what is not plainly a picture is refused."""
+"""One image file -> a square of uint8 pixels. Files come from anyone: what is not plainly a picture is refused."""
 
 import warnings
 from pathlib import Path
@@ -9,19 +9,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-)  # told by content, whatever the name says; no format that runs a program, such as EPS
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is read, by its content, whatever its name says; no format that runs a program, such as EPS."""
 MAX_PIXELS = 64_000_000
 
 
 def decode(file: Path | str | BinaryIO, resolution: int, channels: int) -> Tensor:
-    """(C, R, R) uint8: the picture upright, on white, its centre square scaled to `resolution` pixels a side.
+    """Return the picture (C, R, R) uint8: upright, on white, its centre square scaled to `resolution` pixels a side.
 
-    channels: 1 = grey, 3 = RGB. Of an animation, the first frame. A ValueError says in one line what is wrong with the
-    file.
+    channels: 1 = grey, 3 = RGB. An animation gives its first frame. A ValueError says in one line what is wrong with
+    the file.
     """
     try:
         with warnings.catch_warnings():
@@ -42,7 +39,7 @@ def decode(file: Path | str | BinaryIO, resolution: int, channels: int) -> Tenso
 
 
 def plain(image: Image.Image, channels: int) -> Image.Image:
-    """In 8-bit grey or RGB; white shows through what is transparent."""
+    """Convert to 8-bit grey or RGB; white shows through what is transparent."""
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -52,7 +49,7 @@ def plain(image: Image.Image, channels: int) -> Image.Image:
 
 
 def square(image: Image.Image, resolution: int) -> Tensor:
-    """(C, R, R) uint8: cropped before it is scaled, so that no strip of a picture becomes a giant."""
+    """Cut out the centre square, (C, R, R) uint8. It is cropped before it is scaled: a strip would become a giant."""
     from torchvision.transforms.v2 import functional  # takes seconds to import, and most commands decode nothing
 
     pixels = functional.center_crop(functional.to_image(image), [min(image.size)])

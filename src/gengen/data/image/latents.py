@@ -125,15 +125,14 @@ class EncodedImages:
             f"{'latents':<12} {channels} x {side} x {side} of each image{mirrored}, in {self.folder}",
         ]
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
-        """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
+    def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> dict[str, Tensor]:
+        """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right; None = none.
 
         Returns the whitened posteriors, mean and std (B, Z, h, w) fp32, labels (B,) int64 and the index.
         """
         plain, pixels = (self.train, self.pixels.train) if split == "train" else (self.val, self.pixels.val)
-        rows = [
-            (self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flipped.tolist(), strict=True)
-        ]
+        flips = [False] * len(index) if flipped is None else flipped.tolist()
+        rows = [(self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flips, strict=True)]
         mean, std = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
         return {
             "mean": (mean - self.mean) / self.std,

@@ -1,4 +1,4 @@
-"""Pictures -> a folder of pixels ready to be drawn from, made once and named by a fingerprint of all that shaped it.
+"""Pictures -> a folder of pixels ready to be drawn from.
 
     <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  captions.json  meta.json
 
@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
-from gengen.config.redact import redact
-from gengen.data.image.sources import Picture, describe_source, normal, pictures, source_facts
-from gengen.data.prepared import Prepared, made_once, write_text
-from gengen.data.sources.files import Say, Skips, in_words
+from gengen.data.image.sources.base import Picture, composed, image_source
+from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest, naming
+from gengen.data.sources.base import read_records
+from gengen.data.sources.skips import Skips
 from gengen.errors import UserError
+from gengen.io import Say, write_text
 
-FORMAT = 1  # raise it when the same source would be prepared differently
 CHUNK = 64 * 2**20  # bytes copied at a time
 PARTS = ("train", "val")
 
@@ -36,9 +36,12 @@ class ImageSet:
     """One split. images: (N, C, R, R) uint8, memory-mapped; labels: (N,) int64, -1 = none; captions: "" = none."""
 
     def __init__(self, path: Path, captions: list[str]):
-        with safe_open(path, "pt") as file:
-            self.images: Tensor = file.get_tensor("images")
-            self.labels: Tensor = file.get_tensor("labels")
+        try:
+            with safe_open(path, "pt") as file:
+                self.images: Tensor = file.get_tensor("images")
+                self.labels: Tensor = file.get_tensor("labels")
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
         self.captions = captions
         self._path = path
 
@@ -51,8 +54,8 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class PreparedImages(Prepared):
-    """Prepared images, opened. `config` is the one given."""
+class PreparedImages(FromMeta):
+    """The images of the two parts. `config` is the one given."""
 
     config: ImageConfig
     meta: dict[str, Any]
@@ -66,23 +69,24 @@ class PreparedImages(Prepared):
 
     @property
     def model_facts(self) -> dict[str, Any]:
-        """What the data fixes of the model, and what it measures for it."""
+        """What the data fixes of the model, and sigma_data, which is measured on it."""
         fixed = {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
         return fixed | {"sigma_data": root_mean_square(self.train.images)}
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> dict[str, Tensor]:
-        """split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right.
+    def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> Batch:
+        """Return images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index.
 
-        Returns images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index.
+        split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right; None = none.
         """
         part = self.train if split == "train" else self.val
         images = part.images.index_select(0, index).float().div_(127.5).sub_(1)  # many times as fast as images[index]
-        rows = flipped.nonzero().flatten()
-        images.index_copy_(0, rows, images.index_select(0, rows).flip(-1))
+        if flipped is not None:
+            rows = flipped.nonzero().flatten()
+            images.index_copy_(0, rows, images.index_select(0, rows).flip(-1))
         return {"images": images, "labels": part.labels.index_select(0, index), "index": index}
 
     def describe(self) -> list[str]:
-        """What it is, in aligned lines."""
+        """Return what it is, in aligned lines."""
         m, names = self.meta, self.classes
         some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
         captioned = sum(map(bool, self.train.captions + self.val.captions))
@@ -97,7 +101,7 @@ class PreparedImages(Prepared):
 
 
 def root_mean_square(images: Tensor) -> float:
-    """Of 8-bit values (N, ...) uint8 as a model sees them, in [-1, 1]: sigma_data of EDM, to four digits."""
+    """Return EDM's sigma_data of images (N, ...) uint8: their root mean square in [-1, 1], to four digits."""
     counts = torch.zeros(256, dtype=torch.float64)
     for part in images.split(4096):
         counts += torch.bincount(part.flatten(), minlength=256)
@@ -105,93 +109,79 @@ def root_mean_square(images: Tensor) -> float:
     return round(((counts * values.square()).sum() / counts.sum()).sqrt().item(), 4)
 
 
-def prepare(config: ImageConfig, say: Say) -> PreparedImages:
-    """Open the prepared images of this config, and make them first where they are missing or damaged."""
-    fingerprint = fingerprint_of(config)
-    home = Path(config.dir) / "prepared" / f"{config.name}-{fingerprint[:16]}"
-
-    def build(folder: Path, spool: Path) -> None:
-        _build(folder, spool, config, fingerprint, say)
-
-    return made_once(home, lambda: _open(home, config, fingerprint), build, say)
+def prepare_for(request: PrepareRequest[ImageConfig]) -> PreparedImages:
+    """Prepare images, the same for every model."""
+    return prepare(request.config, request.say, trained_on=request.trained_on, allow_build=request.allow_build)
 
 
-def fingerprint_of(config: ImageConfig) -> str:
-    """sha256 over all that shapes the prepared images: source, size, split. Not the folder they go to, nor the hub's
-    revision, which must not be needed to open what is there; meta.json records it."""
-    facts: dict[str, Any] = {
-        key: getattr(config, key) for key in ("source", "resolution", "channels", "validation", "max_bad")
-    }
-    facts |= {"kind": "image", "format": FORMAT} | source_facts(config)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def prepare(config: ImageConfig, say: Say, *, trained_on: str = "", allow_build: bool = True) -> PreparedImages:
+    """Open the prepared images of this config, and make them first where they are missing or damaged. trained_on,
+    allow_build: see PrepareRequest."""
+    return ImagesFolder(config, say, trained_on).get(allow_build)
 
 
-def _open(home: Path, config: ImageConfig, fingerprint: str) -> PreparedImages:
-    """What lies in a finished folder, verified; a UserError that names what is damaged."""
-    name = "meta.json"
-    try:
-        meta = json.loads((home / name).read_bytes())
-        if meta["fingerprint"] != fingerprint:
-            raise ValueError(f"the fingerprint is {meta['fingerprint'][:16]}, expected {fingerprint[:16]}")
-        name = "captions.json"
-        captions = json.loads((home / name).read_bytes())
+class ImagesFolder(PreparedFolder[PreparedImages]):
+    FORMAT = 1
+    config: ImageConfig
+
+    def __init__(self, config: ImageConfig, say: Say, trained_on: str = ""):
+        super().__init__(config, image_source(config), say, trained_on)
+
+    def facts(self) -> dict[str, Any]:
+        keys = ("source", "resolution", "channels", "validation", "max_bad")
+        return {key: getattr(self.config, key) for key in keys} | {"kind": "image"}
+
+    def opened(self, meta: dict[str, Any]) -> PreparedImages:
+        c = self.config
+        with naming(self.home / "captions.json"):
+            captions = json.loads((self.home / "captions.json").read_bytes())
         parts = []
         for part in PARTS:
-            name = f"{part}.safetensors"
-            parts.append(opened := ImageSet(home / name, captions[part]))
-            found = tuple(opened.images.shape), tuple(opened.labels.shape), len(captions[part])
-            n, c, r = meta[part]["images"], config.channels, config.resolution
-            if found != (expected := ((n, c, r, r), (n,), n)):
-                raise ValueError(f"shapes {found}, expected {expected}")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{home / name}: damaged ({type(error).__name__}: {error})") from error
-    return PreparedImages(config, meta, *parts)
+            with naming(path := self.home / f"{part}.safetensors"):
+                found = ImageSet(path, captions[part])
+                shapes = tuple(found.images.shape), tuple(found.labels.shape), len(captions[part])
+                n = meta[part]["images"]
+                if shapes != (expected := ((n, c.channels, c.resolution, c.resolution), (n,), n)):
+                    raise ValueError(f"shapes {shapes}, expected {expected}")
+            parts.append(found)
+        return PreparedImages(c, meta, *parts)
+
+    def build(self, folder: Path, spool: Path, skips: Skips) -> dict[str, Any]:
+        """Read the source once into a spool on disk, choose what is held out, and write each part from there."""
+        c = self.config
+        source, licence = self.source.describe()
+        rows, copies = _write_spool(spool, read_records(self.source, skips, self.say), self.say)
+        in_val = np.array([row.split == "val" for row in rows])
+        if not (divided := in_val.any()):
+            in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], c.validation)
+        _check_classes(rows, in_val, copies, c.validation)
+        classes = sorted({row.label for row in rows if row.label is not None})
+        parts, captions = {}, {}
+        for part in PARTS:
+            index = np.flatnonzero(in_val == (part == "val"))
+            if not len(index):
+                settings = f"{len(rows)} different images, data.validation={c.validation}"
+                raise UserError(f"data: the {part} part is empty: {settings}")
+            shape = (c.channels, c.resolution, c.resolution)
+            _write_images(folder / f"{part}.safetensors", spool, index, numbered(rows, classes), shape)
+            captions[part] = [rows[i].caption for i in index]
+            counts = Counter(rows[i].label or "" for i in index)
+            parts[part] = {"images": len(index), "classes": dict(sorted(counts.items()))}
+        write_text(folder / "captions.json", json.dumps(captions))
+        if disagree := of_which(copies.disagreeing()):
+            self.say(f"data: copies of other pictures that were dropped: {copies.dropped:,}{disagree}{copies.pairs()}")
+        return {
+            "format": self.format, "fingerprint": self.fingerprint, "name": c.name, "source": source,
+            "licence": licence, "resolution": c.resolution, "channels": c.channels,
+            "split": "as the source is divided" if divided else "a share of each class",
+            "classes": classes, **parts, "duplicates": copies.dropped, "disagreeing": copies.disagreeing(),
+        }  # fmt: skip
 
 
-def _build(built: Path, spool: Path, config: ImageConfig, fingerprint: str, say: Say) -> None:
-    """Read the source once into a spool on disk, choose what is held out, and write each split from there."""
-    skips = Skips(config.max_bad)
-    source, licence = describe_source(config)
-    rows, copies = _write_spool(spool, pictures(config, skips, say), say)
-    in_val = np.array([row.split == "val" for row in rows])
-    if not (divided := in_val.any()):
-        in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], config.validation)
-    classes = sorted({row.label for row in rows if row.label is not None})
-    _check_classes(rows, in_val, copies, config.validation)
-    number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([-1 if row.label is None else number[row.label] for row in rows], "<i8")
-    facts, captions = {}, {}
-    for part in PARTS:
-        index = np.flatnonzero(in_val == (part == "val"))
-        if not len(index):
-            raise UserError(
-                f"data: the {part} part is empty: {len(rows)} different images, data.validation={config.validation}"
-            )
-        _write_images(
-            built / f"{part}.safetensors",
-            spool,
-            index,
-            labels,
-            (config.channels, config.resolution, config.resolution),
-        )
-        captions[part] = [rows[i].caption for i in index]
-        facts[part] = {
-            "images": len(index),
-            "classes": dict(sorted(Counter(rows[i].label or "" for i in index).items())),
-        }
-    meta = {
-        "format": FORMAT, "fingerprint": fingerprint, "name": config.name, "source": source, "licence": licence,
-        "resolution": config.resolution, "channels": config.channels,
-        "split": "as the source is divided" if divided else "a share of each class",
-        "classes": classes, **facts, "duplicates": copies.dropped, "disagreeing": copies.disagreeing(),
-        "skips": skips.summary(),
-    }  # fmt: skip
-    if disagree := of_which(copies.disagreeing()):
-        say(f"data: copies of other pictures that were dropped: {copies.dropped:,}{disagree}{copies.pairs()}")
-    if skips.bad:
-        say(f"data: skipped what cannot be read: {in_words(skips.summary())}")
-    write_text(built / "captions.json", json.dumps(captions))
-    write_text(built / "meta.json", redact(json.dumps(meta, indent=2)))
+def numbered(rows: list[Picture], classes: list[str]) -> np.ndarray:
+    """Return the number of each picture's class, (N,) int64; -1 where it has none."""
+    number: dict[str | None, int] = {label: i for i, label in enumerate(classes)} | {None: -1}
+    return np.array([number[row.label] for row in rows], "<i8")
 
 
 @dataclass
@@ -210,18 +200,18 @@ class Copies:
             self.labels[kept.label, copy.label] += 1
 
     def disagreeing(self) -> dict[str, int]:
-        """For meta.json: how many copies have another label, and another caption."""
+        """Return how many copies have another label, and another caption, for meta.json."""
         return {"label": self.labels.total(), "caption": self.captions}
 
     def pairs(self) -> str:
-        """The most frequent pairs of labels, for people."""
+        """Return the most frequent pairs of labels, for people."""
         pairs = self.labels.most_common(5)
         some = [f"{count:,} in {copy or 'no class'} and kept in {kept or 'none'}" for (kept, copy), count in pairs]
         return f" ({'; '.join(some)}{'; ...' * (len(self.labels) > 5)})" if some else ""
 
 
 def of_which(disagreeing: dict[str, int]) -> str:
-    """How many copies disagree with the picture that is kept, for people."""
+    """Return how many copies disagree with the picture that is kept, for people."""
     parts = [f"{count:,} with another {what}" for what, count in disagreeing.items() if count]
     return f", of which {' and '.join(parts)}" if parts else ""
 
@@ -234,7 +224,7 @@ def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[P
         for picture in found:
             raw = picture.pixels.numpy().tobytes()
             digest = hashlib.sha256(raw).digest()
-            label = picture.label and spelling.setdefault(normal(picture.label), picture.label)
+            label = picture.label and spelling.setdefault(composed(picture.label), picture.label)
             row = replace(picture, pixels=nothing, label=label, group=picture.group or digest.hex())
             if digest in seen:
                 copies.add(seen[digest], row)
@@ -248,7 +238,7 @@ def _write_spool(path: Path, found: Iterator[Picture], say: Say) -> tuple[list[P
 
 
 def _check_classes(rows: list[Picture], in_val: np.ndarray, copies: Copies, share: float) -> None:
-    """A UserError that names the classes without a picture to train on."""
+    """Raise UserError, which names the class, where one has no picture to train on."""
     trained = {row.label for row, held_out in zip(rows, in_val, strict=True) if not held_out}
     for label in sorted({copy for _, copy in copies.labels if copy} - {row.label for row in rows}):
         kept = ", ".join(sorted({kept or "no class" for kept, copy in copies.labels if copy == label}))
@@ -265,8 +255,8 @@ def _check_classes(rows: list[Picture], in_val: np.ndarray, copies: Copies, shar
 
 
 def held_out(groups: list[str], labels: list[str], share: float) -> np.ndarray:
-    """Which pictures are for validation, (N,) bool: all of a group or none, and of each class the share, to within a
-    group.
+    """Return which pictures are for validation, (N,) bool: all of a group or none, and of each class the share, to
+    within a group.
 
     Groups are laid out by class, and in a class by the hash of their names, which no order of files changes; along
     that line one is taken each time `share` of one more has passed.

@@ -1,1 +1,1 @@
-"""Where records come from: the hub, files, pinned packages, procedures."""
+"""What sources share whatever they are sources of: files, the hub, pinned packages, procedures, and skips."""

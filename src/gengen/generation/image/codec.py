@@ -4,28 +4,27 @@ each channel.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from gengen.checkpoints.files import fsync, to_json, write_text
+from gengen.checkpoints.files import to_json
 from gengen.checkpoints.layout import Checkpoint, unique_state, verify, write
 from gengen.checkpoints.migrate import read_config
 from gengen.config.model import AutoencoderConfig, ModelConfig
 from gengen.config.schema import build
 from gengen.data.image.latents import EncodedImages, Posterior, statistics, write_latents
 from gengen.data.image.prepare import PreparedImages
-from gengen.data.prepared import made_once
+from gengen.data.prepared import build_once
 from gengen.errors import UserError
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.load import find_checkpoint, load_generator
 from gengen.hardware import pick_device
+from gengen.io import Say, fsync, write_text
 from gengen.models.autoencoder import Autoencoder
-
-Say = Callable[[str], None]
 
 FORMAT = 1  # raise it when the same images would be encoded differently
 STATISTICS = ("latent_mean", "latent_std")  # of a model's buffers: about the data it encoded, not about the model
@@ -57,7 +56,14 @@ class OnLatents(Protocol):
         """The run of an autoencoder."""
 
 
-def encode(prepared: PreparedImages, config: OnLatents, runs_dir: Path, run: Path | None, say: Say) -> EncodedImages:
+def encode(
+    prepared: PreparedImages,
+    config: OnLatents,
+    runs_dir: Path,
+    run: Path | None,
+    say: Say,
+    allow_build: bool = True,
+) -> EncodedImages:
     """Return the prepared images as a codec's latents, encoded once for each codec, data set and transform.
 
     The codec is the one that `run` holds, or, for a new run, the newest checkpoint of config.codec, its EMA weights
@@ -93,7 +99,7 @@ def encode(prepared: PreparedImages, config: OnLatents, runs_dir: Path, run: Pat
         generator.model.to(pick_device("auto"))
         _build(folder, generator, prepared, verify(source)["step"], facts | {"fingerprint": fingerprint})
 
-    return made_once(home, lambda: _open(home, prepared, fingerprint), make, say)
+    return build_once(home, lambda: _open(home, prepared, fingerprint), make, say, allow_build)
 
 
 def in_words(facts: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gengen.checkpoints.files import fsync, replace_bytes, to_json
+from gengen.checkpoints.files import replace_bytes, to_json
 from gengen.config.commands import PictureSampling
 from gengen.errors import UserError, did_you_mean
+from gengen.io import fsync
 from gengen.models.layers import NO_CLASS
 
 

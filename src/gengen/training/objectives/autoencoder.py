@@ -17,6 +17,7 @@ from torch import Tensor
 from gengen.config.model import AutoencoderConfig
 from gengen.config.train import TrainConfig
 from gengen.data.image.latents import from_moments, moments
+from gengen.data.prepared import FlippableRows
 from gengen.errors import UserError
 from gengen.evaluation.features import efficientnet
 from gengen.evaluation.metrics import psnr
@@ -104,7 +105,7 @@ class Autoencoding(Objective):
     unit = "images"
     model: Autoencoder
 
-    def __init__(self, config: TrainConfig, model: Autoencoder, prepared: Any):
+    def __init__(self, config: TrainConfig, model: Autoencoder, prepared: FlippableRows):
         super().__init__(config, model)
         self.prepared = prepared
         assert isinstance(config.model, AutoencoderConfig)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gengen.config.model import DiffusionProcess
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import PreparedRows
 from gengen.diffusion.parameterizations import network_inputs, target
 from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
@@ -33,7 +33,7 @@ class Diffusion(Objective):
     sums = 2
     unit = "images"
 
-    def __init__(self, config: TrainConfig, model: nn.Module, prepared: Any):
+    def __init__(self, config: TrainConfig, model: nn.Module, prepared: PreparedRows):
         super().__init__(config, model)
         assert isinstance(config.model, DiffusionProcess)
         self.prepared = prepared

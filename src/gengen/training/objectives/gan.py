@@ -15,6 +15,7 @@ from gengen.adversarial.augment import DRAWS, augment
 from gengen.adversarial.losses import LOSSES, cosine, lazy_gain, squared_slope
 from gengen.config.model import AdversarialConfig
 from gengen.config.train import TrainConfig
+from gengen.data.prepared import FlippableRows
 from gengen.errors import UserError
 from gengen.evaluation.metrics import kid, prdc
 from gengen.generation.image.files import enlarged, grid, to_float, write_png
@@ -51,7 +52,7 @@ class Adversarial(Objective):
     sums = 2
     model: GAN
 
-    def __init__(self, config: TrainConfig, model: GAN, prepared: Any):
+    def __init__(self, config: TrainConfig, model: GAN, prepared: FlippableRows):
         super().__init__(config, model)
         assert isinstance(config.model, AdversarialConfig)
         if prepared is not None and len(prepared.val) <= NEIGHBOURS:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from gengen.checkpoints.files import replace_text
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
+from gengen.data.text.prepare import PreparedText, PreparedTokens
 from gengen.errors import UserError
 from gengen.generation.load import start_from
 from gengen.generation.text.generator import TextGenerator
@@ -38,8 +39,9 @@ class LanguageObjective(Objective):
 
     compiles_on_cpu = True
     model: GPT
+    prepared: PreparedTokens
 
-    def __init__(self, config: TrainConfig, model: GPT, prepared: Any):
+    def __init__(self, config: TrainConfig, model: GPT, prepared: PreparedTokens):
         super().__init__(config, model)
         self.prepared = prepared
 
@@ -96,7 +98,7 @@ class Pretraining(LanguageObjective):
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         nats, tokens = sums.tolist()
-        return {"val/loss": nats / tokens, "val/bpb": bits_per_byte(nats, self.prepared.val_bytes)}
+        return {"val/loss": nats / tokens, "val/bpb": bits_per_byte(nats, cast(PreparedText, self.prepared).val_bytes)}
 
 
 class FineTuning(Pretraining):

@@ -67,7 +67,7 @@ class OnlineRL(LanguageObjective):
     stage_config: OnlineConfig
 
     def __init__(self, config: TrainConfig, model: GPT, prepared: PromptData | None):
-        super().__init__(config, model, prepared)
+        super().__init__(config, model, cast(PromptData, prepared))  # None: to build and count, not to train
         assert isinstance(config.stage, OnlineConfig)
         self.stage_config = c = config.stage
         self.unit = "tokens" if c.aggregate == "token" else "answers"  # what `count` counts

@@ -1,6 +1,6 @@
 """Direct preference optimisation: the policy itself is the reward model."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from gengen.alignment.losses import PREFERENCE_LOSSES
 from gengen.config.stage import DPOConfig
 from gengen.config.train import TrainConfig
+from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.models.completions import answer_log_probs
 from gengen.models.gpt import GPT
 from gengen.training.objective import Batch
@@ -27,7 +28,7 @@ class DirectPreference(LanguageObjective):
     sums = 5
     unit = "pairs"
 
-    def __init__(self, config: TrainConfig, model: GPT, prepared: Any):
+    def __init__(self, config: TrainConfig, model: GPT, prepared: PreparedExamples):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, DPOConfig)
         self.stage_config = config.stage

@@ -7,6 +7,7 @@ from torch import Tensor
 from gengen.alignment.losses import bradley_terry
 from gengen.config.stage import RewardConfig
 from gengen.config.train import TrainConfig
+from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.models.reward import RewardModel
 from gengen.training.objective import Batch
 from gengen.training.objectives.language import LanguageObjective
@@ -27,8 +28,9 @@ class RewardModeling(LanguageObjective):
     sums = 3 + 3 * BINS
     unit = "pairs"
     model: RewardModel
+    prepared: PreparedExamples
 
-    def __init__(self, config: TrainConfig, model: RewardModel, prepared: object):
+    def __init__(self, config: TrainConfig, model: RewardModel, prepared: PreparedExamples):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, RewardConfig)
         self.stage_config = config.stage

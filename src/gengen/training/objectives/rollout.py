@@ -20,6 +20,7 @@ from torch import Tensor
 from gengen.alignment.kl import k3
 from gengen.checkpoints.files import without_special_floats
 from gengen.config.stage import OnlineConfig
+from gengen.data.text.prepare import PreparedTokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.rewards import Answer, Interrupted, Reward, answer_of
@@ -38,12 +39,14 @@ class PromptSplit(Protocol):
     def __getitem__(self, i: int, /) -> list[int]: ...
 
 
-class PromptData(Protocol):
+class PromptData(PreparedTokens, Protocol):
     """Prepared prompts, as online RL asks for them."""
 
-    tokenizer: TextTokenizer
-    train: PromptSplit
-    val: PromptSplit
+    @property
+    def train(self) -> PromptSplit: ...
+
+    @property
+    def val(self) -> PromptSplit: ...
 
     def prompts(self, split: str, iteration: int, count: int, seed: int) -> np.ndarray:
         """Return the numbers of an iteration's prompts, (count,): each once a pass."""

