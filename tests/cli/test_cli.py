@@ -75,11 +75,11 @@ def test_an_unknown_run_names_the_nearest(trained: Path, capsys: pytest.CaptureF
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, draw_figure: Callable[[Any], str]) -> Path:
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, drawn_curves: Callable[[Any], str]) -> Path:
     """A run whose report is rendered."""
     runs = tmp_path_factory.mktemp("cli-runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gengen.evaluation.report.drawn", draw_figure)
+        patch.setattr("gengen.evaluation.report.curves", drawn_curves)
         assert main(["train", *tiny, f"runs_dir={runs}", "run=stories"]) == 0
     return runs / "stories"
 
