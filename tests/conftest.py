@@ -221,7 +221,8 @@ def drawn_curves() -> Iterator[Callable[[list[dict[str, Any]]], str]]:
 
 @pytest.fixture(scope="session")
 def without_mfu() -> Callable[[], AbstractContextManager[None]]:
-    """Inside, a run does not count its FLOPs nor measure the machine's, which takes a third of the time of a resume."""
+    """Inside, a run does not count its FLOPs nor measure the machine's, which takes a third of the time of a
+    resume."""
 
     @contextmanager
     def inside() -> Iterator[None]:

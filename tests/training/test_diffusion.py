@@ -143,7 +143,8 @@ def test_latents_are_drawn_anew_from_their_posterior() -> None:
 
 
 def test_bf16_does_not_reach_path_and_target() -> None:
-    """Under autocast the loss of a network that answers in fp32 is what it is without; times in bf16 would be noticed."""
+    """Under autocast the loss of a network that answers in fp32 is what it is without; times in bf16 would be
+    noticed."""
     o = objective()
     rows = drawn(o)
     exact = o.errors(lambda x, level, labels: x, rows, rows["labels"])
