@@ -50,7 +50,8 @@ from gengen.data import order
 from gengen.data.text.tokenizer import BYTE_JSON, TextTokenizer
 from gengen.models.gpt import GPT
 from gengen.registry import register_reward
-from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
+from gengen.training.budget import StepTimes
+from gengen.training.build import build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 VOCAB, CONTEXT, PROMPTS, ANSWER, GROUP, WARMUP = 1_000, 96, 512, 48, 8, 1
 SIZES = {"tiny": (96, 3, 4, 256), "small": (384, 6, 6, 1024)}  # width, layers, heads, width within the MLP

@@ -23,9 +23,11 @@ from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.data.text.windows import prepare_for
-from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
-from gengen.training.monitor.guards import Spikes, Watchdog
+from gengen.training.budget import StepTimes
+from gengen.training.build import build_datamodule, build_objective, build_trainer
 from gengen.training.monitor.interruption import Interruption
+from gengen.training.monitor.spikes import Spikes
+from gengen.training.monitor.watchdog import Watchdog
 from gengen.training.objective import Objective
 
 

@@ -21,7 +21,8 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import ImageConfig
 from gengen.config.train import TrainConfig
 from gengen.data.image.datamodule import ImageData
-from gengen.training.build import StepTimes, build_trainer
+from gengen.training.budget import StepTimes
+from gengen.training.build import build_trainer
 from gengen.training.objectives.gan import Adversarial
 from gengen.training.rng import seed_everything
 

@@ -32,7 +32,8 @@ from gengen.config.train import TrainConfig
 from gengen.data.text.shards import TokenStream, open_shard, write_shards
 from gengen.hardware import pick_precision
 from gengen.models.flops import gpt_flops_per_token
-from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer, compile_where_it_pays
+from gengen.training.budget import StepTimes
+from gengen.training.build import build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 BATCH, CONTEXT, VOCAB, TOKENS, WARMUP = 16, 256, 4096, 1_000_000, 2
 SIZE = [

@@ -24,7 +24,8 @@ from turns import arguments
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.generation.image.diffusion import ImageGenerator
-from gengen.training.build import StepTimes, build_objective, build_trainer
+from gengen.training.budget import StepTimes
+from gengen.training.build import build_objective, build_trainer
 from gengen.training.objectives.diffusion import Diffusion
 
 WARMUP = 2

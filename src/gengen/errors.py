@@ -24,11 +24,16 @@ class NoCheckpoint(UserError):
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known words most like `word`, best first; a dotted key is compared whole and by its last part."""
+    """The known words most like `word`, best first; a dotted key is compared whole and by its last part.
+
+    A word that lacks only the end of a known one (`decay` of `decay_ratio`) is nearly that one.
+    """
 
     def likeness(key: str) -> float:
-        pairs = ((word, key), (word.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1]))
-        return max(SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+        last_of_word, last_of_key = word.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1]
+        if last_of_key.startswith(f"{last_of_word}_"):
+            return 0.95
+        return max(SequenceMatcher(None, a, b).ratio() for a, b in ((word, key), (last_of_word, last_of_key)))
 
     scores = {key: likeness(key) for key in known}
     bar = max(0.6, max(scores.values(), default=0.0) - 0.1)

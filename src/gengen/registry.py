@@ -11,9 +11,11 @@ registering itself, and is imported only when the command line says so (`plugins
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from gengen.errors import UserError, did_you_mean, raised
+
+Made = TypeVar("Made", bound=Callable[..., object])
 
 PLUGINS: set[str] = set()
 """The modules that `plugins=` named, once they are imported."""
@@ -22,7 +24,8 @@ PLUGINS: set[str] = set()
 def own_packages() -> set[str]:
     """The top-level packages of the user's own code: of plugins, and of what they have registered."""
     entries = [entry for registry in (MODELS, DATA, STAGES) for entry in registry.entries.values()]
-    modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *REWARDS.values()]
+    functions = [*REWARDS.values(), *CALLBACKS.values(), *PROFILERS.values()]
+    modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *functions]
     return {module.partition(":")[0].split(".")[0] for module in modules} - {"gengen"}
 
 
@@ -95,6 +98,38 @@ REWARDS: dict[str, str] = {
     "requested_words": "gengen.data.sources.storygen:requested_words",
 }
 """Rewards that are Python functions: name -> "module:function"; yours join by `register_reward`."""
+
+
+CALLBACKS: dict[str, str] = {}
+"""Lightning callbacks that trainer.callbacks may name: name -> "module:Class"; all are users' own."""
+PROFILERS: dict[str, str] = {
+    name: f"gengen.training.monitor.profilers:{name}" for name in ("simple", "advanced", "pytorch")
+}
+"""Lightning profilers that trainer.profiler may name: name -> "module:function"; yours join by `register_profiler`."""
+
+
+def register_callback(name: str) -> Callable[[Made], Made]:
+    """Register a Lightning Callback, to be named by trainer.callbacks.
+
+    It is made by a call without arguments, in every process of the run, and called after gengen's own. Its state is no
+    part of a checkpoint.
+    """
+
+    def register(make: Made) -> Made:
+        CALLBACKS[name] = f"{make.__module__}:{make.__qualname__}"
+        return make
+
+    return register
+
+
+def register_profiler(name: str) -> Callable[[Made], Made]:
+    """Register f(folder: Path) -> Lightning Profiler, to be named by trainer.profiler. folder: the run's own."""
+
+    def register(make: Made) -> Made:
+        PROFILERS[name] = f"{make.__module__}:{make.__qualname__}"
+        return make
+
+    return register
 
 
 def register_reward(name: str) -> Callable[[Callable[[str, str, bool], float]], Callable[[str, str, bool], float]]:

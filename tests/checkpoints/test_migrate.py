@@ -20,7 +20,7 @@ from gengen.errors import UserError
 from gengen.generation.load import load_generator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-FORMATS = ["format-1", "format-2"]
+FORMATS = ["format-1", "format-2", "format-3"]
 
 
 def expected(name: str) -> Any:
@@ -63,7 +63,7 @@ def test_an_old_checkpoint_samples_what_it_sampled_then(
 def test_an_old_run_goes_on_as_it_would_have_then(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its losses are those that the old code came to; what today's config has more is at its default."""
     old_run, then = copy_of(name, tmp_path, monkeypatch), expected(name)
-    kept = dict(leaves(json.loads((old_run / "config.json").read_text())))
+    kept = dict(leaves(migrate.read_config(old_run)))
     assert main(["train", "run=old"]) == 0
     rows = {str(row["step"]): row["train/loss"] for row in read_metrics(old_run / "metrics.csv")}
     assert {step: rows[step] for step in then["train/loss"]} == pytest.approx(then["train/loss"], rel=1e-5)
@@ -138,6 +138,25 @@ def test_format_1_could_ask_a_unet_for_cross_attention() -> None:
     assert migrate.migrated(new, "config", 1) == new
     with pytest.raises(UserError, match="cross-attention"):
         migrate.migrated({"model": {"name": "unet", "text_width": 12}}, "config", 1)
+
+
+def test_format_3_has_ratios_by_their_names(old_run: Path) -> None:
+    """Values that are nobody's default arrive under the new names; a config of today stays as it is."""
+    old = {"final_lr": 0.125, "warmup": 0.25, "decay": 0.375, "lr": 0.5}
+    new = migrate.migrated({"optim": old, "seed": 1}, "config", 2)
+    ratios = {"final_lr_ratio": 0.125, "warmup_ratio": 0.25, "decay_ratio": 0.375}
+    assert new == {"optim": ratios | {"lr": 0.5}, "seed": 1}
+    assert migrate.migrated(new, "config", 1) == new
+    config = json.loads((old_run / "config.json").read_text())
+    (old_run / "config.json").write_text(json.dumps(config | {"optim": config["optim"] | old}))
+    optim = build(TrainConfig, migrate.read_config(old_run)).optim
+    assert (optim.final_lr_ratio, optim.warmup_ratio, optim.decay_ratio, optim.lr) == (0.125, 0.25, 0.375, 0.5)
+
+
+def test_an_old_name_on_the_command_line_is_answered_with_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for old, new in (("final_lr", "final_lr_ratio"), ("warmup", "warmup_ratio"), ("decay", "decay_ratio")):
+        assert main(["train", "model=gpt", "data=storybook", f"optim.{old}=0.1"]) == 2
+        assert f"unknown key optim.{old}=0.1\n  did you mean optim.{new} (float" in capsys.readouterr().err
 
 
 def test_steps_are_taken_in_order_from_the_format_that_was_written(

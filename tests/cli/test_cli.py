@@ -373,13 +373,13 @@ def test_a_sweep_of_four_with_one_failing_job(
 def test_the_loggers_and_one_that_fails(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gengen.training import build
+    from gengen.training.monitor import monitors
 
     class Broken:
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             raise OSError("disk gone")
 
-    monkeypatch.setattr(build, "build_loggers", lambda config, run, console: [Broken()])
+    monkeypatch.setattr(monitors, "build_loggers", lambda config, run, say: [Broken()])
     assert main(["train", *tiny, "trainer.max_steps=10", f"runs_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.count("warning: Broken failed and is left out from now on: disk gone") == 1
 
@@ -388,8 +388,7 @@ def test_wandb_knows_a_run_by_its_directory(tmp_path: Path, monkeypatch: pytest.
     """Two runs of one name in two folders were one run of wandb's. A run that it knew by its name keeps it."""
     from gengen.checkpoints.run import Run
     from gengen.config.train import LoggerConfig, TrainConfig
-    from gengen.training import build
-    from gengen.training.monitor.console import Console
+    from gengen.training.monitor.loggers import build_loggers
 
     begun: list[dict[str, Any]] = []
 
@@ -403,7 +402,7 @@ def test_wandb_knows_a_run_by_its_directory(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / folder / "r").mkdir(parents=True, exist_ok=True)
         if folder == "old":
             (tmp_path / folder / "r" / "wandb").mkdir()
-        assert len(build.build_loggers(config, Run(tmp_path / folder / "r"), Console())) == 1
+        assert len(build_loggers(config, Run(tmp_path / folder / "r"), print)) == 1
     first, resumed, other, old = (settings["id"] for settings in begun)
     assert first == resumed != other and first.startswith("r-") and old == "r"
     assert {(settings["name"], settings["resume"]) for settings in begun} == {("r", "allow")}

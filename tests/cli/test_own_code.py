@@ -10,7 +10,7 @@ import pytest
 from gengen import faults
 from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
-from gengen.registry import DATA, MODELS, PLUGINS, REWARDS, STAGES
+from gengen.registry import CALLBACKS, DATA, MODELS, PLUGINS, PROFILERS, REWARDS, STAGES
 
 HEAD = """
 from dataclasses import dataclass, fields
@@ -94,16 +94,17 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.syspath_prepend(tmp_path)
     for registry in (MODELS, DATA, STAGES):
         monkeypatch.setattr(registry, "entries", dict(registry.entries))
-    plugins, rewards = set(PLUGINS), dict(REWARDS)
+    kept = (PLUGINS, REWARDS, CALLBACKS, PROFILERS)
+    before = [set(PLUGINS), dict(REWARDS), dict(CALLBACKS), dict(PROFILERS)]
 
     def write(lines: str) -> None:
         (tmp_path / "plugin_x.py").write_text(HEAD + lines + "\n")
 
     yield write
     sys.modules.pop("plugin_x", None)
-    for kept, before in ((PLUGINS, plugins), (REWARDS, rewards)):
-        kept.clear()
-        kept.update(before)  # type: ignore[arg-type]
+    for names, then in zip(kept, before, strict=True):
+        names.clear()
+        names.update(then)  # type: ignore[arg-type]
 
 
 def once(settings: list[str], runs: Path) -> int:
@@ -133,6 +134,100 @@ def test_a_plugin_that_never_ends_is_left_by_ctrl_c(
     plugin("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
     assert once([*tiny, "plugins=[plugin_x]"], tmp_path / "runs") == 130
     assert capsys.readouterr().err == "interrupted\n" and not (tmp_path / "runs").exists()
+
+
+# --- callbacks and profilers
+
+OWN_CALLBACKS = """
+from pathlib import Path
+from lightning.pytorch import Callback
+from lightning.pytorch.profilers import Profiler
+from gengen.registry import register_callback, register_profiler
+
+HERE = Path(__file__).parent
+
+class Noted(Callback):
+    def note(self, trainer, words):
+        rows = (HERE / "runs" / "r" / "metrics.csv").read_text().count("\\n") - 1
+        with (HERE / "notes.txt").open("a") as file:
+            file.write(f"{words} at {trainer.global_step}, {rows} rows\\n")
+
+@register_callback("mine")
+class Counter(Noted):
+    steps = 0
+    def on_train_batch_end(self, trainer, *_):
+        self.steps += 1
+        self.note(trainer, f"mine {self.steps}")
+
+@register_callback("second")
+class Second(Noted):
+    def on_train_batch_end(self, trainer, *_):
+        self.note(trainer, "second")
+
+@register_callback("fails")
+class Fails(Callback):
+    def on_fit_start(self, trainer, objective):
+        raise ValueError("no such board")
+
+@register_callback("none")
+def none():
+    return 3
+
+@register_profiler("own")
+class Own(Profiler):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.actions = folder, set()
+    def start(self, action):
+        self.actions.add(action)
+    def stop(self, action):
+        pass
+    def teardown(self, stage):
+        (self.folder / "own.txt").write_text("\\n".join(sorted(self.actions)))
+"""
+
+
+def test_callbacks_of_ones_own_are_called_after_ours_in_their_order(
+    plugin: Callable[[str], None], tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each finds the row of its step written. A resume takes others, or none, and needs them registered."""
+    plugin(OWN_CALLBACKS)
+    runs, every = tmp_path / "runs", "trainer.log_every=1"
+    named = ["plugins=[plugin_x]", "trainer.callbacks=mine", "trainer.callbacks=second"]
+    assert once([*tiny, every, *named, "trainer.profiler=own"], runs) == 0
+    notes = (tmp_path / "notes.txt").read_text().splitlines()
+    assert notes == ["mine 1 at 1, 1 rows", "second at 1, 1 rows", "mine 2 at 2, 2 rows", "second at 2, 2 rows"]
+    assert any("optimizer_step" in action for action in (runs / "r" / "own.txt").read_text().splitlines())
+    CALLBACKS.clear()  # as in another process
+    go_on = ["train", "run=r", f"runs_dir={runs}", "trainer.max_steps=3"]
+    assert main(go_on) == 2
+    error = capsys.readouterr().err
+    assert "trainer.callbacks=mine: nothing is registered by that name" in error and "plugins=[MODULE]" in error
+    assert main([*go_on, "trainer.callbacks=", "trainer.profiler=simple"]) == 0
+    assert len((tmp_path / "notes.txt").read_text().splitlines()) == 4
+    assert "run_training_batch" in next((runs / "r").glob("*profile*")).read_text()
+
+
+def test_a_callback_that_raises_is_one_message_and_no_damage(
+    plugin: Callable[[str], None], tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a resume, too, where an error of anything else before the first step is the checkpoint's."""
+    plugin(OWN_CALLBACKS)
+    runs, fails = tmp_path / "runs", ["plugins=[plugin_x]", "trainer.callbacks=fails"]
+    assert once([*tiny, *fails], runs) == 2
+    said = capsys.readouterr().err
+    assert "error: ValueError: no such board" in said and "in on_fit_start" in said and not (runs / "r").exists()
+    assert once([*tiny, "stop_at=1"], runs) == 0
+    assert main(["train", "run=r", f"runs_dir={runs}", *fails]) == 2
+    said = capsys.readouterr().err
+    assert "error: ValueError: no such board" in said and "damaged" not in said
+    assert main(["train", "run=r", f"runs_dir={runs}", "plugins=[plugin_x]", "trainer.callbacks=none"]) == 2
+    assert "trainer.callbacks=none: plugin_x:none returned 3, not a Lightning Callback" in capsys.readouterr().err
+    assert main(["train", "run=r", f"runs_dir={runs}", "trainer.profiler=simpel"]) == 2
+    assert (
+        "trainer.profiler=simpel: nothing is registered by that name\n  did you mean simple?"
+        in capsys.readouterr().err
+    )
 
 
 # --- the run's name

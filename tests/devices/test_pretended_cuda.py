@@ -25,7 +25,7 @@ from gengen.generation.text.generator import TextGenerator
 from gengen.hardware import pick_device
 from gengen.models.gpt import GPT
 from gengen.registry import MODELS, STAGES, register_reward
-from gengen.training import build
+from gengen.training import budget
 from gengen.training.monitor.console import Console
 from gengen.training.objective import Objective
 from gengen.training.objectives import preference
@@ -278,7 +278,7 @@ def test_a_budget_is_of_the_devices_time_and_the_trial_gives_its_memory_back(
     config.trainer.max_steps = None
     prepared = train.prepare_data(config, Console(quiet=True), None, None, None)
     config = replace(config, data=prepared.config, model=replace(config.model.resolved(), **prepared.model_facts))
-    clock, alive, step, build_one = Clock(), list[bool](), Objective.training_step, build.build_objective
+    clock, alive, step, build_one = Clock(), list[bool](), Objective.training_step, budget.build_objective
     built: list[weakref.ref[Objective]] = []
 
     def told(self: Objective, *batch: Any) -> None:
@@ -294,9 +294,9 @@ def test_a_budget_is_of_the_devices_time_and_the_trial_gives_its_memory_back(
         alive.append(built[0]() is not None)
 
     monkeypatch.setattr(Objective, "training_step", told)
-    monkeypatch.setattr(build, "build_objective", remembered)
-    monkeypatch.setattr(build, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(budget, "build_objective", remembered)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     with pretended(monkeypatch, synchronize=clock.wait, empty_cache=give_back):
-        fitted = build.fitted_to_budget(config, prepared, lambda line: None)
+        fitted = budget.fitted_to_budget(config, prepared, lambda line: None)
     assert fitted.trainer.max_steps == 34  # a second each: 50 less the 16 of the trial, which is part of the budget
     assert not alive[-1]  # the objective was gone when memory was last given back

@@ -28,7 +28,7 @@ from gengen.generation.text.rewards import Answer, Scorer, best_of, load_reward
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, register_reward
-from gengen.training.monitor import guards
+from gengen.training.monitor import watchdog
 from gengen.training.monitor import interruption as signals
 from gengen.training.monitor.interruption import Interruption
 
@@ -289,14 +289,14 @@ def test_a_reward_that_hangs_is_found_by_the_watchdog(
 ) -> None:
     """One message; the stacks name the function."""
     ended, codes = threading.Event(), list[int]()
-    monkeypatch.setattr(guards.os, "_exit", lambda code: codes.append(code) or ended.set())
+    monkeypatch.setattr(watchdog.os, "_exit", lambda code: codes.append(code) or ended.set())
 
     def hangs(prompt: str, response: str, is_whole: bool) -> float:
         assert ended.wait(30)
         return 1.0
 
     interruption = Interruption()
-    with guards.Watchdog(0.1, lambda: interruption.polls, tmp_path / "stacks.txt"):
+    with watchdog.Watchdog(0.1, lambda: interruption.polls, tmp_path / "stacks.txt"):
         own(hangs)(answers()[:1], interruption)
     said = capsys.readouterr().err
     assert codes and "error: nothing has moved for 0 s (trainer.watchdog); the stacks of all threads are in" in said

@@ -63,7 +63,7 @@ def test_a_forgotten_generator_would_be_noticed(
 ) -> None:
     """The bug put back: without the restored generators, dropout differs after a resume."""
     assert main(["train", *tiny_ema, f"runs_dir={tmp_path}", "run=r", "stop_at=17"]) == 0
-    monkeypatch.setattr("gengen.training.loop.set_rng", lambda state: None)
+    monkeypatch.setattr("gengen.training.state.set_rng", lambda state: None)
     assert main(["train", "run=r", f"runs_dir={tmp_path}"]) == 0
     with pytest.raises(AssertionError):
         same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"))

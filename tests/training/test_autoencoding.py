@@ -327,7 +327,7 @@ def test_noise_from_the_global_generator_would_be_noticed(
         return {"noise": torch.randn(rows, *self.model.latent_shape)}
 
     monkeypatch.setattr(Autoencoding, "draws", forgetful)
-    monkeypatch.setattr("gengen.training.loop.set_rng", lambda state: None)
+    monkeypatch.setattr("gengen.training.state.set_rng", lambda state: None)
     assert main(["train", *settings, "run=straight"]) == 0
     assert main(["train", *settings, "run=r", "stop_at=3"]) == 0
     assert main(["train", f"runs_dir={tmp_path}", "run=r"]) == 0

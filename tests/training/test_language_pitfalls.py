@@ -191,14 +191,14 @@ def rates(argv: list[str], run: Path) -> list[float]:
         "trainer.log_every=1",
         "trainer.eval_every=99",
         "trainer.sample_every=99",
-        "optim.warmup=0.25",
+        "optim.warmup_ratio=0.25",
     ]
     assert main(["train", *argv, *steps, f"runs_dir={run.parent}", f"run={run.name}", "stop_at=5"]) == 0
     assert main(["train", f"run={run.name}", f"runs_dir={run.parent}"]) == 0
     return [row["lr"] for row in read_metrics(run / "metrics.csv")]
 
 
-RATES = [OptimConfig().peak_lr * rate(step, 12, OptimConfig(warmup=0.25)) for step in range(12)]
+RATES = [OptimConfig().peak_lr * rate(step, 12, OptimConfig(warmup_ratio=0.25)) for step in range(12)]
 
 
 def test_the_rate_is_never_zero_and_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def letters() -> GPT:
 @cache
 def composed(*settings: str) -> TrainConfig:
     shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
-    alone = ["init_from=runs/letters", "optim.warmup=0", "optim.schedule=constant", "run=r"]
+    alone = ["init_from=runs/letters", "optim.warmup_ratio=0", "optim.schedule=constant", "run=r"]
     machine = [
         "trainer.device=cpu",
         "trainer.precision=fp32",
@@ -542,7 +542,7 @@ def test_an_iteration_may_be_one_answer(letters: GPT, tmp_path: Path, length: in
 
 def test_the_critic_has_a_learning_rate_of_its_own(letters: GPT, tmp_path: Path) -> None:
     """On the policy's schedule: of four steps down to 0 the last has a quarter."""
-    falling = ["optim.schedule=wsd", "optim.decay=1", "optim.lr=1e-4", "stage.critic_lr=3e-4"]
+    falling = ["optim.schedule=wsd", "optim.decay_ratio=1", "optim.lr=1e-4", "stage.critic_lr=3e-4"]
     objective = online(tmp_path, letters, *PPO, *falling)
     fit(objective, 4)
     critic, policy = objective.critic.optimizer, objective.trainer.optimizers[0]  # type: ignore[union-attr]

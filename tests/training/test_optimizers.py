@@ -48,19 +48,19 @@ def schedule(name: str, steps: int = 100, **kwargs: float) -> list[float]:
 
 def test_warmup_rises_from_above_zero_to_the_peak() -> None:
     for name in ("wsd", "cosine", "constant"):
-        r = schedule(name, warmup=0.1, decay=0.5)
+        r = schedule(name, warmup_ratio=0.1, decay_ratio=0.5)
         assert r[:10] == pytest.approx([0.1 * k for k in range(1, 11)]) and max(r) == 1.0 and min(r) > 0
 
 
 def test_wsd_is_flat_and_then_falls_in_a_line() -> None:
-    r = schedule("wsd", warmup=0.1, decay=0.4, final_lr=0.05)
+    r = schedule("wsd", warmup_ratio=0.1, decay_ratio=0.4, final_lr_ratio=0.05)
     assert r[10:60] == [1.0] * 50
     falls = [a - b for a, b in pairwise(r[60:])]
     assert falls == pytest.approx([0.95 / 40] * len(falls)) and r[-1] == pytest.approx(0.05 + 0.95 / 40)
 
 
 def test_cosine_by_hand() -> None:
-    r = schedule("cosine", warmup=0.1, final_lr=0.2)
+    r = schedule("cosine", warmup_ratio=0.1, final_lr_ratio=0.2)
     assert r[55] == pytest.approx(0.2 + 0.8 * 0.5) and r[10] == 1.0
     assert r[-1] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 89 / 90)) / 2)
 

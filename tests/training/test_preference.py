@@ -45,7 +45,7 @@ CUTS: list[list[str]] = [[], ["data.micro_batch_size=4"], ["data.micro_batch_siz
 @cache
 def composed(*settings: str) -> TrainConfig:
     shape = [f"model.{key}={value}" for key, value in SHAPE.items()]
-    alone = ["init_from=runs/SFT", "optim.warmup=0", "optim.schedule=constant", "run=r", "data.batch_size=8"]
+    alone = ["init_from=runs/SFT", "optim.warmup_ratio=0", "optim.schedule=constant", "run=r", "data.batch_size=8"]
     return compose_train(
         read_command_line(
             [*shape, *alone, "trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", *settings]

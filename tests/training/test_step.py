@@ -20,7 +20,8 @@ from gengen.config.train import TrainerConfig
 from gengen.data.text.windows import Steps, TextData, prepare_for
 from gengen.generation.text.generator import TextGenerator
 from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
-from gengen.training.build import build_objective, fitted_to_budget, steps_within
+from gengen.training.budget import Costs, fitted_to_budget, steps_within
+from gengen.training.build import build_objective
 from gengen.training.objectives.language import Pretraining, bits_per_byte
 
 
@@ -153,9 +154,9 @@ def test_how_many_steps_fit_in_a_budget_by_hand() -> None:
     """Of 1 s; an evaluation every 10 takes 3 s, samples every 20 take 5 s, a save every 4, and with each evaluation,
     takes 2 s. The last step has all three. So 20 steps take 20 + 2 * 3 + 5 + (5 + 1) * 2 = 43 s, and one more 11 s."""
     c = TrainerConfig(eval_every=10, sample_every=20, save_every=4)
-    assert [steps_within(budget, c, 1, 3, 5, 2) for budget in (43, 53.9, 54)] == [20, 20, 21]
-    assert [steps_within(budget, c, 1, 3, 5, 2) for budget in (-5, 10.9, 11)] == [-1, 0, 1]
-    assert steps_within(43, c, 1, 0, 0, 0) == 43
+    assert [steps_within(budget, c, Costs(1, 3, 5, 2)) for budget in (43, 53.9, 54)] == [20, 20, 21]
+    assert [steps_within(budget, c, Costs(1, 3, 5, 2)) for budget in (-5, 10.9, 11)] == [-1, 0, 1]
+    assert steps_within(43, c, Costs(1)) == 43
 
 
 def test_evaluations_count_in_a_budget(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

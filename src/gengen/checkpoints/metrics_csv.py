@@ -1,4 +1,4 @@
-"""metrics.csv: a row a logged step, cut back to the checkpoint on resume."""
+"""metrics.csv: a row for each logged step, cut back to the checkpoint on resume."""
 
 import csv
 import io
@@ -10,9 +10,10 @@ from gengen.checkpoints.files import replace_text
 
 
 class Logger(Protocol):
-    """What else takes metrics (Lightning's loggers fit)."""
+    """What else takes metrics, such as Lightning's loggers."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take the new columns of a step's row."""
 
 
 class Metrics:
@@ -52,8 +53,10 @@ def _short(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv: step as int, the rest as float, None where empty. A row that is none, such as a torn
-    last one, and what follows it are left out."""
+    """Return the rows of a metrics.csv: step as int, the rest as float, None where empty.
+
+    An incomplete row, such as a torn last one, and what follows it are left out.
+    """
     if not path.exists():
         return []
     rows = []
@@ -64,3 +67,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 {key: float(value) if value else None for key, value in row.items()} | {"step": int(row["step"])}
             )
     return rows
+
+
+def latest_metrics(path: Path) -> dict[str, float]:
+    """Return the last value of each column that has one."""
+    latest: dict[str, float] = {}
+    for row in read_metrics(path):
+        latest |= {name: value for name, value in row.items() if value is not None}
+    return latest

@@ -1,4 +1,4 @@
-"""Checkpoints of an older format, made today's as they are read. Their files stay as they were written."""
+"""Read checkpoints of an older format as if they were of today's. Their files stay as they were written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,13 @@ from gengen.errors import UserError
 
 Tree = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 
 
 def without_text_width(config: Tree) -> Tree:
-    """Format 2 has no cross-attention in a UNet, which nothing ever gave a text. Raises UserError for a model that has
-    some.
+    """Drop `model.text_width`: format 2 has no cross-attention in a UNet, which was never given a text.
+
+    Raises UserError for a model that has some.
     """
     model = config.get("model")
     if not isinstance(model, dict) or "text_width" not in model:
@@ -24,18 +25,37 @@ def without_text_width(config: Tree) -> Tree:
     return config | {"model": {name: value for name, value in model.items() if name != "text_width"}}
 
 
-STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {1: {"config": without_text_width}}
-"""format -> part of a checkpoint (manifest, config, optimizer or state) -> what makes it that of the next format.
+RENAMED_IN_3 = {
+    "optim": {"final_lr": "final_lr_ratio", "warmup": "warmup_ratio", "decay": "decay_ratio"},
+}
+"""group of a config -> its keys that format 3 renames"""
 
-A step is never changed or removed: tests/golden has a checkpoint of each format, to be read for ever. What a config
-lacks gets its default without a step. One of a config leaves alone a config that already is as it makes it: a run's
-own config.json has no number.
+
+def with_new_names(config: Tree) -> Tree:
+    """Rename the keys of a config that format 3 has other words for."""
+    renamed = dict(config)
+    for group, names in RENAMED_IN_3.items():
+        if isinstance(old := config.get(group), dict):
+            renamed[group] = {names.get(key, key): value for key, value in old.items()}
+    return renamed
+
+
+STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {
+    1: {"config": without_text_width},
+    2: {"config": with_new_names},
+}
+"""format -> part of a checkpoint (manifest, config, optimizer or state) -> the function to the next format.
+
+A step is never changed or removed: tests/golden has a checkpoint of each format, to be read for ever. A key that a
+config lacks gets its default without a step. A step of a config leaves alone a config that it would not change: a
+run's own config.json has no format number, so every step is applied to it.
 """
 
 
 def migrated(tree: Tree, part: str, written: Any) -> Tree:
-    """A part of a checkpoint as today's format has it; written: the format it has. Raises UserError where no step
-    leads on.
+    """Return a part of a checkpoint as today's format has it; written: the format it was written in.
+
+    Raises UserError for a format that no step leads on from.
     """
     if type(written) is not int or (stuck := [version for version in range(written, FORMAT) if version not in STEPS]):
         raise UserError(
@@ -47,7 +67,7 @@ def migrated(tree: Tree, part: str, written: Any) -> Tree:
 
 
 def read_config(directory: Path) -> Tree:
-    """The config of a run or a checkpoint. Raises Damaged."""
+    """Read the config of a run or a checkpoint, as today's format has it. Raises Damaged."""
     tree = read_json(path := directory / "config.json")
     if not isinstance(tree, dict):
         raise Damaged(path, "not a JSON object")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.checkpoints.migrate import read_config
@@ -17,6 +18,8 @@ from gengen.config.redact import redact
 from gengen.errors import RunLocked, UserError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+LOCKED_HERE: "WeakValueDictionary[Path, Run]" = WeakValueDictionary()
+"""The runs that this process writes: a record lock keeps out other processes only."""
 
 
 class Run:
@@ -39,11 +42,16 @@ class Run:
         replace_text(self.path / "config.json", redact(to_json(config)))
 
     def lock(self) -> str | None:
-        """Become the run's one writer, until `unlock` or the end of the process. Returns a line if a stale lock was
-        taken over.
+        """Become the run's one writer, until `unlock` or the end of the process.
 
-        Raises RunLocked, naming pid and host, while another process holds it.
+        Returns a line if a stale lock was taken over. Raises RunLocked, naming pid and host, while another process
+        holds it, or this one does.
         """
+        here = self.path.resolve()
+        if here in LOCKED_HERE:
+            raise RunLocked(
+                f"{self.path} is being written by this process, pid {os.getpid()} on {socket.gethostname()}"
+            )
         file = (self.path / "run.lock").open("a+", encoding="utf8", errors="replace")
         file.seek(0)
         try:
@@ -60,6 +68,7 @@ class Run:
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         self._lock = file
+        LOCKED_HERE[here] = self
         return (
             f"took over the lock of pid {holder['pid']} on {holder.get('host')}, which is gone"
             if holder.get("pid")
@@ -71,6 +80,7 @@ class Run:
             self._lock.truncate(0)
             self._lock.close()
             self._lock = None
+            LOCKED_HERE.pop(self.path.resolve(), None)
 
 
 def check_name(name: str) -> None:
@@ -79,8 +89,9 @@ def check_name(name: str) -> None:
 
 
 def create(runs_dir: Path, name: str | None, stem: str) -> Run:
-    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free. Two processes never get the
-    same number.
+    """Make the directory of a new run: `name`, or stem-1, stem-2, ... whichever is free.
+
+    Two processes never get the same number.
     """
     if name is not None:
         check_name(name)
@@ -96,7 +107,10 @@ def create(runs_dir: Path, name: str | None, stem: str) -> Run:
 
 
 def find(where: str, runs_dir: Path) -> Path:
-    """The directory that a run's name or path, or a checkpoint's path, means. Raises UserError with the nearest runs."""
+    """The directory that a run's name or path, or a checkpoint's path, means.
+
+    Raises UserError with the nearest runs.
+    """
     for path in (Path(where), runs_dir / where):
         if os.path.isfile(path / "config.json"):
             return path

@@ -213,17 +213,15 @@ class Examination:
 
     def data(self) -> str:
         from gengen.checkpoints.layout import verify
-        from gengen.cli.train import brought_tokenizer, prepare_data
         from gengen.data.prepared import LOOK_ONLY, NotPrepared
-        from gengen.training.monitor.console import Console
+        from gengen.training.data import brought_tokenizer, prepare_data
 
         assert self.config is not None
         looking, newest = copy_context(), next(iter(self.sound), None)
         looking.run(LOOK_ONLY.set, True)
         try:
-            found = looking.run(
-                prepare_data, self.config, Console(quiet=True), brought_tokenizer(self.run), newest, self.run
-            )
+            tokenizer = brought_tokenizer(self.run)
+            found = looking.run(prepare_data, self.config, lambda line: None, tokenizer, newest, self.run)
         except NotPrepared as missing:
             known = [verify(path)["data"][:16] for path in (newest, self.run / "codec") if path and path.exists()]
             if known and not any(name in missing.home.name for name in known):

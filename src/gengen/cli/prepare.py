@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         line.topic = line.topic or "data"
         print(train_help(line))
         return 0
-    from gengen.cli.train import check_paths
+    from gengen.training.request import check_paths
 
     chosen, tokenizer = selections(line), None
     if "model" not in chosen and (data := DATA.entries.get(chosen.get("data", ""))):  # any model of its kind will do

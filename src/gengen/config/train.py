@@ -42,8 +42,8 @@ class OptimConfig:
     weight_decay: float = option(0.1, "decoupled decay of matrices; vectors have none", low=0)
     clip: float | None = positive(1.0, "largest norm of the whole gradient; null = no limit")
     schedule: str = choice("wsd", ["wsd", "cosine", "constant"], "warmup-stable-decay, warmup-cosine, or warmup only")
-    warmup: float = option(0.02, "share of max_steps in which the rate rises", low=0, high=1)
-    decay: float = option(0.5, "share of max_steps in which wsd falls, at the end", low=0, high=1)
+    warmup_ratio: float = option(0.02, "share of max_steps in which the rate rises", low=0, high=1)
+    decay_ratio: float = option(0.5, "share of max_steps in which wsd falls, at the end", low=0, high=1)
     ema: float | None = option(
         None,
         "decay of an average of the weights, kept beside them and sampled from; null = by ema_ratio",
@@ -53,20 +53,20 @@ class OptimConfig:
     ema_ratio: float | None = option(
         None, "length of that average as a share of max_steps; null = no average", above=0, below=1
     )
-    final_lr: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
+    final_lr_ratio: float = option(0.0, "rate at the last step, as a share of the peak", low=0, high=1)
 
     def for_model(self, width: int | None) -> Self:
-        """The config with its learning rate settled for a model whose widest layer has `width` features.
+        """Settle the learning rate for a model whose widest layer has `width` features.
 
         AdamW's best rate falls about as 1 / width (GPT-3's table: Brown et al. 2020, tab. 2.1; muP: Yang et al. 2022).
-        A model that is narrower than the one a recipe was measured with keeps its rate. Muon's rate carries over as it
-        is.
+        A model narrower than the one a recipe was measured with keeps the recipe's rate. Muon's rate does not depend
+        on the width.
         """
         ratio = min(1.0, self.base_width / width) if self.base_width and width else 1.0
         return replace(self, lr=self.lr or self.base_lr * ratio)
 
     def for_steps(self, max_steps: int) -> Self:
-        """The config with the average's decay settled for a run of so many steps: its length is 1 / (1 - decay) steps."""
+        """Settle the decay of the weights' average for a run of so many steps: it is 1 / (1 - decay) steps long."""
         if self.ema or not self.ema_ratio:
             return self
         return replace(self, ema=1 - 1 / max(2.0, self.ema_ratio * max_steps))
@@ -92,16 +92,18 @@ class TrainerConfig:
     on_bad_step: str = choice(
         "skip",
         ["skip", "stop", "rollback"],
-        "of a step that is not finite, which never changes a weight: go on; stop; or go back to the last checkpoint and on with other data",
+        "what follows a step that is not finite (it never changes a weight): go on; stop; or go back to the last "
+        "checkpoint and on with other data",
         on_resume="free",
     )
     spike: float | None = positive(
         None,
-        "a step is bad, too, whose loss or gradient is so many deviations above the last 128; null = none is",
+        "a step whose loss or gradient norm is more than this many deviations above the last 128 is bad, too; "
+        "null = off",
         on_resume="free",
     )
     max_bad_steps: int = option(
-        5, "bad steps in a row that skip bears; looked at when a row is logged", low=0, on_resume="free"
+        5, "bad steps in a row after which a run stops; checked when a row is logged", low=0, on_resume="free"
     )
     max_failed_saves: int = option(
         3, "checkpoints in a row that may fail to be written, as on a full disk", low=0, on_resume="free"
@@ -122,6 +124,12 @@ class TrainerConfig:
         "auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free"
     )
     threads: int | None = positive(None, "CPU threads a process; null = what torch takes", on_resume="free")
+    callbacks: list[str] = option(
+        [], "your Lightning callbacks by registered name, called after ours, in this order", on_resume="free"
+    )
+    profiler: str | None = option(
+        None, "simple, advanced, pytorch, or one of yours by registered name; writes into the run", on_resume="free"
+    )
 
 
 @dataclass
@@ -165,6 +173,21 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError where groups do not go together."""
+        self.check_data_kind()
+        self.check_optimizer()
+        if self.stage.name != "pretrain" and not self.init_from:
+            raise UserError(f"stage={self.stage.name} goes on from a run: init_from=runs/NAME")
+        if isinstance(self.stage, OnlineConfig):
+            self.check_online(self.stage)
+        self.check_devices()
+        self.check_bad_steps()
+        seconds("trainer.watchdog", self.trainer.watchdog)
+        seconds("trainer.budget", self.trainer.budget)
+        if self.max_time is not None:
+            seconds("max_time", self.max_time)
+
+    def check_data_kind(self) -> None:
+        """A model is trained on data of its kind, or of its stage's kind."""
         model, data = MODELS.entries.get(self.model.name), DATA.entries.get(self.data.name)
         if model and data and data.kind != (wanted := STAGES[self.stage.name].kind or model.kind):
             fitting = [name for name in DATA if DATA[name].kind == wanted]
@@ -172,41 +195,48 @@ class TrainConfig:
                 f"model={model.name} stage={self.stage.name} is trained on {wanted}, data={data.name} is {data.kind}"
                 f"\n  choose one of data={', '.join(fitting)}"
             )
+
+    def check_optimizer(self) -> None:
+        """Muon needs a model that says which weights it is for."""
         if self.optim.name == "muon" and not self.model.hidden_maps:
             able = [name for name in MODELS if getattr(MODELS[name].config, "hidden_maps", "")]
             raise UserError(
                 f"optim=muon: model={self.model.name} has no weights that Muon is for, and would be trained by AdamW; "
                 f"take optim=adamw\n  Muon is for model={', '.join(able)}"
             )
-        if self.stage.name != "pretrain" and not self.init_from:
-            raise UserError(f"stage={self.stage.name} goes on from a run: init_from=runs/NAME")
-        if isinstance(self.stage, OnlineConfig):
-            if self.trainer.devices > 1:
-                raise UserError(f"stage={self.stage.name} runs on one device so far: trainer.devices=1")
-            if self.trainer.max_steps is None:
-                raise UserError(f"stage={self.stage.name} needs trainer.max_steps, minibatch updates in all")
-            if (episodes := self.data.batch_size * self.stage.minibatches) % self.stage.group:
-                raise UserError(
-                    f"data.batch_size={self.data.batch_size} x stage.minibatches={self.stage.minibatches} = {episodes} answers are no "
-                    f"multiple of stage.group_size={self.stage.group}"
-                )
-        if self.trainer.strategy == "fsdp":
-            raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
-        if self.trainer.max_steps is None and self.trainer.devices > 1:
+
+    def check_online(self, stage: OnlineConfig) -> None:
+        """Online RL: one device, a stated number of steps, whole groups."""
+        if self.trainer.devices > 1:
+            raise UserError(f"stage={stage.name} runs on one device so far: trainer.devices=1")
+        if self.trainer.max_steps is None:
+            raise UserError(f"stage={stage.name} needs trainer.max_steps, minibatch updates in all")
+        if (episodes := self.data.batch_size * stage.minibatches) % stage.group:
             raise UserError(
-                f"trainer.devices={self.trainer.devices} needs trainer.max_steps: trainer.budget is measured on one device"
+                f"data.batch_size={self.data.batch_size} x stage.minibatches={stage.minibatches} = {episodes} answers "
+                f"are no multiple of stage.group_size={stage.group}"
             )
+
+    def check_devices(self) -> None:
+        """What several devices ask of the other fields."""
+        c = self.trainer
+        if c.strategy == "fsdp":
+            raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
+        if c.max_steps is None and c.devices > 1:
+            raise UserError(
+                f"trainer.devices={c.devices} needs trainer.max_steps: trainer.budget is measured on one device"
+            )
+        if self.data.batch_size % c.devices:
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={c.devices} equally"
+            )
+
+    def check_bad_steps(self) -> None:
+        """Going back to a checkpoint is for one device, and for data that do not come from the model."""
         if self.trainer.on_bad_step == "rollback" and (
             self.trainer.devices > 1 or isinstance(self.stage, OnlineConfig)
         ):
             raise UserError(
-                "trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: skip or stop"
-            )
-        seconds("trainer.watchdog", self.trainer.watchdog)
-        seconds("trainer.budget", self.trainer.budget)
-        if self.max_time is not None:
-            seconds("max_time", self.max_time)
-        if self.data.batch_size % self.trainer.devices:
-            raise UserError(
-                f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={self.trainer.devices} equally"
+                "trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: "
+                "skip or stop"
             )

@@ -1,6 +1,7 @@
 """What the data of every kind has: whole steps in an order that is a function of the step, from any step on."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,9 +98,15 @@ class Unbroken:
 
 @contextmanager
 def deaths_are_heard() -> Iterator[None]:
-    """That a worker has died is raised in here only. Torch's own handler raises it wherever Python then is, such as
-    within a step.
+    """Inside, and only there, the death of a worker is raised as an error.
+
+    Torch's own handler raises it wherever Python then is, such as within a step. Only the main thread may handle
+    signals; in others, where torch sets no handler either, a death is found by the next look.
     """
+    if threading.current_thread() is not threading.main_thread():
+        torch._C._error_if_any_worker_fails()
+        yield
+        return
     signal.signal(signal.SIGCHLD, lambda *_: torch._C._error_if_any_worker_fails())
     try:
         torch._C._error_if_any_worker_fails()

@@ -1,4 +1,4 @@
-"""Between Lightning's checkpoint dictionary and our checkpoint directories."""
+"""Translate between Lightning's checkpoint dictionary and our checkpoint directories."""
 
 import platform
 from importlib.metadata import version
@@ -11,30 +11,30 @@ from lightning.pytorch.plugins.io import CheckpointIO
 import gengen
 from gengen.checkpoints import store
 from gengen.checkpoints.layout import Checkpoint, read
+from gengen.training.state import RunPart
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic. The path is the run's
-    checkpoints/.
+    """Saves and loads through gengen.checkpoints: safetensors and JSON, verified, atomic.
 
-    Expects the objective's own part under "gengen": config, state, tokenizer, ema, extra, facts (see
-    Cadence.on_save_checkpoint).
+    The path of a save is the run's checkpoints/. Expects gengen's own part of a checkpoint, a RunPart, under "gengen"
+    (see TrainingLoop.on_save_checkpoint).
     """
 
     failure: store.SaveFailed | None = None
     """Why the last save failed, if it did. It is not raised here, where other ranks wait."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        own = checkpoint["gengen"]
+        own: RunPart = checkpoint["gengen"]
         whole = Checkpoint(
             step=checkpoint["global_step"],
-            config=own["config"],
+            config=own.config,
             model=checkpoint["state_dict"],
-            optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"extra": own["extra"]} if own["extra"] else {}),
-            state=own["state"] | {"loop": checkpoint["loops"]["fit_loop"]},
-            tokenizer=own["tokenizer"],
-            ema=own["ema"],
-            facts=own["facts"] | {"versions": versions()},
+            optimizer=by_name(checkpoint["optimizer_states"][0]) | ({"extra": own.extra} if own.extra else {}),
+            state=own.state | {"loop": checkpoint["loops"]["fit_loop"]},
+            tokenizer=own.tokenizer,
+            ema=own.ema,
+            facts=own.facts | {"versions": versions()},
         )
         self.failure = None
         try:
@@ -44,24 +44,30 @@ class SafeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         saved = read(Path(path))
-        own = {"state": saved.state, "ema": saved.ema, "extra": saved.optimizer.get("extra", {}), "facts": saved.facts}
         return {
-            "epoch": 0, "global_step": saved.step, "pytorch-lightning_version": saved.facts["versions"]["lightning"], "callbacks": {},
-            "state_dict": saved.model, "optimizer_states": [by_index(saved.optimizer)], "lr_schedulers": [],
-            "loops": {"fit_loop": saved.state["loop"]}, "gengen": own,
-        }  # fmt: skip
+            "epoch": 0,
+            "global_step": saved.step,
+            "pytorch-lightning_version": saved.facts["versions"]["lightning"],
+            "callbacks": {},
+            "state_dict": saved.model,
+            "optimizer_states": [by_index(saved.optimizer)],
+            "lr_schedulers": [],
+            "loops": {"fit_loop": saved.state["loop"]},
+            "gengen": RunPart(saved.state, saved.ema, saved.optimizer.get("extra", {}), saved.facts),
+        }
 
     def remove_checkpoint(self, path: Any) -> None:
         raise AssertionError("checkpoints are pruned by gengen.checkpoints.store")
 
 
 def versions() -> dict[str, str]:
+    """The versions that a manifest records: bit equality is promised between equal ones."""
     ours = {"gengen": gengen.__version__, "torch": torch.__version__, "lightning": version("lightning")}
     return ours | {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def by_name(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state dict with parameters called by name instead of by number."""
+    """Return an optimizer's state dict with its parameters called by name instead of by number."""
     names = [name for group in optimizer["param_groups"] for name in group["param_names"]]
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer["param_groups"]]
     return {"state": {names[i]: moments for i, moments in optimizer["state"].items()}, "param_groups": groups}

@@ -16,7 +16,8 @@ from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
 from gengen.faults import fault
-from gengen.training.monitor.guards import Spikes, in_halves
+from gengen.training.memory import in_halves
+from gengen.training.monitor.spikes import Spikes
 from gengen.training.optim.groups import build_optimizer, rate
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
@@ -33,44 +34,38 @@ class Objective(L.LightningModule):
     the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout
     aside, which draws as it goes). A step whose loss or gradient is not finite is a bad step, which changes no weight.
 
-    A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping.
+    A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping. What happens
+    between steps is in loop.py.
     """
 
     automatic_optimization = False
     metrics: tuple[str, ...] = ("val/loss",)  # what `evaluation_metrics` returns, the columns of metrics.csv
     monitor = "val/loss"  # the metric whose lowest value makes a checkpoint the best
     sums = 1  # how many numbers `evaluation_sums` returns
-    signals: tuple[
-        str, ...
-    ] = ()  # what `updates` leaves in `logged` beside loss and grad_norm, further columns of metrics.csv
+    signals: tuple[str, ...] = ()
+    """What `updates` leaves in `logged` beside loss and grad_norm: further columns of metrics.csv."""
     averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `count` counts, for the throughput
-    companions: tuple[
-        nn.Module, ...
-    ] = ()  # networks that go where the model goes, such as a reference, but are no part of it
+    companions: tuple[nn.Module, ...] = ()
+    """Networks that go where the model goes, such as a reference, but are no part of it."""
 
     def __init__(self, config: TrainConfig, model: nn.Module):
         super().__init__()
-        if (
-            config.trainer.max_steps
-        ):  # of a run it is settled already; what builds an objective by itself has the same average
-            config = replace(config, optim=config.optim.for_steps(config.trainer.max_steps))
+        if steps := config.trainer.max_steps:  # settled already in a run; not in an objective built by itself
+            config = replace(config, optim=config.optim.for_steps(steps))
         self.config = config
         self.model = model
-        self._network: tuple[Any] = (
-            model,
-        )  # a tuple, so that it is no submodule: weights keep their uncompiled names
-        self.ema = (
-            {name: tensor.detach().clone() for name, tensor in self.followed().items()} if config.optim.ema else None
-        )
-        self.bad_steps, self.all_bad_steps = torch.zeros(
-            2, dtype=torch.long
-        )  # not finite, or spikes: in a row; in all
+        self._network: tuple[Any] = (model,)  # in a tuple it is no submodule: weights keep their uncompiled names
+        self.ema: dict[str, Tensor] | None = None
+        if config.optim.ema:
+            self.ema = {name: tensor.detach().clone() for name, tensor in self.followed().items()}
+        self.bad_steps = torch.zeros((), dtype=torch.long)  # not finite, or spikes: in a row
+        self.all_bad_steps = torch.zeros((), dtype=torch.long)
         self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
         self.micro_batch_size = (
             config.data.micro_batch_size
-        )  # halved where memory runs out; null = a step's whole batch
+        )  # halved where memory runs out; None = a step's whole batch
         self.evaluated_at_once: int | None = None  # rows, once memory has run out in an evaluation
         self.seen: Tensor = torch.zeros(())  # what `loss_sum` gathers beside the loss, summed over micro-batches
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
@@ -81,7 +76,7 @@ class Objective(L.LightningModule):
         return self._network[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What every way to another device comes down to."""
+        """Take the companions along: every way to another device or dtype comes down to this."""
         for network in self.companions:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -98,7 +93,7 @@ class Objective(L.LightningModule):
         raise NotImplementedError
 
     def draws(self, rows: int, generator: torch.Generator) -> Batch:
-        """Random draws (times, noise, masks) for the `rows` of the global batch, a function of (seed, step) alone."""
+        """Draw times, noise or masks for the `rows` of the global batch: a function of (seed, step) alone."""
         return {}
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
@@ -106,68 +101,86 @@ class Objective(L.LightningModule):
         raise NotImplementedError
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
-        """The metrics that those sums make."""
+        """Return the metrics that those sums make."""
         raise NotImplementedError
 
     def warning(self, metrics: dict[str, float]) -> str | None:
-        """What an evaluation's metrics warn of, and what to try; one line."""
+        """Return a line on what an evaluation's metrics warn of and what to try, if they do."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
-        """What the next step depends on beside weights, the optimizer that Lightning knows, the average and the random
-        generators: a tree of tensors and of what JSON holds."""
+        """Return what the next step depends on beside weights, Lightning's optimizer, the average and the generators.
+
+        It is a tree of tensors and of what JSON holds.
+        """
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
 
     def before_save(self) -> None:
-        """Set what a checkpoint holds that follows from what was trained. Every rank calls it before each save."""
+        """Bring up to date what a checkpoint holds beside what was trained. Every rank calls it before each save."""
 
     def ready(self, interrupted: Callable[[], bool]) -> bool:
-        """Make what the next step needs and no loader has. False if interrupted: then nothing has changed."""
+        """Make what the next step needs and no loader has. Returns False if interrupted: then nothing has changed."""
         return True
 
     def seconds_a_step(self, trial: list[float]) -> float:
-        """What a step takes on average in a whole run, by the first TRIAL_STEPS steps of one."""
+        """Estimate a step's mean time in a whole run from the times of the first TRIAL_STEPS steps."""
         return median(trial[TRIAL_STEPS // 4 :])
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
-        """Write samples of the current weights to files named after `stem`; returns a line to show, None if
-        interrupted.
+        """Write samples of the current weights to files named after `stem`.
+
+        Returns a line to show; None if interrupted.
         """
         raise NotImplementedError
 
     def flops_per_row(self) -> float | None:
-        """Floating-point operations that a step takes for each row of its batch; null where no formula says it, as
-        rows are of many lengths or a step does more than train on them."""
+        """Return the floating-point operations of a step for each row of its batch.
+
+        None where no formula says it: where rows have many lengths, or a step does more than train on them.
+        """
         raise NotImplementedError
 
     def work_per_row(self) -> float:
-        """By which `compile=auto` decides: however rough, it must not change, or an older run would be resumed
-        otherwise.
+        """Return what `compile=auto` decides by.
+
+        It may be rough, but must not change: an older run would be resumed with another decision.
         """
         return self.flops_per_row() or 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optim, self.config.model.hidden_maps)
 
+    # --- one step
+
     def training_step(self, batch: Batch, index: int) -> None:
-        if (world := self.trainer.world_size) > 1:  # each rank its own dropout, a function of (seed, step, rank)
-            torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * world + self.global_rank)
+        """One step. Nothing of it waits for the device."""
+        self.seed_dropout()
         fault("step")
         batch = self.with_draws(batch)
-        total = self.all_reduced(self.count(batch))
+        total = self.all_reduced(self.count(batch))  # tokens or samples of the step, over all ranks
         self.logged = {"count": total}
-        finite = self.updates(batch, total)
-        self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
-        self.all_bad_steps = self.all_bad_steps.to(finite.device) + ~finite
+        finite = self.updates(batch, total)  # micro-batches (`accumulate`), then clip, check, optimizer (`update`)
+        self.count_bad_steps(finite)
         if self.ema is not None:
             self.follow(finite)
 
+    def seed_dropout(self) -> None:
+        """With several ranks, give each its own dropout: a function of (seed, step, rank)."""
+        if (world := self.trainer.world_size) > 1:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * world + self.global_rank)
+
+    def count_bad_steps(self, finite: Tensor) -> None:
+        self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
+        self.all_bad_steps = self.all_bad_steps.to(finite.device) + ~finite
+
     def updates(self, batch: Batch, total: Tensor) -> Tensor:
-        """Everything that changes weights in this step; returns whether all of it was finite. One update of the whole
-        model, unless a subclass has more networks than one."""
+        """Change the weights; returns whether everything was finite.
+
+        It is one update of the whole model, unless a subclass has more networks than one.
+        """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert isinstance(optimizer, LightningOptimizer)
         loss = self.accumulate(self.loss_sum, batch, total)
@@ -192,8 +205,9 @@ class Objective(L.LightningModule):
     def accumulate(
         self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None
     ) -> Tensor:
-        """`gather`, begun again with half the micro-batch size where memory runs out; `micro_batch_size` then stays as
-        it is.
+        """Accumulate the step's gradient; where memory runs out, again with micro-batches of half the size.
+
+        `micro_batch_size` keeps that size for the steps to come. Returns this rank's share of the loss.
         """
         seen = self.seen.clone()
         while True:
@@ -201,11 +215,10 @@ class Objective(L.LightningModule):
                 return self.gather(loss_sum, batch, total, network)
             except torch.OutOfMemoryError:
                 rows = len(next(iter(next(self.micro_batches(batch)).values())))
-                if (
-                    rows == 1 or self.trainer.world_size > 1
-                ):  # the other ranks would wait for gradients that do not come
+                if rows == 1 or self.trainer.world_size > 1:  # other ranks would wait for gradients that do not come
                     raise UserError(
-                        f"out of memory with micro-batches of {rows} rows: a lower data.micro_batch_size, or a smaller model"
+                        f"out of memory with micro-batches of {rows} rows: "
+                        "a lower data.micro_batch_size, or a smaller model"
                     ) from None
             (network or self.model).zero_grad()
             self.micro_batch_size, self.seen = rows // 2, seen.clone()
@@ -214,8 +227,11 @@ class Objective(L.LightningModule):
     def gather(
         self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None
     ) -> Tensor:
-        """Gather the step's gradient from the micro-batches; returns this rank's share of the loss. `network`: what
-        has that gradient, where it is not the whole model; DDP, which waits for the whole, then leaves it to us."""
+        """Add up the step's gradient over the micro-batches; returns this rank's share of the loss.
+
+        network: what has that gradient, where it is not the whole model. DDP waits for the gradient of the whole
+        model, so of a part it is averaged over ranks here.
+        """
         loss = torch.zeros((), device=self.device)
         *first, last = self.micro_batches(batch)
         with self.no_sync():
@@ -231,8 +247,10 @@ class Objective(L.LightningModule):
         return loss
 
     def backward_share(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
-        """Add this micro-batch's share of the step's gradient, and return its share of the loss. DDP averages over
-        ranks, hence the factor."""
+        """Add this micro-batch's share of the step's gradient, and return its share of the loss.
+
+        total: the count of the whole step over all ranks. DDP averages gradients over ranks, hence the factor.
+        """
         with self.autocast():
             loss = loss_sum(part)
         if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad):
@@ -246,9 +264,11 @@ class Objective(L.LightningModule):
         return loss.detach()
 
     def update(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Clip the network's gradients, check them, step; without a word from the device to the host. Returns the loss
-        over all ranks, the norm of the gradient, and whether both were finite, and no spikes; where not, no weight and
-        no moment has changed."""
+        """Clip the network's gradients, check them, and step, without a word from the device to the host.
+
+        Returns the loss over all ranks, the norm of the gradient, and whether both were finite and no spikes; where
+        they were not, no weight and no moment has changed.
+        """
         self.schedule(optimizer)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf"))
         loss = self.all_reduced(loss)
@@ -256,21 +276,21 @@ class Objective(L.LightningModule):
         if self.spikes:
             finite = finite & ~self.spikes.beyond(type(network).__name__, loss, norm)
         kernel = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        kernel.found_inf = (~finite).float()  # type: ignore[attr-defined]  # the fused kernel then leaves weights and moments alone
+        # with it, the fused kernel leaves weights and moments alone
+        kernel.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
         return loss, norm, finite
 
     def schedule(self, optimizer: Optimizer) -> None:
-        """Set what the step decides of an optimizer."""
+        """Set the learning rates of this step."""
         c = self.config.optim
+        share = rate(self.global_step, self.trainer.max_steps, c)
         for group in optimizer.param_groups:
-            group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * rate(
-                self.global_step, self.trainer.max_steps, c
-            )
+            group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * share
 
     def decay(self) -> float:
-        """Of the average in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
+        """The average's decay in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
         assert self.config.optim.ema
         return min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
 
@@ -292,11 +312,16 @@ class Objective(L.LightningModule):
             name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.averaged_part)
         }
 
+    # --- evaluation
+
     @torch.no_grad()
     def evaluate(
         self, batches: Iterable[Batch], interrupted: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """The metrics over all ranks' batches; None if interrupted. Touches no training state and no generator."""
+        """Return the metrics over all ranks' batches; None if interrupted.
+
+        It leaves every state of the training and every random generator as it was.
+        """
         with self.averaged():
             sums = torch.zeros(self.sums, dtype=torch.float64, device=self.device)  # all a rank without batches has
             for batch in batches:
@@ -306,7 +331,7 @@ class Objective(L.LightningModule):
             return self.evaluation_metrics(self.all_reduced(sums))
 
     def summed(self, batch: Batch) -> Tensor:
-        """`evaluation_sums` of a batch, in parts where memory runs out; so are later batches."""
+        """Return `evaluation_sums` of a batch: in parts once memory has run out."""
 
         def parts(rows: int) -> list[Tensor]:
             with self.autocast():
@@ -320,14 +345,10 @@ class Objective(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode and has the weights it is sampled with: their EMA, where one is
-        kept.
-        """
-        trained = (
-            {}
-            if self.ema is None
-            else {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
-        )
+        """Inside, the model is in evaluation mode with the weights it is sampled with: their EMA, where one is kept."""
+        trained: dict[str, Tensor] = {}
+        if self.ema is not None:
+            trained = {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
         self.model.eval()
         try:
             if self.ema is not None:
@@ -348,11 +369,9 @@ class Objective(L.LightningModule):
 
     def all_reduced(self, value: Tensor) -> Tensor:
         """The sum over ranks."""
-        return (
-            self.trainer.strategy.reduce(value, reduce_op="sum")
-            if self._trainer and self.trainer.world_size > 1
-            else value
-        )
+        if self._trainer and self.trainer.world_size > 1:
+            return self.trainer.strategy.reduce(value, reduce_op="sum")
+        return value
 
     # What Lightning saves and restores as the module's state is the model's own, each shared tensor once.
 

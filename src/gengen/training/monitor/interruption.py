@@ -1,5 +1,8 @@
-"""SIGTERM and SIGINT ask for a stop, SIGUSR1 and SIGUSR2 for one that is gone on from; the run saves at the next step
-boundary. A second signal exits at once."""
+"""Stops that are asked for from outside. The run saves at the next step boundary and ends.
+
+SIGTERM and SIGINT ask for a stop, SIGUSR1 and SIGUSR2 for one after which the job is started again. A second signal
+ends the process at once.
+"""
 
 import os
 import signal
@@ -12,10 +15,23 @@ REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM sends ahead of a time 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, *REQUEUED)
 
 
-class Interruption:
-    """While entered, holds the first signal that came. The handler only sets a flag, which is polled between steps."""
+class Interrupted(Exception):
+    """A stop was asked for before there was anything to save."""
 
-    def __init__(self) -> None:
+    def __init__(self, exit_code: int):
+        super().__init__("interrupted")
+        self.exit_code = exit_code
+
+
+class Interruption:
+    """A flag that is polled between steps and inside evaluation, rollouts and previews.
+
+    While entered, the first of `signals` sets it. With signals=() no handler is ever installed, and `stop` alone sets
+    it: so it is in Python and notebooks, and in threads that are not the main one.
+    """
+
+    def __init__(self, signals: tuple[signal.Signals, ...] = CAUGHT) -> None:
+        self.signals = signals
         self.signal: int | None = None
         self.polls = 0  # how often it was asked: while training goes on, this grows
         self.waits = False  # for other ranks
@@ -25,8 +41,15 @@ class Interruption:
         self.polls += 1
         return self.signal is not None
 
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """Ask for a stop, as that signal would."""
+        self.signal = number
+
     def beats(self) -> int:
-        """A number that stands still if this rank is stuck; not while it waits for others, which are watched, too."""
+        """Return a number that stands still if this rank is stuck.
+
+        It moves while the rank waits for others, which are watched, too.
+        """
         self.polls += self.waits
         return self.polls
 
@@ -45,20 +68,20 @@ class Interruption:
         return 75 if self.signal in REQUEUED else 128 + (self.signal or 0)
 
     def __enter__(self) -> "Interruption":
-        self._before = {s: signal.getsignal(s) for s in CAUGHT}
+        self._before = {s: signal.getsignal(s) for s in self.signals}
         self.install()
         return self
 
     def install(self) -> None:
         """Take the signals; called again when training starts, in place of the handlers Lightning has put there."""
-        for s in CAUGHT:
+        for s in self.signals:
             signal.signal(s, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             os.write(2, b"error: a second signal came; ended at once, and nothing more is saved\n")
             os._exit(128 + number)
-        self.signal = number
+        self.stop(number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -27,7 +27,7 @@ from gengen.generation.text.rewards import Answer, answer_of, load_reward
 from gengen.models.completions import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
-from gengen.training.monitor.guards import in_halves
+from gengen.training.memory import in_halves
 from gengen.training.objective import Batch, Optimizer
 from gengen.training.objectives.language import LanguageObjective, reference
 from gengen.training.objectives.side_network import Beside

@@ -78,18 +78,18 @@ def form(value: Any) -> Any:
 def rate(step: int, max_steps: int, c: OptimConfig) -> float:
     """The share of the peak learning rate for update number `step` (from 0), in (0, 1].
 
-    All schedules rise linearly over the first `warmup` share of max_steps. Then
-    wsd (Hu et al. 2024): 1, and over the last `decay` share linearly down to final_lr;
-    cosine (Loshchilov & Hutter 2017): half a cosine from 1 to final_lr;
+    All schedules rise linearly over the first `warmup_ratio` share of max_steps. Then
+    wsd (Hu et al. 2024): 1, and over the last `decay_ratio` share linearly down to final_lr_ratio;
+    cosine (Loshchilov & Hutter 2017): half a cosine from 1 to final_lr_ratio;
     constant: 1.
     """
-    rise = min(1.0, (step + 1) / max(1, round(c.warmup * max_steps)))
+    rise = min(1.0, (step + 1) / max(1, round(c.warmup_ratio * max_steps)))
     if c.schedule == "wsd":
-        left = min(1.0, (max_steps - step) / max(1, round(c.decay * max_steps)))
+        left = min(1.0, (max_steps - step) / max(1, round(c.decay_ratio * max_steps)))
     elif c.schedule == "cosine":
-        start = round(c.warmup * max_steps)
+        start = round(c.warmup_ratio * max_steps)
         progress = max(0, step - start) / max(1, max_steps - start)
         left = (1 + math.cos(math.pi * min(1.0, progress))) / 2
     else:
         left = 1.0
-    return rise * (c.final_lr + (1 - c.final_lr) * left)
+    return rise * (c.final_lr_ratio + (1 - c.final_lr_ratio) * left)

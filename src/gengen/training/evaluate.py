@@ -1,0 +1,61 @@
+"""The metrics of a run's saved weights, on held-out data and of what they generate. Importing this imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gengen.checkpoints.files import replace_text, to_json
+from gengen.checkpoints.migrate import read_config
+from gengen.config.commands import EvaluateConfig, RunConfig, TextEvaluation
+from gengen.config.redact import redact
+from gengen.config.schema import build
+from gengen.config.train import TrainConfig
+from gengen.registry import MODELS, Entry
+from gengen.training.data import brought_tokenizer, prepare_data
+
+EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
+"""kind of data -> the config of `evaluate` for models of it"""
+
+
+def evaluation_config(family: Entry) -> type[RunConfig]:
+    return EVALUATIONS[family.kind]
+
+
+def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate the checkpoint that a config of EVALUATIONS names; returns what evaluation.json then holds.
+
+    It is {"checkpoint": name, "weights": ema, raw or None, metric: number, ...}, with a dict for each group of figures.
+    """
+    from gengen.checkpoints.layout import load_weights, read_weights
+    from gengen.generation.load import find_checkpoint, load_generator
+    from gengen.hardware import pick_device
+    from gengen.training.build import build_datamodule, build_objective
+
+    directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, say)
+    run = directory.parent.parent
+    config: TrainConfig = build(TrainConfig, read_config(directory))
+    config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
+    prepared = prepare_data(config, say, brought_tokenizer(run), directory, run)
+    objective = build_objective(config, prepared)
+    objective.ema = None  # the weights that are asked for are the ones to evaluate
+    load_weights(objective.model, read_weights(directory, wanted.weights), directory)
+    objective.to(pick_device(wanted.device))
+    alone = replace(config, trainer=replace(config.trainer, devices=1))
+    metrics = objective.evaluate(build_datamodule(alone, prepared).val_batches())
+    assert metrics is not None  # nothing interrupts it
+    result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
+    say(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    if MODELS[config.model.name].kind == "image":
+        from gengen.evaluation.images import evaluate_run as evaluate_images
+
+        generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
+        pixels: Any = getattr(prepared, "pixels", prepared)
+        result |= evaluate_images(generator, pixels, wanted, run / "evaluation", say)
+    elif config.stage.name == "pretrain":  # a later stage has its own metrics, and `align` for the rest
+        from gengen.evaluation.text import evaluate_text
+
+        generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
+        result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", say)
+    replace_text(run / "evaluation.json", redact(to_json(result)))
+    return result
