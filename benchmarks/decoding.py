@@ -48,7 +48,8 @@ def llama(layers: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=FF, num_hidden_layers=layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, max_position_embeddings=CONTEXT, rms_norm_eps=EPS, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA}, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA}, bos_token_id=None, eos_token_id=None,
+        pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -89,7 +90,8 @@ def hf_drawer(net: LlamaForCausalLM, dtype: torch.dtype) -> Draw:
 
     def run(samples: int, tokens: int) -> int:
         drawn = net.generate(
-            prompt.expand(samples, -1), attention_mask=torch.ones(samples, PROMPT, dtype=torch.long), do_sample=True, temperature=1.0,
+            prompt.expand(samples, -1), attention_mask=torch.ones(samples, PROMPT, dtype=torch.long), do_sample=True,
+            temperature=1.0,
             top_k=TOP_K, top_p=1.0, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         return (drawn.shape[1] - PROMPT) * drawn.shape[0]

@@ -69,9 +69,8 @@ def main(blocks: int, steps: int, threads: int, settings: list[str]) -> None:
     for name, values in figures.items():
         print(f"  {name:8}{spread(values, 2)}  steps/s")
     print(ratio(figures, "bare", "guarded"))
-    print(
-        f"  guards take {100 * (1 - median(a / b for a, b in zip(figures['guarded'], figures['bare'], strict=True))):.1f} % of a step"
-    )
+    shares = [a / b for a, b in zip(figures["guarded"], figures["bare"], strict=True)]
+    print(f"  guards take {100 * (1 - median(shares)):.1f} % of a step")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class NanoGPT(nn.Module):
     """GPT-2 in small: learned positions, layer norms, GELU, tied head, the initial weights of GPT-2."""
 
     def __init__(
-        self, layers: int = 6, width: int = 384, heads: int = 6, context: int = 256, vocab: int = 4096, dropout: float = 0.0,
+        self, layers: int = 6, width: int = 384, heads: int = 6, context: int = 256, vocab: int = 4096,
+        dropout: float = 0.0,
         bias: bool = False,
     ):  # fmt: skip
         super().__init__()
@@ -110,7 +111,8 @@ class Modern(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, layers: int = 4, width: int = 256, heads: int = 4, kv_heads: int = 2, ff: int = 704, context: int = 256, vocab: int = 2048,
+        self, layers: int = 4, width: int = 256, heads: int = 4, kv_heads: int = 2, ff: int = 704, context: int = 256,
+        vocab: int = 2048,
         dropout: float = 0.1,
     ):  # fmt: skip
         super().__init__()

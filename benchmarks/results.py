@@ -40,7 +40,8 @@ class Evaluated:
         self.picture = path / "evaluation" / "samples.png"
 
     def trained(self) -> str:
-        return f"{self.seconds:.0f} s, {self.step:,} steps of {self.config['data']['batch_size']}, {self.speed:.0f} images/s"
+        batch = self.config["data"]["batch_size"]
+        return f"{self.seconds:.0f} s, {self.step:,} steps of {batch}, {self.speed:.0f} images/s"
 
 
 COLUMNS = ["training", "accuracy", "fd_smallcnn", "times the floor", "kid", "precision", "recall", "density"]
@@ -103,8 +104,8 @@ def section(runs: dict[str, Evaluated]) -> str:
         f"{facts['n']:,} samples each, with the labels of as many held-out images, judged in features of a classifier "
         f"that is right on {100 * real['accuracy']:.1f} % of those; distances to all {facts['reference']:,} training "
         "images. The floor is what the held-out images score. As many real images of the same labels, drawn anew "
-        f"{floor['redraws']} times from all real ones, score {floor['mean']:.3f} ± {floor['std']:.3f}; times the floor "
-        "has this spread. In brackets: share of the coverage of held-out images.",
+        f"{floor['redraws']} times from all real ones, score {floor['mean']:.3f} ± {floor['std']:.3f}; times the "
+        "floor has this spread. In brackets: share of the coverage of held-out images.",
         "",
         row("", *COLUMNS),
         row(*["---"] * (len(COLUMNS) + 1)),

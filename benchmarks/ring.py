@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> None:
             spent = time.perf_counter() - start
             modes, near = covered(objective)
             print(
-                f"{name}, seed {seed}: {modes} of {MODES} modes, {near:.1%} of samples near one; {steps} steps in {spent:.0f} s"
+                f"{name}, seed {seed}: {modes} of {MODES} modes, {near:.1%} of samples near one; "
+                f"{steps} steps in {spent:.0f} s"
             )
 
 

@@ -83,7 +83,8 @@ def main(rounds: int, threads: int, tokens: int, vocab: int, settings: list[str]
     print(f"head and loss, {tokens:,} tokens, vocabulary {vocab:,}, bf16 (medians of {rounds} processes)")
     for name, results in found.items():
         print(
-            f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  {median(r['ms'] for r in results):7.0f} ms"
+            f"  {name:20} {median(r['megabytes'] for r in results):7.0f} MB  "
+            f"{median(r['ms'] for r in results):7.0f} ms"
         )
     fetch, step = fetching(threads, settings)
     print(f"fetching a batch of the default run: {fetch:.2f} ms, a step of it {step:.0f} ms: {fetch / step:.2%}")

@@ -122,7 +122,8 @@ def main(seconds: float, seeds: str, tiny: int, only: str, settings: list[str]) 
         for name, train in wanted.items():
             found[name].append(one := train(seed))
             print(
-                f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits-per-byte, {one.steps} steps in {one.seconds:.0f} s",
+                f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits-per-byte, "
+                f"{one.steps} steps in {one.seconds:.0f} s",
                 flush=True,
             )
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}; figures are those of seeds {seeds}")

@@ -45,7 +45,8 @@ SIZE = [
 ]
 DEFAULTS = [*SIZE, "model.ff=1024"]
 THEIRS = [
-    *SIZE, "model.ff=1536", "model.positions=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false", "model.bias=false",
+    *SIZE, "model.ff=1536", "model.positions=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false",
+    "model.bias=false",
     "model.residual_init=scaled", "model.dropout=0", "optim=adamw",
 ]  # fmt: skip
 
@@ -203,7 +204,8 @@ def contest(contestants: dict[str, Contestant], rounds: int, steps: int) -> None
     after = measured_peaks(before)
     for precision in before:
         print(
-            f"matmul 2048^3 {precision}: {before[precision] / 1e9:.0f} GFLOP/s at the start, {after[precision] / 1e9:.0f} at the end"
+            f"matmul 2048^3 {precision}: {before[precision] / 1e9:.0f} GFLOP/s at the start, "
+            f"{after[precision] / 1e9:.0f} at the end"
         )
     print(f"\ntraining, tokens/s (median; least and most of {rounds} rounds of {steps} steps)")
     for name, speeds in figures.items():
@@ -212,7 +214,8 @@ def contest(contestants: dict[str, Contestant], rounds: int, steps: int) -> None
         began = (c.first or 0) - BATCH * CONTEXT / median(speeds)
         compiled = f", compiled in {began:.0f} s" if c.compiled else ""
         print(
-            f"  {name:47}{spread(speeds)}   {c.parameters / 1e6:.2f} M, {share:.0%} of the {c.precision} peak{compiled}"
+            f"  {name:47}{spread(speeds)}   {c.parameters / 1e6:.2f} M, "
+            f"{share:.0%} of the {c.precision} peak{compiled}"
         )
     for name in figures:
         for peer in (peer for peer in figures if "gengen" in name and "loop " in peer and "gengen" not in peer):

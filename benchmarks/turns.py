@@ -1,4 +1,5 @@
-"""What benchmarks of several contestants share: their arguments, turns one after the other, and how figures are shown."""
+"""What benchmarks of several contestants share: their arguments, turns one after the other, and how figures are
+shown."""
 
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -13,7 +14,8 @@ Figures = dict[str, list[float]]
 
 
 def arguments(argv: Iterable[str], **defaults: Any) -> tuple[dict[str, Any], list[str]]:
-    """Each key=value in the type of its default, and what has no default here: settings for gengen's own command line."""
+    """Each key=value in the type of its default, and what has no default here: settings for gengen's own command
+    line."""
     asked, settings = dict(defaults), list[str]()
     for argument in argv:
         key, _, text = argument.partition("=")

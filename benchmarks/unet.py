@@ -133,7 +133,8 @@ def main(rounds: int, steps: int, threads: int, width: int, batch: int, images: 
     generator = ImageGenerator(objective.model)
     millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (objective.model, plain)]
     print(
-        f"parameters: ours {millions[0]:.2f} M, theirs {millions[1]:.2f} M; {threads} threads, torch {torch.__version__}"
+        f"parameters: ours {millions[0]:.2f} M, theirs {millions[1]:.2f} M; "
+        f"{threads} threads, torch {torch.__version__}"
     )
     tuned_name = f"theirs, {precision} channels_last"
     training = {

@@ -1,8 +1,11 @@
 """Shared by all tests: one thread, no network, a small seeded text, and the commands called in process."""
 
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -170,24 +173,69 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays: no collection, in this process or its forks, looks through it again
 
 
 @pytest.fixture(scope="session", autouse=True)
-def draw_figure() -> Iterator[Callable[[Any], str]]:
-    """Reports plot their curves and do not render them, which takes more than half the time of a tiny run. Returns what
-    renders them, for tests of the report.
+def composed_once() -> Iterator[None]:
+    """Let Hydra merge each choice of the configs that ship once, not once for each command: it takes 0.1 s."""
+    from gengen.config import compose
+
+    original, trees = compose.compose_groups, dict[tuple[Any, ...], Any]()
+
+    def remembered(line: compose.CommandLine) -> Any:
+        if line.config_dir:
+            return original(line)
+        chosen = (compose.CONFIGS, *compose.selections(line).items())
+        if chosen not in trees:
+            trees[chosen] = original(line)
+        return deepcopy(trees[chosen])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "compose_groups", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_curves() -> Iterator[Callable[[list[dict[str, Any]]], str]]:
+    """Have reports plot curves of the same columns once, and render none: both take more than half the time of a tiny
+    run. Returns what does both, for tests of the report.
     """
     from gengen.evaluation import report
 
+    original, plotted = report.curves, set[tuple[str, ...]]()
+
+    def once(rows: list[dict[str, Any]]) -> str:
+        columns = tuple(name for name in rows[0] if any(row[name] is not None for row in rows))
+        if columns not in plotted:
+            plotted.add(columns)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(report, "drawn", lambda figure: "")
+                original(rows)
+        return "<p>not rendered in this test</p>"
+
     with pytest.MonkeyPatch.context() as patch:
-        original = report.drawn
-        patch.setattr(report, "drawn", lambda figure: "<p>not rendered in this test</p>")
+        patch.setattr(report, "curves", once)
         yield original
+
+
+@pytest.fixture(scope="session")
+def without_mfu() -> Callable[[], AbstractContextManager[None]]:
+    """Inside, a run does not count its FLOPs nor measure the machine's, which takes a third of the time of a
+    resume."""
+
+    @contextmanager
+    def inside() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gengen.training.monitor.throughput.matmul_flops", lambda dtype: None)
+            yield
+
+    return inside
 
 
 @pytest.fixture
 def stand_in_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In tmp_path/data: an archive pinned like the real one, whose eighteen books are made up. Returns tmp_path/data."""
+    """In tmp_path/data: an archive pinned like the real one, whose books are made up. Returns tmp_path/data."""
     import hashlib
     import zipfile
 

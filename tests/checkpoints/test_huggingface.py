@@ -74,7 +74,8 @@ def close(a: Tensor, b: Tensor) -> None:
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 GPT2 = {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, **ENDS}
 LLAMA = {
-    "vocab_size": VOCABULARY, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, **ENDS,
 }  # fmt: skip
 STRETCHED = {
@@ -514,14 +515,16 @@ BROKEN = {
     "shard": "model-00002.safetensors is damaged",
     "escape": "weight_map must name a file of this folder for each tensor",
     "list": "weight_map must name a file of this folder for each tensor",
-    "lacking": "one.safetensors is damaged: model.odd.weight is missing, which model.safetensors.index.json says it holds",
+    "lacking": "one.safetensors is damaged: model.odd.weight is missing, "
+    "which model.safetensors.index.json says it holds",
     "no tokenizer": "there is no tokenizer.json",
     "no end": "eos_token_id is missing: nothing says which token ends a text",
     "settings": "generation_config.json is damaged: not a JSON object",
     "layers": "config.json describes no model (layers=1000000000)",
     "size": "config.json describes no model",
     "missing": "the weights are not what config.json describes: model.layers.1.mlp.up_proj.weight is missing",
-    "extra": "model.layers.0.self_attn.q_norm.weight has no place in this model; model.twice has no place in this model",
+    "extra": "model.layers.0.self_attn.q_norm.weight has no place in this model; "
+    "model.twice has no place in this model",
     "shape": "model.norm.weight is (31,), not (32,)",
     "int8": "model.norm.weight is torch.int8: quantized weights are not supported",
     "twice": "norm.weight has no place in this model",
@@ -615,7 +618,8 @@ def test_every_end_of_an_imported_model_ends_a_text_and_goes_back(
 
 
 def test_a_tokenizer_that_came_with_weights_goes_back_with_them(hf: Any, runs: Path) -> None:
-    """As transformers writes those of GPT-2, Llama and Qwen, at the start of whose texts is nothing, <s> and nothing."""
+    """As transformers writes those of GPT-2, Llama and Qwen, at the start of whose texts is nothing, <s> and
+    nothing."""
     vocabulary = json.loads(TOKENIZER.to_json())["model"]
     merges = [tuple(pair) for pair in vocabulary["merges"]]
     pieces = [

@@ -75,11 +75,11 @@ def test_an_unknown_run_names_the_nearest(trained: Path, capsys: pytest.CaptureF
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, draw_figure: Callable[[Any], str]) -> Path:
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, drawn_curves: Callable[[Any], str]) -> Path:
     """A run whose report is rendered."""
     runs = tmp_path_factory.mktemp("cli-runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gengen.evaluation.report.drawn", draw_figure)
+        patch.setattr("gengen.evaluation.report.curves", drawn_curves)
         assert main(["train", *tiny, f"runs_dir={runs}", "run=stories"]) == 0
     return runs / "stories"
 
@@ -101,7 +101,8 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
         "step-000000040",
     }
     assert {p.name for p in (trained / "checkpoints" / "step-000000040").iterdir()} == {
-        "manifest.json", "config.json", "model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json", "tokenizer.json"
+        "manifest.json", "config.json", "model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json",
+        "tokenizer.json"
     }  # fmt: skip
     header = (trained / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"step", "seconds", "train/loss", "val/loss", "val/bpb"} <= set(header)
@@ -192,7 +193,8 @@ def test_mistakes_in_sampling(trained: Path, capsys: pytest.CaptureFixture[str])
         (["checkpoint=99"], "its steps are [40, 30]"), (["weights=ema"], "has no EMA weights"),
         (["tempreature=1"], "did you mean temperature"),
         (["top_p=1.5"], "top_p=1.5 does not fit"), (["stream=true", "n=2"], "one prompt, n=1"),
-        (["out=no/such/folder/x.jsonl"], "out=no/such/folder/x.jsonl: no such folder"), (["model=nosuch"], "unknown key model=nosuch"),
+        (["out=no/such/folder/x.jsonl"], "out=no/such/folder/x.jsonl: no such folder"),
+        (["model=nosuch"], "unknown key model=nosuch"),
     ]:  # fmt: skip
         assert main(["sample", str(trained), *argv]) == 2
         assert words in capsys.readouterr().err

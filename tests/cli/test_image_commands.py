@@ -9,8 +9,10 @@ from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 
 SMALL = [
-    "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9", "data.batch_size=12",
-    "trainer.max_steps=8", "trainer.save_every=8", "trainer.eval_every=8", "trainer.sample_every=8", "trainer.log_every=4",
+    "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9",
+    "data.batch_size=12",
+    "trainer.max_steps=8", "trainer.save_every=8", "trainer.eval_every=8", "trainer.sample_every=8",
+    "trainer.log_every=4",
     "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1",
 ]  # fmt: skip
 

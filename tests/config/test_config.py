@@ -192,9 +192,11 @@ def test_a_folder_of_ones_own_joins(tmp_path: Path) -> None:
 
 def test_a_plugin_registers_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models.py").write_text(
-        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\nfrom gengen.config.commands import SampleConfig\n"
+        "from dataclasses import dataclass\nfrom gengen.config.model import ModelConfig\n"
+        "from gengen.config.commands import SampleConfig\n"
         "from gengen.registry import register_model\n"
-        "@register_model('mine', kind='text', sampling=SampleConfig, model='my_models:Mine', objectives={}, generator='my_models:Gen')\n"
+        "@register_model('mine', kind='text', sampling=SampleConfig, model='my_models:Mine', "
+        "objectives={}, generator='my_models:Gen')\n"
         "@dataclass\nclass MineConfig(ModelConfig):\n    name: str = 'mine'\n    depth: int = 3\n"
     )
     (tmp_path / "model").mkdir()

@@ -32,16 +32,20 @@ GRPO = ["stage=grpo", "init_from=runs/SFT", "stage.reward=requested_words"]
     ([*GRPO, "stage.kl_estimator=k1"], "the gradient of its mean is zero, so nothing would hold the policy"),
     ([*PPO, "stage.kl_in=loss"], "take stage.kl_estimator=k2"),
     ([*GRPO, "stage.kl_in=reward"], "in the reward only k1"),
-    (["stage=ppo", "init_from=runs/SFT"], "needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered reward"),
+    (["stage=ppo", "init_from=runs/SFT"],
+        "needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered reward"),
     (["stage=grpo", "init_from=runs/SFT"], "stage=grpo needs stage.reward=runs/NAME"),
     (["stage=sft"], "stage=sft goes on from a run: init_from=runs/NAME"),
     (["stage=reward"], "stage=reward goes on from a run: init_from=runs/NAME"),
     (["stage=dpo"], "stage=dpo goes on from a run: init_from=runs/NAME"),
     ([PPO[0], PPO[2]], "stage=ppo goes on from a run: init_from=runs/NAME"),
     ([GRPO[0], GRPO[2]], "stage=grpo goes on from a run: init_from=runs/NAME"),
-    ([*PPO, "data=preferences"], "stage=ppo is trained on prompts, data=preferences is preferences\n  choose one of data=prompts"),
-    (["stage=sft", "init_from=runs/BASE", "data=storygen"], "stage=sft is trained on conversations, data=storygen is text"),
-    (["stage=dpo", "init_from=runs/BASE", "data=stories"], "stage=dpo is trained on preferences, data=stories is conversations"),
+    ([*PPO, "data=preferences"],
+        "stage=ppo is trained on prompts, data=preferences is preferences\n  choose one of data=prompts"),
+    (["stage=sft", "init_from=runs/BASE", "data=storygen"],
+        "stage=sft is trained on conversations, data=storygen is text"),
+    (["stage=dpo", "init_from=runs/BASE", "data=stories"],
+        "stage=dpo is trained on preferences, data=stories is conversations"),
     (["data=stories"], "stage=pretrain is trained on text, data=stories is conversations"),
     ([*PPO, "trainer.devices=2"], "stage=ppo runs on one device so far: trainer.devices=1"),
     ([*PPO, "trainer.max_steps=null"], "stage=ppo needs trainer.max_steps"),
@@ -152,7 +156,8 @@ def test_a_cpu_compiles_by_the_same_estimate_in_every_stage(stage: str) -> None:
 
 
 def test_new_tokens_of_a_run_start_as_the_mean(base: Path, few: Any, tmp_path: Path) -> None:
-    """The roles' four, in a run that learns nothing yet; the old ones are the base's, and the vocabulary is recorded."""
+    """The roles' four, in a run that learns nothing yet; the old ones are the base's, and the vocabulary is
+    recorded."""
     argv = ["stage=sft", f"init_from={base}", *few("conversations"), "optim.lr=1e-30", "stop_at=1", "run=sft"]
     assert main(["train", *argv]) == 0
     checkpoint = store.newest(tmp_path / "sft" / "checkpoints")

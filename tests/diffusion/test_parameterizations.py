@@ -59,7 +59,8 @@ def v_as_if_variance_were_preserved(out: Tensor, x_t: Tensor, t: Tensor, path: N
 @pytest.mark.parametrize("parameterization", ["v", "velocity"])
 @pytest.mark.parametrize("name", PATHS)
 def test_pitfall_thirteen_the_conversion_of_v_knows_its_path(parameterization: str, name: str) -> None:
-    """Pitfall thirteen: x_0 = alpha x - sigma v only where alpha^2 + sigma^2 = 1; for flow it is x - sigma velocity."""
+    """Pitfall thirteen: x_0 = alpha x - sigma v only where alpha^2 + sigma^2 = 1; for flow it is x - sigma
+    velocity."""
     path = PATHS[name]()
     x0, eps, x_t, t = batch(path)
     answer = target(parameterization, x0, eps, t, path, SIGMA_DATA)
@@ -128,7 +129,8 @@ def test_conversions_are_finite_where_the_path_begins(parameterization: str, nam
 
 
 def test_pitfall_ten_eps_prediction_is_refused_where_pure_noise_says_nothing() -> None:
-    """Pitfall ten: with zero terminal SNR an answer in eps is divided by alpha = 0 at the first step of every sampler."""
+    """Pitfall ten: with zero terminal SNR an answer in eps is divided by alpha = 0 at the first step of every
+    sampler."""
     for name in ("flow", "cosine"):
         path = PATHS[name]()
         x = torch.ones(1, 2)

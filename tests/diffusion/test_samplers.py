@@ -1,4 +1,5 @@
-"""Samplers on Gaussian data, whose exact denoiser is linear: the deviation of what comes out is computed, not sampled."""
+"""Samplers on Gaussian data, whose exact denoiser is linear: the deviation of what comes out is computed, not
+sampled."""
 
 import math
 from collections.abc import Callable

@@ -14,16 +14,19 @@ from gengen.registry import DATA
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 SMALL = [
-    "model.size=nano", "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=1", "model.ff=32", "model.context=32",
+    "model.size=nano", "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=1", "model.ff=32",
+    "model.context=32",
     "model.vocab_size=300", "data.batch_size=4", "trainer.max_steps=6", "trainer.save_every=2", "trainer.eval_every=3",
-    "trainer.sample_every=6", "trainer.log_every=2", "trainer.precision=fp32", "trainer.device=cpu", "trainer.compile=false",
+    "trainer.sample_every=6", "trainer.log_every=2", "trainer.precision=fp32", "trainer.device=cpu",
+    "trainer.compile=false",
     "logger=csv",
 ]  # fmt: skip
 
 
 SMALL_IMAGES = [
     "data=imagefolder", "data.resolution=16", "data.channels=1", "data.batch_size=12", "trainer.max_steps=6",
-    "trainer.save_every=2", "trainer.eval_every=3", "trainer.sample_every=6", "trainer.log_every=2", "trainer.precision=fp32",
+    "trainer.save_every=2", "trainer.eval_every=3", "trainer.sample_every=6", "trainer.log_every=2",
+    "trainer.precision=fp32",
     "trainer.device=cpu", "trainer.compile=false",
 ]  # fmt: skip
 SHAPES = {"unet": ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4"]}
@@ -154,8 +157,8 @@ def test_the_size_table_of_the_docs_is_the_one_of_the_code() -> None:
 
     text = (ROOT / "docs" / "train.md").read_text()
     for name, s in GPT_SIZES.items():
-        row = f"| {name} | {s['layers']} x {s['width']} | {s['heads']} / {s['kv_heads']} | {s['ff']} | {s['vocab_size']} | {s['context']} |"
-        assert row in text, row
+        shape = f"{s['layers']} x {s['width']} | {s['heads']} / {s['kv_heads']} | {s['ff']}"
+        assert f"| {name} | {shape} | {s['vocab_size']} | {s['context']} |" in text, name
 
 
 def test_the_unet_sizes_of_the_docs_are_those_of_the_code() -> None:

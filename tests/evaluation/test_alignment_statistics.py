@@ -367,7 +367,8 @@ def test_the_report_holds_all(judgements: list[dict[str, Any]], tmp_path: Path) 
     assert len(rows) == 18
     f = judgements[1]["figures"]["ppo"]
     assert rows["ppo", 1] == {
-        "stage": "ppo", "seed": 1, "metric": "gold", "before": f["gold_before"], "after": f["gold"], "gain": f["gold_gain"],
+        "stage": "ppo", "seed": 1, "metric": "gold", "before": f["gold_before"], "after": f["gold"],
+        "gain": f["gold_gain"],
         "interval": [f["gold_gain_low"], f["gold_gain_high"]], "kl": f["kl"], "seconds": 118.0,
     }  # fmt: skip
     page = (tmp_path / "alignment_report.html").read_text()

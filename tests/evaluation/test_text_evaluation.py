@@ -38,7 +38,8 @@ def stream(folder: Path, split: str, tokens: list[int]) -> TokenStream:
 
 
 class Bigrams(nn.Module):
-    """Logits that depend on the last token and on its place in the window; remembers the largest batch it was given."""
+    """Logits that depend on the last token and on its place in the window; remembers the largest batch it was
+    given."""
 
     def __init__(self, vocab_size: int, context: int):
         super().__init__()

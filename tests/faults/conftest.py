@@ -7,6 +7,8 @@ and what must hold; a mark with the number alone adds its test to that row. Test
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,12 @@ def verdict(reports: list[Any]) -> str:
 
 
 # --- the families
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_flops_are_counted(without_mfu: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with without_mfu():
+        yield
 
 
 @pytest.fixture(scope="session")

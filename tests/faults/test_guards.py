@@ -1,4 +1,5 @@
-"""What a run does when a step, the memory, the disk or the process itself goes wrong: F10, F11, F16 to F20, F23, F25."""
+"""What a run does when a step, the memory, the disk or the process itself goes wrong: F10, F11, F16 to F20, F23,
+F25."""
 
 import json
 import os

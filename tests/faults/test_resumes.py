@@ -69,7 +69,8 @@ def test_changed_data_are_refused(family: Family, tmp_path: Path) -> None:
 @pytest.mark.fault("F30")
 @pytest.mark.parametrize("name", [name for name in OWN if name != "ppo"])  # which keeps no average here
 def test_an_average_beside_the_weights_has_their_names(name: str, family_of: FamilyOf, tmp_path: Path) -> None:
-    """Weights saved with an average beside them load with it and without: `raw` and `ema` are both samples of the run."""
+    """Weights saved with an average beside them load with it and without: `raw` and `ema` are both samples of the
+    run."""
     checkpoint = family_of(name).straight / "checkpoints" / "step-000000012"
     model, ema = (read_tensors(checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
     assert ema.keys() <= model.keys() and any((ema[name] != model[name]).any() for name in ema)

@@ -156,7 +156,8 @@ def test_a_run_removed_meanwhile(family: Family, tmp_path: Path) -> None:
 
 
 def signal_points(family: Family) -> list[tuple[str, set[int]]]:
-    """Where a signal comes in one command after another, and the steps that its checkpoint may be of: within one step."""
+    """Where a signal comes in one command after another, and the steps that its checkpoint may be of: within one
+    step."""
     points = [("step@2", {2}), ("evaluate@1", {4}), ("sample@1", {6}), ("save:model.safetensors@1", {8, 9})]
     return [*points, ("rollout@1", {8})] if family.name == "ppo" else points
 

@@ -1,4 +1,5 @@
-"""The codec of latent diffusion: latents of the whole data, whitened, kept on the disk, and the same after a resume."""
+"""The codec of latent diffusion: latents of the whole data, whitened, kept on the disk, and the same after a
+resume."""
 
 import json
 import shutil

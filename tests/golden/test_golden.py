@@ -32,8 +32,10 @@ def test_twenty_steps_of_nano(texts: Path, shared_data: Path, tmp_path: Path) ->
     argv = [
         "model=gpt", "optim=adamw", "model.size=nano", "model.dropout=0", "data=text", f"data.path={texts}",
         f"data.dir={shared_data}", "data.split=documents", "data.tokenizer=byte",
-        "data.batch_size=4", "trainer.precision=fp32", "trainer.device=cpu", "trainer.compile=false", "trainer.threads=1",
-        "trainer.max_steps=20", "trainer.log_every=1", "trainer.save_every=20", "trainer.eval_every=20", "trainer.sample_every=20",
+        "data.batch_size=4", "trainer.precision=fp32", "trainer.device=cpu", "trainer.compile=false",
+        "trainer.threads=1",
+        "trainer.max_steps=20", "trainer.log_every=1", "trainer.save_every=20", "trainer.eval_every=20",
+        "trainer.sample_every=20",
     ]  # fmt: skip
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=golden"]) == 0
     rows = read_metrics(tmp_path / "golden" / "metrics.csv")

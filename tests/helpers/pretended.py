@@ -27,7 +27,8 @@ COPIES = {"copy_", "_foreach_copy_"}
 DEVICE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 ABOUT_DEVICES = {
     DEVICE, IS_CUDA, Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.numpy, Tensor.__array__, Tensor.pin_memory,
-    Tensor.new_tensor, Tensor.__deepcopy__, torch.device, torch._C._nn._parse_to, torch.tensor, torch.from_numpy, torch.frombuffer,
+    Tensor.new_tensor, Tensor.__deepcopy__, torch.device, torch._C._nn._parse_to, torch.tensor, torch.from_numpy,
+    torch.frombuffer,
 }  # fmt: skip
 
 

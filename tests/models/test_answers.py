@@ -1,4 +1,5 @@
-"""A language model read at the tokens of answers, and what it becomes: a reward model, or one of a larger vocabulary."""
+"""A language model read at the tokens of answers, and what it becomes: a reward model, or one of a larger
+vocabulary."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -130,7 +130,8 @@ def test_a_sum_in_bf16_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_accuracy_under_autocast() -> None:
-    """Against fp64 of the same rounded inputs. In bf16 alone the loss would be off by up to 2^-9 of a logit a token."""
+    """Against fp64 of the same rounded inputs. In bf16 alone the loss would be off by up to 2^-9 of a logit a
+    token."""
     x, weight, labels = bf16_case()
     x.requires_grad_(), weight.requires_grad_()
     x64, w64 = x.detach().bfloat16().double().requires_grad_(), weight.detach().bfloat16().double().requires_grad_()

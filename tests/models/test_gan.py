@@ -145,7 +145,8 @@ def independent(m: GAN | DCGAN) -> bool:
 
 
 def test_images_do_not_see_each_other_but_through_batch_normalisation() -> None:
-    """Why a penalty on the slope is refused where there is batch normalisation: an image then has no slope of its own."""
+    """Why a penalty on the slope is refused where there is batch normalisation: an image then has no slope of its
+    own."""
     assert independent(model().train())
     assert not independent(model("dcgan").train())
     assert independent(model("dcgan").eval())

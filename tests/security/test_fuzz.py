@@ -74,8 +74,9 @@ def ours() -> Iterator[None]:
     assert "planted" not in sys.modules
 
 
-ODD = [None, True, 0, -1, 1.5, 2**31, 2**63, 10**30, 1e308, float("inf"), float("nan"), "", "x", "planted:run", "planted.run",
-       "\0", "\ud800", "../..", "${oc.env:HOME}", "???", "a" * 5000, [], [[]], {}, {"name": []}, {"_target_": "planted.run"},
+ODD = [None, True, 0, -1, 1.5, 2**31, 2**63, 10**30, 1e308, float("inf"), float("nan"), "", "x", "planted:run",
+       "planted.run", "\0", "\ud800", "../..", "${oc.env:HOME}", "???", "a" * 5000, [], [[]], {}, {"name": []},
+       {"_target_": "planted.run"},
        {"tensor": "x"}]  # fmt: skip
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.sampled_from(ODD) | st.recursive(
@@ -286,8 +287,10 @@ def test_values_on_the_command_line(trees: list[Any], known: Any, data: st.DataO
 
 
 WORDS = st.sampled_from(
-    ["model=gpt", "model=", "=", "==", "data", "-", "--", "--cfg", "--help", "-m", "+a=1", "~a", "a=b=c", "model.size=nano", "model.size",
-     "\0=1", "debug=nan", "experiment=x", "trainer.max_steps=1e3", "hydra.run.dir=/tmp", "_target_=planted.run", "stage=ppo"]
+    ["model=gpt", "model=", "=", "==", "data", "-", "--", "--cfg", "--help", "-m", "+a=1", "~a", "a=b=c",
+        "model.size=nano", "model.size",
+     "\0=1", "debug=nan", "experiment=x", "trainer.max_steps=1e3", "hydra.run.dir=/tmp", "_target_=planted.run",
+     "stage=ppo"]
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""What is planted in a run, a folder of weights or a data set is refused, and nothing of it is executed or imported."""
+"""What is planted in a run, a folder of weights or a data set is refused, and nothing of it is executed or
+imported."""
 
 import gzip
 import io
@@ -366,8 +367,10 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "facts",
     [
-        {"files": []}, {"files": {"model.safetensors": None}}, {"files": {"model.safetensors": {"bytes": "4"}}}, {"files": {"../x": {}}},
-        {"files": {"n" * 5000: {}}}, {"files": {"\0": {}}}, {"files": {"..": {}}}, {"files": {"/etc/passwd": {}}}, {"step": "30"},
+        {"files": []}, {"files": {"model.safetensors": None}}, {"files": {"model.safetensors": {"bytes": "4"}}},
+        {"files": {"../x": {}}},
+        {"files": {"n" * 5000: {}}}, {"files": {"\0": {}}}, {"files": {"..": {}}}, {"files": {"/etc/passwd": {}}},
+        {"step": "30"},
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none(facts: dict[str, Any], run: Path) -> None:
@@ -558,8 +561,10 @@ def split(regex: str) -> dict[str, Any]:
 
 
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "chunks of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "FixedLength before encoding is not supported"),
-    "a broken table": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "Precompiled before encoding"),
+    "chunks of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        "FixedLength before encoding is not supported"),
+    "a broken table": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        "Precompiled before encoding"),
     "a regex that backtracks": ({"pre_tokenizer": split("(a+)+$")}, "PanicException"),
     "a regex that is none": ({"pre_tokenizer": split("(")}, "cannot be used"),
     "one letter into a book": (
@@ -567,7 +572,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
         r"it takes more than 2 s to load|memory allocation of \d+ bytes failed",  # whichever limit it meets first
     ),
     "a merge into nothing": ({"model__merges": [["a", "b"]]}, "cannot be used"),
-    "a hidden one": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}]}}, "Nmt before encoding is not supported"),
+    "a hidden one": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}]}},
+        "Nmt before encoding is not supported"),
     "an id of 2^32": ({"model__vocab": {"a": 2**32}}, "cannot be used"),
     "deep": ({"normalizer": json.loads("[" * 40 + "]" * 40)}, "nested deeper than 32"),
     "another model": ({"model__type": "Unigram"}, "cannot be used"),

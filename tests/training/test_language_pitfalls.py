@@ -93,7 +93,8 @@ def val_loss(objective: Any, micro_batch_size: int | None) -> float:
 
 
 def val_loss_by_hand(objective: Any) -> float:
-    """Every token of the validation part but the first, given those before it in its window of 48; all logits at once."""
+    """Every token of the validation part but the first, given those before it in its window of 48; all logits at
+    once."""
     stream, nats = objective.prepared.val, 0.0
     tokens = torch.from_numpy(stream.read(0, len(stream))).long()
     for start in range(0, len(stream) - 1, 48):
@@ -104,7 +105,8 @@ def val_loss_by_hand(objective: Any) -> float:
 
 
 def test_validation_does_not_know_of_micro_batches(pretraining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug put back: validation divided by the number of micro-batches, as the training loss is (torchtitan#1758)."""
+    """The bug put back: validation divided by the number of micro-batches, as the training loss is
+    (torchtitan#1758)."""
     expected = val_loss_by_hand(pretraining)
     for size in (None, 3, 1):
         assert val_loss(pretraining, size) == pytest.approx(expected, rel=1e-6)
@@ -245,7 +247,8 @@ def test_decay_of_vectors_would_be_noticed(name: str) -> None:
 
 
 def test_tied_weights_counted_or_saved_twice_would_be_noticed() -> None:
-    """The bug put back: the plain state dict, which holds the matrix under both names (torchtitan#3225, litgpt#1727)."""
+    """The bug put back: the plain state dict, which holds the matrix under both names (torchtitan#3225,
+    litgpt#1727)."""
     for tied in (True, False):
         model = GPT(GPTConfig(**SIZE, tied=tied))
         parameters = sum(p.numel() for p in model.parameters())

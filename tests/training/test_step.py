@@ -243,7 +243,8 @@ def test_not_a_number_is_never_the_best(tiny: list[str], tmp_path: Path, monkeyp
 def test_where_memory_runs_out_an_evaluation_is_cut(
     rows: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Batches of 8 rows, of which 3 at once are enough: the same metrics, said once; no row at all: an error in words."""
+    """Batches of 8 rows, of which 3 at once are enough: the same metrics, said once; no row at all: an error in
+    words."""
     argv = ["train", *tiny, "trainer.max_steps=2", "trainer.eval_every=1", f"runs_dir={tmp_path}"]
     assert main([*argv, "run=whole"]) == 0
     sums = Pretraining.evaluation_sums
