@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "scripts").rglob("*.py"))
+SOURCES = [path for room in ("src", "scripts", "examples") for path in sorted((ROOT / room).rglob("*.py"))]
 BANNED = re.compile(
     r"\b(import pickle|pickle\.|torch\.load|torch\.save\b|joblib|dill|cloudpickle|allow_pickle|marshal"
     r"|(?<!\.)eval\(|(?<!\.)exec\(|_target_|hydra\.utils|trust_remote_code)"
