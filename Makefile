@@ -4,6 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 seeds ?= 1
+split ?= test
 .PHONY: help setup train align test slow faults lint clean
 
 help:            ## list the targets
@@ -21,7 +22,7 @@ train: .venv/installed  ## train the default model: a GPT on stories
 	$(BIN)/python scripts/train.py model=gpt data=tinystories
 
 align: .venv/installed  ## all stages of post-training on stories, and the report; seeds=3 for three of each
-	$(BIN)/python scripts/align.py seeds=$(seeds)
+	$(BIN)/python examples/align/align.py seeds=$(seeds) split=$(split)
 
 test: .venv/installed  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

@@ -13,14 +13,18 @@ worth in a least-squares fit of the outputs (in gold: 1 and 1). A line every 100
 
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from turns import arguments
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "align"))
+from align_figures import Drawn, draw
+
 from gengen.data.sources.storygen import LABEL_SCALE, examples
-from gengen.evaluation.alignment import Drawn, draw, pair_gaps, sigmoid, spearman
+from gengen.evaluation.preference import pair_gaps, sigmoid, spearman
 from gengen.generation.load import load_generator
 from gengen.models.completions import right_padded
 from gengen.models.reward import RewardModel
@@ -39,10 +43,8 @@ def judged(model: RewardModel, held_out: Drawn) -> str:
     right = np.where(pair_gaps(raw) * gaps > 0, sigmoid(abs(gaps)), 1 - sigmoid(abs(gaps))).mean()
     parts = np.stack([(gold - held_out.coverage).ravel(), held_out.coverage.ravel(), np.ones(gold.size)], 1)
     ending, word, _ = np.linalg.lstsq(parts, raw.ravel(), rcond=None)[0]
-    return (
-        f"accuracy {right:.3f} of {sigmoid(abs(gaps)).mean():.3f}  Spearman {spearman(raw.ravel(), gold.ravel()):.3f}  "
-        f"ending {ending:.2f}  word {word:.2f}"
-    )
+    order = f"Spearman {spearman(raw.ravel(), gold.ravel()):.3f}"
+    return f"accuracy {right:.3f} of {sigmoid(abs(gaps)).mean():.3f}  {order}  ending {ending:.2f}  word {word:.2f}"
 
 
 def main(

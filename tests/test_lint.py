@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 STILL_OVER = {"lines": 142, "functions": 2, "Any": 174, "print": 5}
 """Today's counts of what is being mended: each rule below holds up to its own bar or this. Lower them as they fall."""
-SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "scripts").rglob("*.py"))
+SOURCES = [path for room in ("src", "scripts", "examples") for path in sorted((ROOT / room).rglob("*.py"))]
 BANNED = re.compile(
     r"\b(import pickle|pickle\.|torch\.load|torch\.save\b|joblib|dill|cloudpickle|allow_pickle|marshal"
     r"|(?<!\.)eval\(|(?<!\.)exec\(|_target_|hydra\.utils|trust_remote_code)"

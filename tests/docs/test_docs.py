@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,13 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     return argv
 
 
+def example(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """The main function of an example, which finds its neighbours as when it is run as a script."""
+    monkeypatch.syspath_prepend(path.parent)
+    main: Callable[[list[str]], int] = import_module(path.stem).main
+    return main
+
+
 def family_of(rest: list[str]) -> str | None:
     """The family of the run that a command reads."""
     run = Path(rest[0]) if rest and "=" not in rest[0] else Path()
@@ -131,6 +140,9 @@ def test_every_command_runs(
             assert words[0] in ("make", "git", "cd", "bash", "pip"), f"{page.name}: {words}"
             continue
         assert (ROOT / words[1]).exists(), words
+        if words[1].startswith("examples/"):
+            assert example(ROOT / words[1], monkeypatch)(words[2:]) == 0, (page.name, words, capsys.readouterr())
+            continue
         argv = scaled([Path(words[1]).stem, *words[2:]], stand_in_archive, pictures)
         if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
             from gengen.cli.sweep import jobs

@@ -11,7 +11,7 @@ from test_preference import CUTS, SHAPE, TOKENIZER, composed, gradients, lively,
 from torch import Tensor
 
 from gengen.config.model import GPTConfig
-from gengen.evaluation.alignment import spearman
+from gengen.evaluation.preference import spearman
 from gengen.generation.text.rewards import Answer, Scorer
 from gengen.models.reward import RewardModel
 from gengen.training.build import build_datamodule, build_trainer

@@ -270,20 +270,6 @@ class PairsConfig(RunConfig):
 
 
 @dataclass
-class AlignConfig:
-    """Post-training from the beginning to the report."""
-
-    seeds: int = positive(1, "how often, with seeds 0, 1, ...")
-    runs_dir: str = option("runs", "folder that holds the runs; they are in align-PROFILE/seed-SEED of it")
-    profile: str = choice(
-        "toy", ["toy", "smoke"], "toy: about eight minutes a seed on two CPU cores; smoke: to see that it runs"
-    )
-    split: str = choice(
-        "test", ["val", "test"], "held-out prompts to judge on: val to choose settings by, test for what is reported"
-    )
-
-
-@dataclass
 class DoctorConfig:
     """What is wrong with a run or a checkpoint, and what to do about it. Changes nothing; exit 1 if something is
     wrong.

@@ -1,16 +1,15 @@
-"""alignment_report.json, and the same as a page: what each stage gained, which gates are met, gold against KL, samples
-side by side.
-"""
+"""Writes alignment_report.json, and the same as a page: what each stage gained, which gates are met, gold against KL,
+samples side by side."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+
+from align_figures import BEST_OF, Figures, gates
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.config.redact import redact
 from gengen.evaluation import report
-from gengen.evaluation.alignment import BEST_OF, Figures, gates
 
 HEADLINES = {
     "sft": "coverage",
@@ -24,7 +23,7 @@ COLOURS = {"ppo": "C0", "dpo": "C1", "grpo": "C2", "best of n": "0.4"}
 
 
 def stage_rows(seed: Figures) -> list[Figures]:
-    """A row a stage: its metric before and after, the gain with its interval, nats of KL, seconds of training."""
+    """Return a row a stage: its metric before and after, the gain with its interval, KL in nats, training seconds."""
     rows = []
     for stage, name in HEADLINES.items():
         f = seed["figures"][stage]
@@ -34,11 +33,11 @@ def stage_rows(seed: Figures) -> list[Figures]:
     return rows
 
 
-def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Path) -> dict[str, Any]:
+def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Path) -> Figures:
     """Write alignment_report.json and .html in the folder (alignment_report_val.* for split=val); return what the
     former holds.
 
-    seeds: of each `seed`, `seconds` (stage -> training time), and the `figures` and `samples` of `alignment.judge`.
+    seeds: of each `seed`, `seconds` (stage -> training time), and what `evaluate_policies` returned.
     """
     stages = [row for seed in seeds for row in stage_rows(seed)]
     file = "alignment_report" if split == "test" else f"alignment_report_{split}"
@@ -50,7 +49,7 @@ def write_report(profile: str, split: str, seeds: Sequence[Figures], folder: Pat
 
 
 def plots(seeds: Sequence[Figures]) -> str:
-    """An image: gold against KL, of each policy and of the best of n; and the reward model's reliability curve."""
+    """Draw gold against KL, of each policy and of the best of n, and the reward model's reliability curve."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -58,18 +57,12 @@ def plots(seeds: Sequence[Figures]) -> str:
     for seed in seeds:
         f = seed["figures"]
         for name, colour in COLOURS.items():
-            points = (
-                [f[f"best_of_{n}"] for n in BEST_OF]
-                if name == "best of n"
-                else [{"kl": 0.0, "gold": f["sft"]["gold"]}, f[name]]
-            )
+            start = {"kl": 0.0, "gold": f["sft"]["gold"]}
+            points = [f[f"best_of_{n}"] for n in BEST_OF] if name == "best of n" else [start, f[name]]
             label = name if seed is seeds[0] else None
             frontier.plot([p["kl"] for p in points], [p["gold"] for p in points], "o:", color=colour, label=label)
-        curve = f["reward"]["reliability"]
-        label = f"seed {seed['seed']}, ECE {f['reward']['ece']:.3f}"
-        reliability.plot(
-            [point["confidence"] for point in curve], [point["accuracy"] for point in curve], "o-", label=label
-        )
+        curve, label = f["reward"]["reliability"], f"seed {seed['seed']}, ECE {f['reward']['ece']:.3f}"
+        reliability.plot([p["confidence"] for p in curve], [p["accuracy"] for p in curve], "o-", label=label)
     reliability.plot([0.5, 1], [0.5, 1], "--", color="0.6")
     frontier.set(xlabel="KL to the SFT policy, nats an answer", ylabel="gold reward")
     reliability.set(xlabel="probability of the likelier answer", ylabel="share of pairs in which it was preferred")
@@ -79,33 +72,31 @@ def plots(seeds: Sequence[Figures]) -> str:
     return report.drawn(figure)
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(cell, value))}]"
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys, which are its head."""
+def table(rows: Sequence[Figures]) -> str:
+    """Return rows with the same keys, which are its head."""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-    return (
-        f"<table><tr>{head}</tr>"
-        + "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row.values())}</tr>" for row in rows)
-        + "</table>"
-    )
+    lines = ["".join(f"<td>{cell(value)}</td>" for value in row.values()) for row in rows]
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def page(found: dict[str, Any]) -> str:
-    """One file that needs no network."""
-    seeds, samples = found["seeds"], found["seeds"][0]["samples"]
-    held = [gate | {"met": f"{sum(gate['met'])} of {len(seeds)}"} for gate in found["gates"]]
-    told = [{name: text for name, text in sample.items() if name != "prompt"} for sample in samples]
+def page(found: Figures) -> str:
+    """Return one file that needs no network."""
+    seeds = found["seeds"]
+    gates_met = [gate | {"met": f"{sum(gate['met'])} of {len(seeds)}"} for gate in found["gates"]]
+    samples = []
+    for sample in seeds[0]["samples"]:
+        answers = {name: text for name, text in sample.items() if name != "prompt"}
+        samples.append(f"<p>{escape(sample['prompt'])}</p>{table([answers])}")
     return report.page(
         "Alignment",
-        f"<h2>Stages</h2>{table(found['stages'])}<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
-        f"<h2>Gates</h2>{table(held)}<h2>Samples</h2>",
-        *(
-            f"<p>{escape(sample['prompt'])}</p>{table([answers])}"
-            for sample, answers in zip(samples, told, strict=True)
-        ),
+        f"<h2>Stages</h2>{table(found['stages'])}",
+        f"<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
+        f"<h2>Gates</h2>{table(gates_met)}<h2>Samples</h2>",
+        *samples,
     )

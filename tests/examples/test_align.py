@@ -1,38 +1,41 @@
-"""`align` and `pairs` as a user types them."""
+"""examples/align and `pairs` as a user types them."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import align
 import pytest
+from align_figures import GATES
 
-from gengen.cli import align, main
+from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
-from gengen.evaluation.alignment import GATES
 
 
-@pytest.mark.parametrize("argv,words", [
-    (["align", "profile=huge"], "profile is str one of toy, smoke"),
-    (["align", "seed=1"], "did you mean seeds"),
-    (["pairs", "out=pairs.jsonl"], "which run?"),
-    (["pairs", "runs/none", "out=pairs.jsonl"], "no run 'runs/none'"),
+@pytest.mark.parametrize("command,argv,words", [
+    (align.main, ["profile=huge"], "profile is str one of toy, smoke"),
+    (align.main, ["seed=1"], "did you mean seeds"),
+    (main, ["pairs", "out=pairs.jsonl"], "which run?"),
+    (main, ["pairs", "runs/none", "out=pairs.jsonl"], "no run 'runs/none'"),
 ])  # fmt: skip
 def test_user_errors(
-    argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Any,
+    argv: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
+    assert command(argv) == 2
     assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["align", "--help"]) == main(["pairs", "--help"]) == 0
+    assert align.main(["--help"]) == main(["pairs", "--help"]) == 0
     out = capsys.readouterr().out
-    assert (
-        "scripts/align.py [key=value" in out
-        and "seeds" in out
-        and "scripts/pairs.py RUN" in out
-        and "max_prompts" in out
-    )
+    assert "examples/align/align.py [key=value" in out and "seeds" in out
+    assert "scripts/pairs.py RUN" in out and "max_prompts" in out
 
 
 @pytest.mark.parametrize("profile", ["toy", "smoke"])
@@ -56,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("align")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        assert main(["align", "profile=smoke"]) == 0
+        assert align.main(["profile=smoke"]) == 0
     return work
 
 
@@ -84,7 +87,7 @@ def test_what_is_finished_is_not_done_again(
     before = {path: path.stat().st_mtime_ns for path in folder.glob("seed-0/*/checkpoints/*/model.safetensors")}
     before[folder / "seed-0/pairs.jsonl"] = (folder / "seed-0/pairs.jsonl").stat().st_mtime_ns
     report = json.loads((folder / "alignment_report.json").read_text())
-    assert main(["align", "profile=smoke"]) == 0
+    assert align.main(["profile=smoke"]) == 0
     assert capsys.readouterr().out.count("is finished: step") == 6
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) > 6
     assert (
