@@ -8,13 +8,16 @@ from typing import Any
 from gengen.checkpoints.files import replace_text, to_json, without_special_floats
 from gengen.checkpoints.migrate import read_config
 from gengen.cli.saved import asked
-from gengen.config.commands import EvaluateConfig, TextEvaluation
+from gengen.config.commands import EvaluateConfig, RunConfig, TextEvaluation
 from gengen.config.redact import redact
 from gengen.registry import MODELS
 
+CONFIGS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
+"""What there is to ask of each kind of data; of another kind, the objective's own metrics are the evaluation."""
+
 
 def main(argv: list[str]) -> int:
-    wanted: Any = asked("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
+    wanted: Any = asked("evaluate", lambda entry: CONFIGS.get(entry.kind, RunConfig), argv)
     if wanted is None:
         return 0
     from gengen.checkpoints.layout import load_weights, read_weights
@@ -41,12 +44,13 @@ def main(argv: list[str]) -> int:
     assert metrics is not None  # nothing interrupts it
     result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
     print(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    if MODELS[config.model.name].kind == "image":
+    kind = MODELS[config.model.name].kind
+    if kind == "image":
         from gengen.evaluation.images import evaluate_run
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         result |= evaluate_run(generator, getattr(prepared, "pixels", prepared), wanted, run / "evaluation", print)
-    elif config.stage.name == "pretrain":  # a later stage has its own metrics, and `align` for the rest
+    elif kind == "text" and config.stage.name == "pretrain":  # a later stage has its own metrics, and `align`
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
