@@ -229,7 +229,7 @@ def test_every_default_is_within_its_bounds() -> None:
 
 
 def test_no_config_module_imports_torch() -> None:
-    for path in (Path(train.__file__).parent).glob("*.py"):
+    for path in (Path(train.__file__).parent).rglob("*.py"):
         imported = {
             name.name
             for node in ast.walk(ast.parse(path.read_text()))

@@ -15,6 +15,10 @@ pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wr
 table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }"""
 
 
+SHOWN = (".png", ".txt", ".csv", ".json")
+"""Sample files that the report shows: images, and what can be read as text."""
+
+
 def in_line(name: str, figures: dict[str, Any]) -> str:
     """Figures for the screen."""
     return f"{name:<15}" + "  ".join(
@@ -61,7 +65,7 @@ def curves(rows: list[dict[str, Any]]) -> str:
 def samples(folder: Path) -> str:
     """The sample files, in order of their steps."""
     parts = []
-    for path in sorted([*folder.glob("step-*.txt"), *folder.glob("step-*.png")]):
+    for path in sorted(path for path in folder.glob("step-*") if path.suffix in SHOWN):
         shown = (
             image(path.read_bytes())
             if path.suffix == ".png"

@@ -15,11 +15,11 @@ from gengen.registry import MODELS, Entry
 from gengen.training.data import brought_tokenizer, prepare_data
 
 EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
-"""kind of data -> the config of `evaluate` for models of it"""
+"""kind of data -> the config of `evaluate` for models of it; of another kind, the objective's own metrics are all"""
 
 
 def evaluation_config(family: Entry) -> type[RunConfig]:
-    return EVALUATIONS[family.kind]
+    return EVALUATIONS.get(family.kind, RunConfig)
 
 
 def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
@@ -46,13 +46,14 @@ def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
     assert metrics is not None  # nothing interrupts it
     result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics
     say(f"{directory.name}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    if MODELS[config.model.name].kind == "image":
+    kind = MODELS[config.model.name].kind
+    if kind == "image":
         from gengen.evaluation.images import evaluate_run as evaluate_images
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
         pixels: Any = getattr(prepared, "pixels", prepared)
         result |= evaluate_images(generator, pixels, wanted, run / "evaluation", say)
-    elif config.stage.name == "pretrain":  # a later stage has its own metrics, and `align` for the rest
+    elif kind == "text" and config.stage.name == "pretrain":  # a later stage has its own metrics
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
