@@ -25,7 +25,8 @@ from gengen.checkpoints.files import replace_text, to_json
 from gengen.config.commands import DiffusionSettings, SampleConfig
 from gengen.config.data import DataConfig
 from gengen.config.fields import option, positive
-from gengen.config.model import DiffusionProcess, ModelConfig
+from gengen.config.model import DiffusionProcess
+from gengen.data.prepared import PrepareRequest
 from gengen.generation import diffusion
 from gengen.generation.image.files import Wanted, labels_of
 from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, zeroed
@@ -83,17 +84,15 @@ class PreparedWaves:
     def describe(self) -> list[str]:
         return [f"signals      {len(self.train):,} for training, {len(self.val):,} for validation"]
 
-    def batch(self, split: str, index: Tensor, flipped: Tensor) -> Batch:
-        """split: train or val; index: (B,) int64; flipped: (B,) bool, for data with a mirror image."""
+    def batch(self, split: str, index: Tensor) -> Batch:
+        """Return these signals. split: train or val; index: (B,) int64."""
         part = self.train if split == "train" else self.val
         return {"signals": part.signals[index], "labels": part.labels[index], "index": index}
 
 
-def prepare(
-    config: WavesConfig, model: ModelConfig, say: Callable[[str], None], tokenizer: str | None
-) -> PreparedWaves:
-    """Make the data. What takes long is made once, with `gengen.data.prepared.made_once`; waves take no time."""
-    return PreparedWaves(config)
+def prepare(request: PrepareRequest[WavesConfig]) -> PreparedWaves:
+    """Make the data. What takes long is made once, with `gengen.data.prepared.build_once`; waves take no time."""
+    return PreparedWaves(request.config)
 
 
 # --- network: a config, and a module built from it

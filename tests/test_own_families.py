@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import last_checkpoint, same_checkpoint
 
 import gengen
 from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.registry import DATA, MODELS, PLUGINS, STAGES
+from helpers.runs import last_checkpoint, same_checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RHYTHM = ["max_steps=14", "save_every=4", "eval_every=7", "sample_every=7", "log_every=1"]
