@@ -21,7 +21,7 @@ TRAIN = str(Path(__file__).parents[1] / "scripts" / "train.py")
 MODULES = [
     "hydra", "gengen.cli.train", "gengen.cli.dry_run", "gengen.hardware", "gengen.data.text.windows",
     "gengen.generation.load", "gengen.models.gpt",
-    "gengen.training.build", "gengen.training.monitor.console", "gengen.training.objectives.language",
+    "gengen.training.fit", "gengen.training.monitor.console", "gengen.training.objectives.language",
     "gengen.training.monitor.interruption",
 ]  # fmt: skip
 

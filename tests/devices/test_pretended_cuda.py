@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gengen.checkpoints import store
-from gengen.cli import main, train
+from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
 from gengen.evaluation import images, report, text
@@ -25,8 +25,8 @@ from gengen.generation.text.generator import TextGenerator
 from gengen.hardware import pick_device
 from gengen.models.gpt import GPT
 from gengen.registry import MODELS, STAGES, register_reward
-from gengen.training import budget
-from gengen.training.monitor.console import Console
+from gengen.training import budget, evaluate, run
+from gengen.training.data import prepare_data
 from gengen.training.objective import Objective
 from gengen.training.objectives import preference
 from gengen.training.objectives.online_rl import OnlineRL
@@ -144,7 +144,7 @@ class Life:
 
     def on_cuda(self, *argv: str) -> set[torch.device]:
         """A command on the pretended machine; the devices it put something on since its data was prepared."""
-        prepare = train.prepare_data
+        prepare = prepare_data
         with pretended(self.monkeypatch) as machine, self.monkeypatch.context() as patched:
 
             def prepared(*args: Any, **more: Any) -> Any:
@@ -152,7 +152,8 @@ class Life:
                 machine.used.clear()
                 return found
 
-            patched.setattr(train, "prepare_data", prepared)
+            for user in (run, evaluate):
+                patched.setattr(user, "prepare_data", prepared)
             assert main([*argv]) == 0
         return machine.used
 
@@ -277,7 +278,7 @@ def test_a_budget_is_of_the_devices_time_and_the_trial_gives_its_memory_back(
     argv = ["model=gpt", *shape("gpt"), "optim=muon", *text_data, f"data.dir={shared_data}", *STEPS]
     config = compose_train(read_command_line([*argv, "trainer.device=cuda", "trainer.budget=50s"]))
     config.trainer.max_steps = None
-    prepared = train.prepare_data(config, Console(quiet=True), None, None, None)
+    prepared = prepare_data(config, print, None, None, None)
     config = replace(config, data=prepared.config, model=replace(config.model.resolved(), **prepared.model_facts))
     clock, alive, step, build_one = Clock(), list[bool](), Objective.training_step, budget.build_objective
     built: list[weakref.ref[Objective]] = []

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from gengen.checkpoints.metrics_csv import read_metrics
-from gengen.cli import launch
 from gengen.config.compose import compose_train, read_command_line
 from gengen.errors import UserError
+from gengen.training import launch
 from gengen.training.build import build_trainer
 from gengen.training.objectives.language import Pretraining
 from helpers.families import on, step

@@ -103,7 +103,7 @@ def forked_ranks(then: Callable[[], object] = lambda: None) -> Callable[[], None
     """For `before` of `forked`: other ranks are forks; and what else is to be changed, in all of them."""
 
     def before() -> None:
-        from gengen.cli import launch
+        from gengen.training import launch
 
         stand_in: Any = SimpleNamespace(Popen=Fork, TimeoutExpired=subprocess.TimeoutExpired)
         launch.subprocess = stand_in

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saved so that no crash leaves a torn one, found again, pruned."""
+"""Save, find and prune the checkpoints of one run. No crash leaves a torn one."""
 
 import os
 import re
@@ -34,6 +34,7 @@ class SaveFailed(UserError):
 
 def save(root: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint: stage beside the target, flush each file, manifest last, rename, flush, then move LATEST.
+
     Raises SaveFailed.
     """
     try:
@@ -103,7 +104,7 @@ def sweep(root: Path) -> None:
 
 
 def good(root: Path, say: Say = lambda line: None, quarantine: bool = False) -> Iterator[Path]:
-    """The checkpoints that verify, newest first. Damaged ones are named; the lock's holder may set them aside."""
+    """Yield the checkpoints that verify, newest first. Names damaged ones; the lock's holder may set them aside."""
     for path in all_steps(root):
         try:
             verify(path)
@@ -145,7 +146,7 @@ def choose(root: Path, which: str, say: Say = lambda line: None) -> Path:
 
 
 def set_aside_after(root: Path, step: int, say: Say) -> None:
-    """Going back to an earlier step: later checkpoints are kept under another name, so that LATEST stays the newest."""
+    """Rename the checkpoints after a step that a run goes back to, so that LATEST stays the newest."""
     for path in all_steps(root):
         if step_of(path) > step:
             aside = path.with_name(f"superseded-{path.name}")

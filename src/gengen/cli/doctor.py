@@ -1,4 +1,4 @@
-"""`doctor`: everything on the disk that a run or a checkpoint stands on, looked at. Changes nothing."""
+"""`doctor`: check everything on the disk that a run or a checkpoint depends on. It changes nothing."""
 
 import fcntl
 import json
@@ -57,8 +57,9 @@ def main(argv: list[str]) -> int:
 
 
 def sound(directory: Path) -> str:
-    """Every file of a checkpoint is as written, its tensors fit the model of its config, the average as well, and are
-    finite.
+    """Check a checkpoint; returns what was found. Raises UserError for what is wrong.
+
+    Every file must be as written, and the tensors finite and those of its config's model, the average's as well.
     """
     from gengen.checkpoints.layout import blueprint, load_weights, pack, read
 
@@ -73,15 +74,17 @@ def sound(directory: Path) -> str:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise UserError(
-                    f"{directory / part}.safetensors: {name} is not finite; resume= and checkpoint= take an earlier one"
+                    f"{directory / part}.safetensors: {name} is not finite; "
+                    "resume= and checkpoint= take an earlier one"
                 )
     counts = ", ".join(f"{part} {len(tensors)}" for part, tensors in parts.items() if tensors)
     return f"step {saved.step}, files as written, tensors fit and are finite: {counts}"
 
 
 class Examination:
-    """Of a run. `sound`: its checkpoints that are, newest first, as far as they were looked at; `config`: once it is
-    known to build.
+    """The checks of one run.
+
+    sound: the checkpoints that passed, newest first, as far as they were checked; config: once it is known to build.
     """
 
     def __init__(self, run: Path):
@@ -186,7 +189,8 @@ class Examination:
         every = read_config(self.sound[0])["trainer"]["log_every"] if self.sound else 1
         if (end := steps[-1] if steps else 0) < saved - saved % every:
             raise UserError(
-                f"ends at step {end}, the newest checkpoint is of {saved}; resume=CHECKPOINT of an earlier one fills the gap"
+                f"ends at step {end}, the newest checkpoint is of {saved}; "
+                "resume=CHECKPOINT of an earlier one fills the gap"
             )
         return f"{len(rows)} rows to step {end}" + (
             f"; those after {saved} are written anew by the next train" if end > saved else ""

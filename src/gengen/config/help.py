@@ -20,7 +20,7 @@ def field_line(key: str, f: "Field[Any]", kind: Any, value: Any) -> str:
 
 
 def train_help(line: CommandLine) -> str:
-    """The whole vocabulary of train.py, or one group of it (`--help trainer`, `--help model`)."""
+    """List every key of train.py, or those of one group (`--help trainer`, `--help model`)."""
     tree = compose_groups(line)
     known = schema(TrainConfig, tree)
     tops = {key.split(".")[0] for key in known if "." in key}
@@ -29,7 +29,8 @@ def train_help(line: CommandLine) -> str:
     text = []
     if not line.topic:
         text += [
-            "python scripts/train.py [group=option ...] [key=value ...] [-m] [--cfg job] [--config-dir DIR] [--help [group]]",
+            "python scripts/train.py [group=option ...] [key=value ...] "
+            "[-m] [--cfg job] [--config-dir DIR] [--help [group]]",
             "",
         ]
         text += ["groups", *(f"  {group:12} {', '.join(names)}" for group, names in groups(line.config_dir).items())]
@@ -42,6 +43,6 @@ def train_help(line: CommandLine) -> str:
 
 
 def flat_help(command: str, cls: type) -> str:
-    """The keys of a command without groups."""
+    """List the keys of a command without groups."""
     head = f"python scripts/{command}.py RUN [key=value ...]    {(cls.__doc__ or '').splitlines()[0]}"
     return "\n".join([head, "", *(field_line(k, f, t, default(f)) for k, (f, t) in schema(cls, {}).items())])

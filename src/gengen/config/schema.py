@@ -1,4 +1,4 @@
-"""From plain nested dicts to config dataclasses and back, with an error that helps for everything that does not fit."""
+"""Build config dataclasses from nested dicts, and back. Everything that does not fit is an error that helps."""
 
 import types
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Schema = dict[str, tuple["Field[Any]", Any]]
 
 
 def unwrap(kind: Any) -> tuple[Any, bool]:
-    """(int | None) -> (int, True); (int) -> (int, False)."""
+    """Return a type without its None, and whether it had one: (int | None) -> (int, True); (int) -> (int, False)."""
     if get_origin(kind) in (Union, types.UnionType):
         inner = [k for k in get_args(kind) if k is not type(None)]
         return inner[0], True
@@ -48,7 +48,7 @@ def class_of(kind: Any, node: Any) -> Any:
 
 
 def schema(cls: type, tree: Tree, prefix: str = "") -> Schema:
-    """Every leaf key that a config of this shape can have."""
+    """Return every leaf key that a config of this shape can have, with its field and type."""
     leaves: Schema = {}
     hints = get_type_hints(cls)
     for f in fields(cls):
@@ -62,15 +62,14 @@ def schema(cls: type, tree: Tree, prefix: str = "") -> Schema:
 
 
 def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
-    """The error for a key that no config has, with the nearest ones explained."""
+    """Make the error for a key that no config has, with the nearest ones explained."""
     lines = [f"unknown key {key}={found}"]
     for name in nearest(key, known):
         f, kind = known[name]
         value = get(now, name, f.default)
         lead = "did you mean" if len(lines) == 1 else "          or"
-        lines.append(
-            f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {'null' if value is None else value})?"
-        )
+        now_is = "null" if value is None else value
+        lines.append(f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {now_is})?")
     group = key.split(".")[0] + " " if "." in key else ""
     return UserError("\n".join([*lines, f"  --help {group}lists every key"]))
 
@@ -82,7 +81,7 @@ def wrong_value(key: str, value: Any, f: "Field[Any]", kind: Any) -> UserError:
 
 
 def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
-    """A command-line value as the type of its field; interpolations of numbers and flags are left for later."""
+    """Read a command-line value as the type of its field; interpolations of numbers and flags stay for later."""
     base, optional = unwrap(kind)
     if base is str:
         return None if optional and not text else text
@@ -104,7 +103,7 @@ def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
 
 
 def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
-    """A value from YAML or JSON, checked against its field."""
+    """Return a value from YAML or JSON, checked against its field."""
     base, optional = unwrap(kind)
     if value is None and optional:
         return None
@@ -122,7 +121,10 @@ def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
 
 
 def build(cls: type, tree: Tree, prefix: str = "") -> Any:
-    """The dataclass a tree describes. Keys left out keep their defaults; anything else that does not fit is an error."""
+    """Build the dataclass that a tree describes. Keys left out keep their defaults.
+
+    Raises UserError for a key or a value that does not fit, and where fields do not go together.
+    """
     cls = class_of(cls, tree)
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}

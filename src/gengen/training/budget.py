@@ -101,7 +101,7 @@ def steps_within(budget: float, c: TrainerConfig, costs: Costs) -> int:
 def fitted_to_budget(
     config: TrainConfig, prepared: PreparedData, say: Say, interrupted: Callable[[], bool] = lambda: False
 ) -> TrainConfig:
-    """Settle `max_steps` to what fits in trainer.budget on this machine, and `compile`, so that both repeat the run."""
+    """Settle `max_steps` to what fits in trainer.budget here, and `compile`: the two then repeat the run."""
     steps, compiled = trial(config, prepared, say, interrupted)
     gc.collect()  # trainer and objective hold each other, and the run needs their memory
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The metrics of a run's saved weights, on held-out data and of what they generate. Importing this imports no torch."""
+"""Measure a run's saved weights, on held-out data and by what they generate. Importing this imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ def evaluation_config(family: Entry) -> type[RunConfig]:
 def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """Evaluate the checkpoint that a config of EVALUATIONS names; returns what evaluation.json then holds.
 
-    It is {"checkpoint": name, "weights": ema, raw or None, metric: number, ...}, with a dict for each group of figures.
+    It is {"checkpoint": name, "weights": ema, raw or None, metric: number, ...}, with a dict for each further group.
     """
     from gengen.checkpoints.layout import load_weights, read_weights
     from gengen.generation.load import find_checkpoint, load_generator

@@ -345,7 +345,7 @@ class Objective(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode with the weights it is sampled with: their EMA, where one is kept."""
+        """Inside, the model is in evaluation mode with the weights it is sampled with: the EMA, where one is kept."""
         trained: dict[str, Tensor] = {}
         if self.ema is not None:
             trained = {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}

@@ -44,17 +44,23 @@ LLAMA = Layout(
     "llama", "LlamaForCausalLM",
     keys=[
         ("layers", "num_hidden_layers", ...), ("width", "hidden_size", ...), ("ff", "intermediate_size", ...),
-        ("heads", "num_attention_heads", ...), ("kv_heads", "num_key_value_heads", None), ("head_size", "head_dim", None),
-        ("vocab_size", "vocab_size", ...), ("context", "max_position_embeddings", ...), ("tied", "tie_word_embeddings", False),
+        ("heads", "num_attention_heads", ...), ("kv_heads", "num_key_value_heads", None),
+        ("head_size", "head_dim", None), ("vocab_size", "vocab_size", ...),
+        ("context", "max_position_embeddings", ...), ("tied", "tie_word_embeddings", False),
         ("norm_eps", "rms_norm_eps", 1e-6), ("rope_theta", "rope_theta", 1e4),
         ("bias", "attention_bias", False), ("bias", "mlp_bias", False),
     ],
-    fits={"positions": "rotary", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "window": None, "logit_softcap": None},
+    fits={
+        "positions": "rotary", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "window": None,
+        "logit_softcap": None,
+    },
     means={"hidden_act": ["silu"]},
     modules={
         "embedding": ["model.embed_tokens"],
         "attention_norm": ["model.layers.*.input_layernorm"],
-        "attention.qkv": ["model.layers.*.self_attn.q_proj", "model.layers.*.self_attn.k_proj", "model.layers.*.self_attn.v_proj"],
+        "attention.qkv": [
+            "model.layers.*.self_attn.q_proj", "model.layers.*.self_attn.k_proj", "model.layers.*.self_attn.v_proj",
+        ],
         "attention.out": ["model.layers.*.self_attn.o_proj"],
         "mlp_norm": ["model.layers.*.post_attention_layernorm"],
         "mlp.gate_up": ["model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"],
@@ -115,7 +121,7 @@ SCALED = {"default": [], "linear": ["factor"], "llama3": list(ROPE)}
 
 
 def layout_of(c: GPTConfig) -> Layout:
-    """The layout that has words for a model. Raises UserError, naming all that stands in the way of the nearest one."""
+    """Return the layout that has words for a model. Raises UserError with all that the nearest one lacks."""
     assert c.width and c.heads
     layout = GPT2 if c.positions == "learned" else QWEN3 if c.qk_norm else LLAMA
     fits: dict[str, Any] = layout.fits | (
@@ -178,7 +184,8 @@ def rope(found: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         facts.setdefault("original_max_position_embeddings", found.get("max_position_embeddings"))
     if partial not in (None, 1) or sorted(facts) != sorted(SCALED.get(str(kind), "?")):
         raise UserError(
-            f"rotary positions of type {kind} with {given} are not supported: {', '.join(SCALED)} are, with their own keys"
+            f"rotary positions of type {kind} with {given} are not supported: "
+            f"{', '.join(SCALED)} are, with their own keys"
         )
     return theta, {ROPE[key]: value for key, value in facts.items()} | {
         "rope_scaling": None if kind == "default" else kind

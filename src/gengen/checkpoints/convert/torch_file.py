@@ -1,4 +1,4 @@
-"""The one importer of foreign weights: a published PyTorch file of named tensors, read without running what it says."""
+"""The one importer of foreign weights: read a published PyTorch file of named tensors, running nothing of it."""
 
 import io
 import zipfile

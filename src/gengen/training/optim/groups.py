@@ -12,7 +12,7 @@ from gengen.training.optim.muon import Muon
 
 
 def parameter_groups(model: nn.Module, c: OptimConfig, hidden_maps: str = "") -> list[dict[str, object]]:
-    """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not.
+    """Put every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not.
 
     hidden_maps: a regular expression for the weights that map features to features (ModelConfig.hidden_maps). With
     optim=muon they are a group of their own; embeddings, first layers and heads are no such maps.
@@ -53,8 +53,11 @@ def build_optimizer(model: nn.Module, c: OptimConfig, hidden_maps: str = "") -> 
 
 
 def fitting(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Before a state is loaded, which anyone may have written: raise ValueError unless its moments have their weights'
-    names and shapes, and its hyper-parameters the form of our own."""
+    """Check an optimizer's state, which anyone may have written, before it is loaded.
+
+    Raises ValueError unless its moments have their weights' names and shapes, and its hyper-parameters the types of
+    our own.
+    """
     for own, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         moments = [saved["state"].get(i, {}) for i in old["params"]]
         names = {name for one in moments for name in one}
@@ -63,11 +66,11 @@ def fitting(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
             if shapes not in ({}, dict.fromkeys(names, weight.shape)) or own["param_names"] != old["param_names"]:
                 raise ValueError("moments that are not those of the weights")
         if form(own | {"params": 0}) != form(old | {"params": 0}):
-            raise ValueError("hyper-parameters that are none")
+            raise ValueError("hyper-parameters of other types than ours")
 
 
 def form(value: Any) -> Any:
-    """A tree with what is a number, a text, ... in place of each."""
+    """Return the tree with the type of each leaf in its place; numbers are all "number"."""
     if isinstance(value, dict):
         return {key: form(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -76,7 +79,7 @@ def form(value: Any) -> Any:
 
 
 def rate(step: int, max_steps: int, c: OptimConfig) -> float:
-    """The share of the peak learning rate for update number `step` (from 0), in (0, 1].
+    """Return the share of the peak learning rate for update number `step` (from 0), in (0, 1].
 
     All schedules rise linearly over the first `warmup_ratio` share of max_steps. Then
     wsd (Hu et al. 2024): 1, and over the last `decay_ratio` share linearly down to final_lr_ratio;

@@ -14,8 +14,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T for matrices U S V^T (..., m, n), by the quintic Newton-Schulz iteration of Muon (Jordan et al.
-    2024).
+    """Return nearly U V^T for matrices U S V^T (..., m, n): Muon's quintic Newton-Schulz (Jordan et al. 2024).
 
     Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 in and out of each
     product.
@@ -55,8 +54,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Loading ends here: put AdamW's counts of steps beside their weights, where its fused kernel wants them.
-        Torch moves them for its own fused optimizers alone."""
+        """Put AdamW's counts of steps beside their weights, where its fused kernel wants them; loading ends here.
+
+        Torch moves them for its own fused optimizers alone.
+        """
         super().__setstate__(state)
         for parameter, moments in self.state.items():
             if "step" in moments:
@@ -82,8 +83,9 @@ class Muon(torch.optim.Optimizer):
         first, second, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         beta1, beta2 = group["betas"]
         adamw(
-            parameters, gradients, first, second, [], steps, fused=True, found_inf=self.found_inf, amsgrad=False, beta1=beta1, beta2=beta2,
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+            parameters, gradients, first, second, [], steps, fused=True, found_inf=self.found_inf,
+            amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"],
+            eps=group["eps"], maximize=False,
         )  # fmt: skip
 
     def muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
