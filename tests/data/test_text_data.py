@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gengen.cli import main
 from gengen.data.text.prepare import prepare
 from gengen.data.text.windows import TextData
 from gengen.errors import UserError
@@ -99,3 +100,9 @@ def test_validation_scores_every_token_but_the_first_once(data, micro, world):
 def test_a_batch_must_divide_over_ranks(data):
     with pytest.raises(UserError, match=r"data\.batch_size=6 cannot be cut into equal parts for 4 ranks"):
         data(world=4)
+
+
+def test_samples_without_prompts_continue_nothing(tiny, tmp_path):
+    steps = ["trainer.max_steps=1", "trainer.sample_every=1", "run=r", f"runs_dir={tmp_path}"]
+    assert main(["train", *tiny, "data.prompts=[]", *steps]) == 0
+    assert (tmp_path / "r" / "samples" / "step-000000001.txt").read_text().strip()
