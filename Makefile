@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 seeds ?= 1
 split ?= test
-.PHONY: help setup train align test slow faults lint clean
+.PHONY: help setup train align test slow faults lint docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -36,6 +36,13 @@ faults: .venv/installed  ## every fault the tests can inject, in under half an h
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install -q -e ".[docs]"
+	touch $@
+
+docs: .venv/docs  ## the pages of docs/ and the API as a site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:           ## remove .venv; data and runs stay
 	rm -rf .venv

@@ -1,20 +1,23 @@
-"""Every command in the README and in docs/ runs, scaled down, in the order of its page."""
+"""Every command and every Python snippet in the README and in docs/ runs, scaled down, in the order of its page."""
 
+import importlib
 import json
 import re
 import shlex
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import gengen
+from gengen import registry
 from gengen.cli import main
+from gengen.cli.sweep import jobs
 from gengen.config.compose import compose_train, field_settings, read_command_line
 from gengen.registry import DATA
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 SMALL = [
     "model.size=nano", "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=1", "model.ff=32",
     "model.context=32",
@@ -37,15 +40,14 @@ SHAPES["dit"] = ["model.layers=1", "model.width=32", "model.heads=2", "model.pat
 SHAPES["latent_dit"] = [*SHAPES["dit"][:3], "model.patch=1"]
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The shell commands of a page's ```bash blocks, comments left out, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    return [
-        shlex.split(line, comments=True)
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.strip()
-    ]
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The ```bash and ```python blocks of a page, in order: language and text."""
+    return re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(block: str) -> list[list[str]]:
+    """The commands of a ```bash block, comments left out, continued lines joined."""
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
@@ -93,13 +95,6 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     return argv
 
 
-def example(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
-    """The main function of an example, which finds its neighbours as when it is run as a script."""
-    monkeypatch.syspath_prepend(path.parent)
-    main: Callable[[list[str]], int] = import_module(path.stem).main
-    return main
-
-
 def family_of(rest: list[str]) -> str | None:
     """The family of the run that a command reads."""
     run = Path(rest[0]) if rest and "=" not in rest[0] else Path()
@@ -110,48 +105,89 @@ def family_of(rest: list[str]) -> str | None:
     )
 
 
+class Scaled:
+    """What runs the blocks of a page in the folder at hand, with tiny models and made-up data."""
+
+    def __init__(self, data: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
+        self.data, self.pictures, self.monkeypatch = data, pictures, monkeypatch
+        self.names: dict[str, Any] = {"__name__": "snippet"}  # of the page's Python
+        self.train = gengen.train
+        monkeypatch.setattr(gengen, "train", self.small_train)
+        monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)  # images a judge is trained on
+        monkeypatch.setattr(registry, "REWARDS", dict(registry.REWARDS))  # what a snippet registers ends with its page
+
+    def small_train(self, *settings: str, **keys: Any) -> Any:
+        """gengen.train, with the settings of a tiny run."""
+        asked = [*settings, *(f"{key}={value}" for key, value in keys.items())]
+        return self.train(*scaled(["train", *asked], self.data, self.pictures)[1:])
+
+    def python(self, text: str) -> None:
+        for name, other in {"cat": "cross", "dog": "circle"}.items():  # classes of the stand-in pictures
+            text = text.replace(f'"{name}"', f'"{other}"')
+        exec(compile(text, "snippet", "exec"), self.names)
+
+    def shell(self, words: list[str]) -> None:
+        if words == ["make", "train"]:  # its recipe, in process
+            words = ["python", "scripts/train.py", "model=gpt", "data=tinystories"]
+        if words[0] != "python":
+            assert words[0] in ("make", "git", "cd", "bash", "pip"), words
+            assert words[0] != "make" or set(words[1:]) <= TARGETS, words
+            return
+        assert (ROOT / words[1]).exists(), words
+        if words[1].startswith("examples/"):  # a script imports its neighbours
+            self.monkeypatch.syspath_prepend((ROOT / words[1]).parent)
+            assert importlib.import_module(Path(words[1]).stem).main(words[2:]) == 0, words
+            return
+        argv = scaled([Path(words[1]).stem, *words[2:]], self.data, self.pictures)
+        if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
+            assert len(jobs(read_command_line(argv[1:]))) > 1
+            return
+        assert main(argv) == (2 if "max_step=10" in " ".join(words) else 0), words
+
+
 LONG = {"align.md", "images.md", "train.md"}  # over 5 s
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES]
 )
-def test_every_command_runs(
+def test_every_command_and_snippet_runs(
     page: Path,
     stand_in_archive: Path,
     texts: Path,
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     (work / "my-texts").symlink_to(texts)
     (work / "my-images").symlink_to(pictures)
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for words in commands(page):
-        if words[0] == "make":
-            assert set(words[1:]) <= targets, words
-            if words == ["make", "train"]:  # its recipe, in process
-                words = ["python", "scripts/train.py", "model=gpt", "data=tinystories"]
-        if words[0] != "python":
-            assert words[0] in ("make", "git", "cd", "bash", "pip"), f"{page.name}: {words}"
-            continue
-        assert (ROOT / words[1]).exists(), words
-        if words[1].startswith("examples/"):
-            assert example(ROOT / words[1], monkeypatch)(words[2:]) == 0, (page.name, words, capsys.readouterr())
-            continue
-        argv = scaled([Path(words[1]).stem, *words[2:]], stand_in_archive, pictures)
-        if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
-            from gengen.cli.sweep import jobs
+    here = Scaled(stand_in_archive, pictures, monkeypatch)
+    for language, text in blocks(page):
+        if language == "python":
+            here.python(text)
+        else:
+            for words in commands(text):
+                here.shell(words)
 
-            assert len(jobs(read_command_line(argv[1:]))) > 1
-            continue
-        code = main(argv)
-        expected = 2 if "max_step=10" in " ".join(words) else 0
-        assert code == expected, (page.name, words, capsys.readouterr())
+
+def test_the_notebook_runs(
+    stand_in_archive: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cell by cell, and it is stored without outputs."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    here = Scaled(stand_in_archive, pictures, monkeypatch)
+    for cell in cells:
+        here.python("".join(cell["source"]))
+    assert here.names["images"].shape == (8, 1, 16, 16) and len(here.names["axes"]) == 8
+    assert here.names["stories"].step == 6 and here.names["figures"]["val/bpb"] > 0
 
 
 def test_make_train_is_the_command_the_docs_name() -> None:
