@@ -96,8 +96,8 @@ def llama(size: str) -> LlamaForCausalLM:
     width, layers, heads, ff = SIZES[size]
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=width, intermediate_size=ff, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
-        pad_token_id=0,
+        num_key_value_heads=heads, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -167,8 +167,9 @@ class Ours(Contestant):
             "PPO": ["stage=ppo", "stage.epochs=2", "stage.minibatches=4", "stage.missing_end=null"],
         }[algorithm]
         line = [
-            "model=gpt", *stage, "init_from=base", "stage.reward=even", f"stage.max_tokens={ANSWER}", f"stage.beta={BETAS[algorithm]}",
-            "data=prompts", f"data.batch_size={ROWS[algorithm]}", f"optim.lr={RATES[algorithm]}", "trainer.device=cpu",
+            "model=gpt", *stage, "init_from=base", "stage.reward=even", f"stage.max_tokens={ANSWER}",
+            f"stage.beta={BETAS[algorithm]}", "data=prompts",
+            f"data.batch_size={ROWS[algorithm]}", f"optim.lr={RATES[algorithm]}", "trainer.device=cpu",
             f"trainer.precision={precision}",
             f"trainer.threads={torch.get_num_threads()}", f"runs_dir={folder}", f"run={algorithm}", *settings,
         ]  # fmt: skip
@@ -206,9 +207,10 @@ class Trl(Contestant):
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # the others run without it
 
         shared: dict[str, Any] = {
-            "output_dir": str(folder / "trl"), "per_device_train_batch_size": EPISODES[algorithm], "num_generations": GROUP,
-            "max_completion_length": ANSWER, "learning_rate": RATES[algorithm], "gradient_checkpointing": False,
-            "bf16": precision == "bf16", "use_cpu": True, "model_init_kwargs": {"dtype": "float32"}, "logging_strategy": "no",
+            "output_dir": str(folder / "trl"), "per_device_train_batch_size": EPISODES[algorithm],
+            "num_generations": GROUP, "max_completion_length": ANSWER, "learning_rate": RATES[algorithm],
+            "gradient_checkpointing": False, "bf16": precision == "bf16", "use_cpu": True,
+            "model_init_kwargs": {"dtype": "float32"}, "logging_strategy": "no",
             "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "max_steps": 1, "adam_epsilon": 1e-5,
         }  # fmt: skip
         kinds: dict[str, Any] = {
@@ -218,7 +220,8 @@ class Trl(Contestant):
         trainer, config = kinds[algorithm]
         self.clock = Clock()
         self.trainer = trainer(
-            model=str(folder), reward_funcs=even_of_all, args=config(**shared), processing_class=their_tokenizer(), callbacks=[self.clock],
+            model=str(folder), reward_funcs=even_of_all, args=config(**shared), processing_class=their_tokenizer(),
+            callbacks=[self.clock],
             train_dataset=Dataset.from_list([{"prompt": " ".join(map(str, prompt))} for prompt in prompts()]),
         )  # fmt: skip
         self.trainer.remove_callback(PrinterCallback)
@@ -290,14 +293,14 @@ def main(
         contestants = {name: make(net, folder, precision, settings) for name, make in wanted.items()}
         millions = sum(p.numel() for p in net.parameters()) / 1e6
         print(
-            f"{millions:.2f} M parameters, {threads} threads, {precision}, torch {torch.__version__}; the logits agree within 1e-4"
+            f"{millions:.2f} M parameters, {threads} threads, {precision}, torch {torch.__version__}; "
+            "the logits agree within 1e-4"
         )
         figures = take_turns({name: partial(c, iterations) for name, c in contestants.items()}, rounds)
     print(f"\nepisodes/s (median; least and most of {rounds} rounds of {iterations} iterations)")
     for name, speeds in figures.items():
-        print(
-            f"  {name:14}{spread(speeds, 1)}   {1000 * EPISODES[contestants[name].algorithm] / median(speeds):,.0f} ms an iteration"
-        )
+        ms = 1000 * EPISODES[contestants[name].algorithm] / median(speeds)
+        print(f"  {name:14}{spread(speeds, 1)}   {ms:,.0f} ms an iteration")
     for ahead, behind in (("gengen GRPO", "trl GRPO"), ("gengen RLOO", "trl RLOO"), ("gengen PPO", "plain PPO")):
         if ahead in figures and behind in figures:
             print(ratio(figures, ahead, behind))

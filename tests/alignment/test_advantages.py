@@ -111,8 +111,7 @@ def test_gae_in_its_limits() -> None:
 
 
 def test_a_value_behind_the_end_would_be_noticed() -> None:
-    """The bug put back: bootstrapping from the padding moves the advantages of every row that is followed by
-    padding."""
+    """The bug put back: bootstrapping from the padding moves the advantages of every row that has padding."""
     mask, rewards, values = ragged(), seeded(0), seeded(1)
     bug, _ = gae(rewards * mask, values, torch.ones_like(mask))
     right, _ = gae(rewards, values, mask)

@@ -22,8 +22,7 @@ def chi_square_p(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def test_they_are_of_the_distribution_the_decoder_draws_from() -> None:
-    """1e5 draws at temperature .7. Log-probabilities that forget the temperature are another distribution's, far
-    away."""
+    """1e5 draws at temperature .7. Log-probabilities that forget the temperature are another distribution's."""
     logits, n = seeded(1, 12) * 2, 100_000
     tokens = draw(next_token_probabilities(logits, 0.7).expand(n, -1), uniforms(0, [0], n)[0])
     counts = tokens.bincount(minlength=12).double()

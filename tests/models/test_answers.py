@@ -1,5 +1,4 @@
-"""A language model read at the tokens of answers, and what it becomes: a reward model, or one of a larger
-vocabulary."""
+"""A language model read at the tokens of answers, and what it becomes: a reward model, or one of more tokens."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -69,7 +68,9 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
     for prompt, answer in rows():
         tokens, mask = right_padded([(prompt, answer)])
         found = answer_log_probs(model, tokens, mask, temperature)
-        (spread,) = token_values(model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),))
+        (spread,) = token_values(
+            model, tokens, mask, lambda logits, drawn: (entropy(log_softmax(logits, temperature)),)
+        )
         p = (model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].double() / temperature).softmax(-1)
         torch.testing.assert_close(
             found[0, len(prompt) - 1 :].exp(), p[range(len(answer)), answer].float(), atol=1e-6, rtol=1e-5

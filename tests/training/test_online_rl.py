@@ -435,7 +435,9 @@ def test_the_kl_of_an_answer_may_be_taken_from_what_a_group_compares(letters: GP
     kl = (log_probs - rollout_of(objective)["ref_log_probs"]).sum(1)
     expected = group_advantages((scores - 0.5 * kl).view(8, 4), "dr_grpo").view(32, 1)
     assert kl.abs().max() > 0.1
-    torch.testing.assert_close(rollout_of(objective)["advantages"], expected * rollout_of(objective)["mask"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rollout_of(objective)["advantages"], expected * rollout_of(objective)["mask"], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("how", ["grpo", "rloo", "dr_grpo"])

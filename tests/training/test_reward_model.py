@@ -40,8 +40,7 @@ def test_a_head_of_zero_knows_nothing() -> None:
 
 
 def test_the_loss_by_hand() -> None:
-    """-log sigma(gap - margin) + centring (sum)^2 of the outputs at the last tokens; a constant moves but the
-    second."""
+    """-log sigma(gap - margin) + centring (sum)^2 of outputs at the last tokens; a constant moves but the second."""
     objective = rating("stage.centring=0.03")
     batch = objective.prepared.train.batch(np.arange(12))
     with torch.no_grad():

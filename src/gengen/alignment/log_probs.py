@@ -20,7 +20,7 @@ def of_tokens(log_p: Tensor, tokens: Tensor) -> Tensor:
 
 
 def log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature)[tokens], of the shape of tokens (...), for logits (..., V) at the same places."""
+    """log softmax(logits / temperature)[tokens], (...), for logits (..., V) and tokens (...) at the same places."""
     return of_tokens(log_softmax(logits, temperature), tokens)
 
 

@@ -1,6 +1,5 @@
-"""What post-training descends: losses of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that
-are fair.
-"""
+"""Losses of post-training: of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that do not
+depend on how a batch was cut."""
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +33,8 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
     return centring * (chosen + rejected).square() - F.logsigmoid(chosen - rejected - margin)
 
 
-# Each (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected): sums
-# over
-# a response, or means over its tokens.
+# Each is (h (B,), beta, smoothing) -> (B,), where h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected): sums
+# over a response, or means over its tokens.
 
 
 def dpo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:

@@ -9,7 +9,7 @@ from gengen.registry import register_stage
 
 
 def weighted_reward(name: str) -> tuple[float, str]:
-    """ "0.5*runs/RM" -> (.5, "runs/RM"); without a weight it is 1."""
+    """Split "0.5*runs/RM" into (0.5, "runs/RM"); without a weight it is 1."""
     weight, star, rest = name.partition("*")
     try:
         return (float(weight), rest) if star else (1.0, name)
@@ -28,7 +28,7 @@ class StageConfig:
     keeps: ClassVar[bool] = False  # whether the run it starts from stays beside it, frozen, as the reference
 
     def rewards(self) -> list[str]:
-        """The rewards it is trained on, as they were named."""
+        """Return the rewards it is trained on, as they were named."""
         return []
 
     def check(self) -> None:
@@ -37,7 +37,7 @@ class StageConfig:
 
 @dataclass
 class TuningConfig(StageConfig):
-    """What the stages have that pass over a data set."""
+    """Fields of the stages that pass over a data set."""
 
     epochs: float = positive(2.0, "passes over the data that trainer.max_steps=null stands for")
 
@@ -141,18 +141,19 @@ class OnlineConfig(StageConfig):
     def check(self) -> None:
         if not self.reward:
             raise UserError(
-                f"stage={self.name} needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered reward"
+                f"stage={self.name} needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered "
+                "reward"
             )
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise UserError(
-                f"stage.kl_in=reward stage.kl_estimator={self.kl_estimator}: in the reward only k1 has the gradient of the KL; "
-                "k3's is that of KL(p||ref) - KL(ref||p), next to nothing near the reference, and training collapses; "
-                "take stage.kl_estimator=k1"
+                f"stage.kl_in=reward stage.kl_estimator={self.kl_estimator}: in the reward only k1 has the gradient "
+                "of the KL; k3's is that of KL(p||ref) - KL(ref||p), next to nothing near the reference, and training "
+                "collapses; take stage.kl_estimator=k1"
             )
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise UserError(
-                "stage.kl_in=loss stage.kl_estimator=k1: the gradient of its mean is zero, so nothing would hold the policy; take "
-                "stage.kl_estimator=k2, whose gradient is that of the KL"
+                "stage.kl_in=loss stage.kl_estimator=k1: the gradient of its mean is zero, so nothing would hold the "
+                "policy; take stage.kl_estimator=k2, whose gradient is that of the KL"
             )
 
     @property
@@ -180,7 +181,7 @@ class PPOConfig(OnlineConfig):
 @register_stage("grpo", data="prompts")
 @dataclass
 class GRPOConfig(OnlineConfig):
-    """Group-relative policy optimisation: an answer is judged beside others to the same prompt; there is no critic."""
+    """Group-relative policy optimisation: an answer is compared with others to the same prompt; there is no critic."""
 
     name: str = option("grpo", "registered name of the stage")
     advantage: str = choice(

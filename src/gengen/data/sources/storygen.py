@@ -1,7 +1,7 @@
 """A seeded grammar of little stories whose worth is known: what post-training is proven on.
 
-A story has a hero, an animal, an object and a turn, and ends happily or sadly. `gold` is the truth by which it is
-judged; no training sees it but through the preferences drawn from it. The parts of the data are disjoint by (animal,
+A story has a hero, an animal, an object and a turn, and ends happily or sadly. `gold` says what it is truly worth; no
+training sees that but through the preferences drawn from it. The parts of the data are disjoint by (animal,
 object).
 """
 
@@ -9,11 +9,13 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from gengen.errors import UserError
+
+Item = TypeVar("Item")
 
 FORMAT = 2  # raise it when the same index would give another story for pretraining
 EXAMPLES_FORMAT = 3  # likewise for the examples of later stages; 3: what is held out is in two parts
@@ -22,7 +24,7 @@ PRETRAIN_HAPPY, SFT_HAPPY, PAIR_HAPPY = 0.3, 0.5, 0.5  # share of stories that e
 SFT_MISSES, PAIR_MISSES = (
     0.35,
     0.25,
-)  # how often a requested word is another: what is learnt by imitation is not yet what is asked
+)  # how often a requested word is replaced: what is imitated is not yet what is asked
 REPEATS, BREAKS_OFF = 0.2, 0.15  # in pairs: how often a sentence comes twice, and the end is missing
 LABEL_SCALE = 1.175
 """k of P(the first is called the better) = sigmoid(k * gap of gold): it makes the standard deviation of k * gap about
@@ -37,15 +39,20 @@ own.
 STORIES = 20_000  # for pretraining, unless said otherwise
 
 _TABLE = """
-animal bear bird bunny cat chick cow crab deer dog dove duck fish fox frog goat goose hare hen horse kitten lamb lion mole monkey mouse
-  panda pig puppy rabbit sheep tiger turtle;
-object ball balloon basket bell blanket book boat box bucket button cake candle cart coin cup drum flag flute hat key kite lamp map
-  mirror nut pebble ribbon rope shell spoon toy whistle;
-name Tom Lily Max Mia Ben Sue Tim Anna Sam Lucy Jack Rosie Bob Molly Leo Daisy Finn Ruby Hugo Nina Rex Tilly Gus Pam Kit Zoe Ned Eva;
-place garden forest park river meadow barn hill lake village beach field cave market castle bridge school yard valley pond desert island;
-manner little small big brave shy young clever silly kind gentle funny quiet tiny fluffy lazy hungry sleepy quick wise polite strong;
-look red blue green yellow shiny new round golden wooden silver pretty soft heavy bright magic pink white black warm purple square;
-friend friend mother father sister brother teacher farmer baker queen king boy girl wizard sailor giant doctor cook dancer painter;
+animal bear bird bunny cat chick cow crab deer dog dove duck fish fox frog goat goose hare hen horse kitten lamb
+  lion mole monkey mouse panda pig puppy rabbit sheep tiger turtle;
+object ball balloon basket bell blanket book boat box bucket button cake candle cart coin cup drum flag flute hat
+  key kite lamp map mirror nut pebble ribbon rope shell spoon toy whistle;
+name Tom Lily Max Mia Ben Sue Tim Anna Sam Lucy Jack Rosie Bob Molly Leo Daisy Finn Ruby Hugo Nina Rex Tilly Gus Pam
+  Kit Zoe Ned Eva;
+place garden forest park river meadow barn hill lake village beach field cave market castle bridge school yard
+  valley pond desert island;
+manner little small big brave shy young clever silly kind gentle funny quiet tiny fluffy lazy hungry sleepy quick
+  wise polite strong;
+look red blue green yellow shiny new round golden wooden silver pretty soft heavy bright magic pink white black warm
+  purple square;
+friend friend mother father sister brother teacher farmer baker queen king boy girl wizard sailor giant doctor cook
+  dancer painter;
 weather sunny rainy windy cold hot snowy cloudy foggy stormy;
 feeling curious worried excited tired nervous calm bored ready thirsty;
 time day morning night evening summer winter spring week;
@@ -105,21 +112,16 @@ measured on test.
 """
 
 
-def pick(draw: random.Random, items: Any) -> Any:
-    """One of a sequence, by `random()` alone, which Python promises to keep stable."""
+def pick(draw: random.Random, items: Sequence[Item]) -> Item:
+    """Return one of a sequence, by `random()` alone, which Python promises to keep stable."""
     return items[int(draw.random() * len(items))]
 
 
 def story(draw: random.Random, animal: str, thing: str, happy: bool) -> list[str]:
     """Four to six sentences, about 40 words."""
     mood, deed = ("joyful", "rejoiced") if happy else ("sorry", "wept")
-    said = {
-        "animal": [animal],
-        "object": [thing],
-        "name": [pick(draw, WORDS["name"])],
-        "mood": WORDS[mood],
-        "deed": WORDS[deed],
-    }
+    chosen = {"animal": [animal], "object": [thing], "name": [pick(draw, WORDS["name"])]}
+    words = WORDS | chosen | {"mood": WORDS[mood], "deed": WORDS[deed]}
     between = sorted(MIDDLES, key=lambda _: draw.random())[: pick(draw, range(3))]
     plan = [
         pick(draw, OPENINGS),
@@ -128,7 +130,7 @@ def story(draw: random.Random, animal: str, thing: str, happy: bool) -> list[str
         pick(draw, TURNS[happy]),
         pick(draw, ENDINGS),
     ]
-    return [line.format_map({key: pick(draw, words) for key, words in (WORDS | said).items()}) for line in plan]
+    return [line.format_map({key: pick(draw, options) for key, options in words.items()}) for line in plan]
 
 
 def documents(count: int) -> Iterator[str]:
@@ -140,7 +142,7 @@ def documents(count: int) -> Iterator[str]:
 
 
 def requested(prompt: str) -> tuple[str, str]:
-    """The (animal, object) that a prompt asks for: the first it names of each."""
+    """Return the (animal, object) that a prompt asks for: the first it names of each."""
     words = re.findall("[a-z]+", prompt.lower())
     animal, thing = (next((word for word in words if word in known), "") for known in (ANIMALS, OBJECTS))
     if not animal or not thing:
@@ -149,13 +151,13 @@ def requested(prompt: str) -> tuple[str, str]:
 
 
 def coverage(prompt: str, response: str) -> float:
-    """Share of the two requested words that are in the response."""
+    """Return the share of the two requested words that are in the response."""
     words = set(re.findall("[a-z]+", response.lower()))
     return sum(word in words for word in requested(prompt)) / 2
 
 
 def gold(prompt: str, response: str, ended: bool) -> float:
-    """The truth: 2 [happy ending] + share of the requested words present - 0.5 (repeated sentences) - [not ended], at
+    """The true worth: 2 [happy ending] + share of the requested words - 0.5 (repeated sentences) - [not ended], at
     most 3.
 
     An ending is happy if the last sentence has a happy word and no sad one. A sentence is repeated as often as it
