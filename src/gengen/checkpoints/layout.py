@@ -40,7 +40,7 @@ class Checkpoint:
     """What the manifest records beside the files: versions, clocks, data fingerprint."""
 
     def nbytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of its tensors."""
         return sum(map(nbytes, (self.model, self.ema, self.optimizer)))
 
 
@@ -115,8 +115,10 @@ def digest(manifest: dict[str, Any]) -> str:
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """Check every file against the manifest and return it, as today has it but for its `format`. Raises Damaged,
-    naming the first file that is not as written."""
+    """Check every file against the manifest, and return that as today's format has it, but for its `format`.
+
+    Raises Damaged, naming the first file that is not as written.
+    """
     path = directory / "manifest.json"
     manifest = read_json(path)
     if (
@@ -148,7 +150,8 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a file, without those named in `but`. They are views of the file, of which nothing is read yet.
+    """Return the tensors of a file, without those named in `but`: views of it, of which nothing is read yet.
+
     Raises Damaged.
     """
     try:
@@ -191,8 +194,10 @@ def read_tokenizer(directory: Path) -> str | None:
 
 
 def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tensor]:
-    """The weights to sample from: `ema` or `raw`, or by default EMA where the checkpoint has it. What has no average
-    (of a GAN, the discriminator) is as trained."""
+    """Read the weights to sample from: `ema` or `raw`, or by default EMA where the checkpoint has it.
+
+    What has no average (of a GAN, the discriminator) is as trained.
+    """
     has_ema = (directory / "ema.safetensors").exists()
     if weights == "ema" and not has_ema:
         raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
@@ -201,9 +206,7 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
 
 
 def copy_weights(checkpoint: Path, folder: Path) -> None:
-    """A checkpoint in a new folder with what sampling needs of it: the weights it is sampled with, its config and its
-    tokenizer.
-    """
+    """Copy what sampling needs of a checkpoint into a new folder: weights it is sampled with, config, tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)  # begun by a command that was killed
     folder.mkdir()
     config, tokenizer, manifest = read_config(checkpoint), read_tokenizer(checkpoint), verify(checkpoint)
@@ -264,7 +267,7 @@ def blueprint(network: Callable[[Any], torch.nn.Module], config: Any, weights: i
 
 
 def unique_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor once, under its first name."""
+    """Return the state dict with each shared tensor once, under its first name."""
     seen: set[int] = set()
     unique = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -1,4 +1,4 @@
-"""`train -m`: every combination as a process of its own with a run of its own."""
+"""`train -m`: train every combination in a process of its own, as a run of its own."""
 
 import itertools
 import subprocess
@@ -12,8 +12,10 @@ from gengen.errors import UserError
 
 
 def choices(key: str, text: str, known: Schema, options: dict[str, list[str]]) -> list[str]:
-    """The values a sweep takes for a key: Hydra's comma lists, range() and choice(), for groups, numbers, flags and
-    fields with a fixed choice. Free text is one value, commas and all."""
+    """Return the values that a sweep takes for a key, by Hydra's comma lists, range() and choice().
+
+    Groups, numbers, flags and fields with a fixed choice are swept. Free text is one value, commas and all.
+    """
     if key not in options and (
         key not in known or (is_text(known[key][1]) and not known[key][0].metadata.get("choices"))
     ):

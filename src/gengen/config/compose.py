@@ -1,5 +1,8 @@
-"""From a command line to a typed config. Hydra composes the groups; values are laid over them here, by the type of
-their field, so that text arrives as it was typed and every mistake is answered before torch is imported."""
+"""From a command line to a typed config.
+
+Hydra composes the groups. Values are laid over them here, each by the type of its field, so that text arrives as it
+was typed and every mistake is answered before torch is imported.
+"""
 
 import os
 import re
@@ -38,7 +41,7 @@ class CommandLine:
 
 
 def read_command_line(argv: list[str]) -> CommandLine:
-    """Split each `key=value` at its first `=`; nothing of the value is interpreted here."""
+    """Split each `key=value` at its first `=`; values are not interpreted here."""
     line, args = CommandLine(), list(argv)
     while args:
         arg = args.pop(0)
@@ -72,7 +75,7 @@ FLAGS = ["help", "cfg", "multirun", "config-dir"]
 
 
 def unknown_flag(arg: str, rest: list[str]) -> UserError:
-    """The error for a flag that is none: the one it is like, or the setting it may be meant for."""
+    """Make the error for an unknown flag: it names the flag it is like, or the setting it may be meant for."""
     name, equals, value = arg.lstrip("-").partition("=")
     if close := nearest(name, FLAGS):
         return UserError(f"unknown flag {arg}\n  did you mean --{close[0]}?")
@@ -82,7 +85,7 @@ def unknown_flag(arg: str, rest: list[str]) -> UserError:
 
 
 def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
-    """group -> its options, from the YAML files of gengen and of the user's own folder."""
+    """Return each group's options, from the YAML files of gengen and of the user's own folder."""
     found: dict[str, set[str]] = {}
     for root in filter(None, (CONFIGS, config_dir)):
         for path in root.glob("*/**/*.yaml"):
@@ -92,7 +95,7 @@ def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
 
 
 def selections(line: CommandLine) -> dict[str, str]:
-    """The groups that the command line chooses: {"model": "gpt", ...}."""
+    """Return the groups that the command line chooses: {"model": "gpt", ...}. Raises UserError for unknown options."""
     options = groups(line.config_dir)
     chosen = {key: text for key, text in line.settings if key in options}
     for group, text in chosen.items():
@@ -124,7 +127,7 @@ def compose_groups(line: CommandLine) -> Tree:
 
 
 def resolve(tree: Tree, known: Schema) -> Tree:
-    """Replace every ${...}."""
+    """Replace every ${...} by what it refers to. Raises UserError where that is nothing."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -141,12 +144,15 @@ def resolve(tree: Tree, known: Schema) -> Tree:
 
 
 def verbatim(text: str) -> str:
-    """Text as OmegaConf will give it back: its own ${ escaped."""
+    """Escape the text's own ${, so that OmegaConf gives it back as it is."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree:
-    """The tree with each `key=value` put in, parsed by the type of its field. A list comes item by item or in JSON."""
+    """Return the tree with each `key=value` put in, parsed by the type of its field.
+
+    A list comes item by item or in JSON.
+    """
     tree, given = deepcopy(tree), set()
     for key, text in settings:
         if key not in known:
@@ -163,8 +169,10 @@ def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree
 
 
 def items(text: str, f: "Field[Any]") -> list[str]:
-    """The items of a list of texts that one value stands for: those of a JSON list; or itself, if not empty. Of prose
-    it is always itself: a prompt may be a JSON list."""
+    """Return the texts that one value of a list stands for: those of a JSON list; or itself, if not empty.
+
+    A value of a field of prose is always itself: a prompt may be a JSON list.
+    """
     if text.startswith("[") and not f.metadata.get("prose"):
         with suppress(ValueError):
             found = parse_json(text)
@@ -174,7 +182,10 @@ def items(text: str, f: "Field[Any]") -> list[str]:
 
 
 def import_plugins(modules: list[str]) -> None:
-    """Import the user's own modules, so that what they register can be named. Nothing else ever imports by name."""
+    """Import the user's own modules, so that what they register can be named.
+
+    Raises UserError for one that fails, or that registers a config which is no dataclass.
+    """
     if modules and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for module in modules:
@@ -191,7 +202,7 @@ def import_plugins(modules: list[str]) -> None:
 
 
 def plugins(line: CommandLine) -> list[str]:
-    """The modules named by `plugins=`: one bracketed list, as Hydra users write it, or the key repeated."""
+    """Return the modules that `plugins=` names: one bracketed list, as Hydra users write it, or the key repeated."""
     return [
         module.strip()
         for key, text in line.settings
@@ -202,7 +213,7 @@ def plugins(line: CommandLine) -> list[str]:
 
 
 def field_settings(line: CommandLine) -> list[tuple[str, str]]:
-    """The settings that are fields, not groups."""
+    """Return the settings that are fields, not groups."""
     names = groups(line.config_dir)
     return [(key, text) for key, text in line.settings if key not in names and key != "plugins"] + [
         ("plugins", m) for m in plugins(line)
@@ -210,7 +221,7 @@ def field_settings(line: CommandLine) -> list[tuple[str, str]]:
 
 
 def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
-    """The composed and resolved tree of a training command, and every key it may have."""
+    """Compose and resolve the tree of a training command; returns it and every key it may have."""
     import_plugins(plugins(line))
     tree = compose_groups(line)
     known = schema(TrainConfig, tree)
@@ -228,13 +239,13 @@ def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
 
 
 def compose_train(line: CommandLine) -> TrainConfig:
-    """The config of a new run."""
+    """Compose the config of a new run."""
     config: TrainConfig = build(TrainConfig, train_tree(line)[0])
     return config
 
 
 def compose_flat(cls: type, line: CommandLine) -> Any:
-    """The config of a command that has no groups (sample, evaluate): fields only, and the run as first argument."""
+    """Compose the config of a command without groups (sample, evaluate): fields, and the run as first argument."""
     import_plugins(plugins(line))
     known = schema(cls, {})
     settings = [(key, text) for key, text in line.settings if key != "plugins"]

@@ -1,4 +1,4 @@
-"""A run's config.json is its truth. What a command line may change of it on resume, and what it may not."""
+"""What a command line may change of a run on resume, and what it may not. The run's config.json is its truth."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ONE_COMMAND: Tree = {"resume": "auto", "stop_at": None, "max_time": None, "plugi
 
 
 def stored(config: TrainConfig) -> Tree:
-    """The config as a run and its checkpoints keep it."""
+    """Return the config as a run and its checkpoints keep it."""
     return plain(config) | ONE_COMMAND
 
 
@@ -33,7 +33,7 @@ def policy(key: str, known: Schema) -> str:
 
 
 def escaped(tree: Tree) -> Tree:
-    """The tree with its texts as they must stand where interpolations are resolved."""
+    """Return the tree with its texts escaped, so that resolving interpolations leaves them as they are."""
     tree = deepcopy(tree)
     for key, value in leaves(tree):
         if isinstance(value, str):
@@ -44,7 +44,7 @@ def escaped(tree: Tree) -> Tree:
 
 
 def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
-    """What the command line states, by dotted key: the contents of the groups it chooses, and over them its fields."""
+    """Return what the command line asks for, by dotted key: the groups it chooses, and over them its fields."""
     chosen, wanted = set(selections(line)), {}
     if chosen:
         composed = resolve(compose_groups(line), known)
@@ -57,17 +57,15 @@ def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
 
 
 def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
-    """The stored config with the free and warned changes laid over it, and those that deserve a warning.
+    """Lay the free and warned changes over a stored config; returns it, and the changes to warn of.
 
-    `auto` and null state no wish: the run has settled them. Raises UserError with a diff for every fixed field.
+    `auto` and null ask for nothing: the run has settled them. Raises UserError with a diff for every fixed field.
     """
     build(TrainConfig, kept)  # refuses what does not fit before anything else reads it
     known = schema(TrainConfig, kept)
-    tree, warned, refused = (
-        deepcopy(kept) | ONE_COMMAND,
-        [],
-        [],
-    )  # somebody else's run may hold what is never stored: plugins
+    tree = deepcopy(kept) | ONE_COMMAND  # somebody else's run may hold what is never stored: plugins
+    warned: list[Change] = []
+    refused: list[Change] = []
     for key, value in wishes(kept, known, line).items():
         change = Change(key, get(kept, key), value)
         rule = policy(key, known)

@@ -1,4 +1,4 @@
-"""The other ranks of a run: processes that are handed the job and neither name, lock nor compose."""
+"""Start the other ranks of a run: processes that are handed the job, and neither name, lock nor compose it."""
 
 import json
 import os
@@ -44,12 +44,13 @@ class RankFailed(UserError):
 
 
 def job(config: TrainConfig, run: Path, checkpoint: Path | None, init_from: Path | str | None) -> Job:
+    """Make the job that rank 0, this process, hands to the others."""
     start, source = (str(path) if path else None for path in (checkpoint, init_from))
     return Job(plain(config), str(run), start, source, leader=os.getpid())
 
 
 def handed_job() -> Job | None:
-    """The job this process was started for, if it is a rank above 0; which it then ends with."""
+    """Return the job this process was started for, if it is a rank above 0; it then ends with its rank 0."""
     if not (path := os.environ.get(HANDED)):
         return None
     job = Job(**json.loads(Path(path).read_text(encoding="utf8")))
@@ -66,8 +67,10 @@ def end_with_leader(leader: int) -> None:
 
 @contextmanager
 def other_ranks(job: Job, world: int) -> Iterator[None]:
-    """Run ranks 1 to world-1 beside this process, which becomes rank 0; they end with it, and it with them. Raises
-    RankFailed where one of them has failed."""
+    """Run ranks 1 to world-1 beside this process, which becomes rank 0; they end with it, and it with them.
+
+    Raises RankFailed where one of them has failed.
+    """
     if world == 1:
         yield
         return
@@ -109,7 +112,7 @@ def other_ranks(job: Job, world: int) -> Iterator[None]:
 
 
 def first_failed(ranks: list["subprocess.Popen[bytes]"], patience: float) -> RankFailed | None:
-    """The first of the ranks that has ended in failure, or does within so many seconds."""
+    """Return the first of the ranks that has failed, or does within `patience` seconds."""
     until = time.monotonic() + patience
     while True:
         for i, rank in enumerate(ranks, 1):
@@ -121,7 +124,7 @@ def first_failed(ranks: list["subprocess.Popen[bytes]"], patience: float) -> Ran
 
 
 def end_with_ranks(ranks: list["subprocess.Popen[bytes]"], over: threading.Event) -> None:
-    """End this process if one of the ranks fails and it does not notice: it may be waiting for that rank, for ever."""
+    """End this process if one of the ranks fails and it does not notice: it may be waiting for that rank for ever."""
     while not over.wait(0.5):
         if (failed := first_failed(ranks, 0)) is not None and not over.wait(GRACE):
             print(f"error: {failed}", file=sys.stderr, flush=True)
