@@ -30,7 +30,7 @@ from gengen.models.reward import RewardModel
 from gengen.training.monitor.guards import in_halves
 from gengen.training.objective import Batch, Optimizer
 from gengen.training.objectives.language import LanguageObjective, reference
-from gengen.training.objectives.side_network import Beside
+from gengen.training.objectives.side_network import SideNetwork
 
 OBJECTIVE = ("score", "kl", "kl_k3", "return", "answer_length", "ended", "beta")  # of an iteration's answers
 UPDATE = ("approx_kl", "clip_fraction", "ratio_max", "entropy")  # of a step
@@ -79,7 +79,7 @@ class OnlineRL(LanguageObjective):
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
         self.reward = load_reward(names, Path(config.runs_dir), self.tokenizer, "cpu", frozen=True)
         self.companions = (*self._reference, *self.reward.networks)
-        self.critic = Beside(self.build_critic(config)) if isinstance(c, PPOConfig) else None
+        self.critic = SideNetwork(self.build_critic(config)) if isinstance(c, PPOConfig) else None
 
     def build_critic(self, config: TrainConfig) -> RewardModel:
         """The reward model, where a run is one of the rewards; else the policy's trunk under a head that says 0."""

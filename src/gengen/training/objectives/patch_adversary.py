@@ -5,16 +5,16 @@ reconstruction.
 import torch
 from torch import Tensor
 
-from gengen.adversarial.losses import LOSSES, squared_slope
+from gengen.adversarial.losses import LOSSES, gradient_penalty
 from gengen.config.model import AutoencoderConfig, GANConfig
 from gengen.models.gan import PatchDiscriminator
-from gengen.training.objectives.side_network import Beside
+from gengen.training.objectives.side_network import SideNetwork
 
 GAMMA = 1.0  # of R1 and R2
 LOSS = LOSSES["relativistic"]  # a reconstruction comes with the image it is compared with
 
 
-class PatchAdversary(Beside):
+class PatchAdversary(SideNetwork):
     """A discriminator of patches (Isola et al. 2017; Esser et al. 2021, eq. 5) as deep as the autoencoder."""
 
     def __init__(self, c: AutoencoderConfig):
@@ -25,20 +25,18 @@ class PatchAdversary(Beside):
         super().__init__(PatchDiscriminator(shape))
 
     def plays(self, step: int, max_steps: int) -> bool:
-        """Whether it takes part in update number `step` (from 0)."""
+        """Return whether it takes part in update number `step` (from 0)."""
         return step >= self.c.adversarial_from * max_steps
 
     def cost(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """What the reconstructions cost the autoencoder, (B,): times the number of pixels, as its other terms are sums
-        over them.
-        """
+        """Return the autoencoder's loss, (B,), times the number of pixels, as its other terms are sums over them."""
         cost = LOSS.generator(self.network(images), self.network(reconstructions)).mean(1)
         return self.c.adversarial * images[0].numel() * cost
 
     def loss(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Its own loss, (B,), with both penalties, in fp32."""
+        """Return the discriminator's loss, (B,), with both penalties, in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             images, reconstructions = images.requires_grad_(), reconstructions.requires_grad_()
             real, fake = self.network(images), self.network(reconstructions)
-            penalties = squared_slope(real, images) + squared_slope(fake, reconstructions)
+            penalties = gradient_penalty(real, images) + gradient_penalty(fake, reconstructions)
         return LOSS.discriminator(real, fake).mean(1) + GAMMA / 2 * penalties

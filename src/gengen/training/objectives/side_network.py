@@ -1,4 +1,4 @@
-"""A network that is trained beside the model: a critic of answers, an adversary of reconstructions."""
+"""A second network of a step: a critic of answers, an adversary of reconstructions."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from gengen.training.checkpointing import by_index, by_name
 from gengen.training.optim.groups import build_optimizer
 
 
-class Beside:
-    """A network and its optimizer. It is no module of the objective: in no EMA, sampled by nothing, and kept in a
-    checkpoint beside the optimizer."""
+class SideNetwork:
+    """A network with an optimizer of its own. It is not a submodule of the objective: it is in no EMA and is never
+    sampled, and a checkpoint keeps it in `extra_state`.
+    """
 
     def __init__(self, network: nn.Module):
         self.network = network
