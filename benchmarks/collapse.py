@@ -12,8 +12,8 @@ import torch
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import ImageConfig
 from gengen.data.image.prepare import prepare
+from gengen.evaluation.coverage import COMPARED, NEIGHBOURS, coarse
 from gengen.evaluation.metrics import prdc
-from gengen.training.objectives.gan import COMPARED, NEIGHBOURS, coarse
 
 
 def main(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gengen.adversarial.augment import DRAWS, augment
-from gengen.adversarial.losses import LOSSES, cosine, lazy_gain, squared_slope
+from gengen.adversarial.losses import LOSSES, cosine, gradient_penalty, lazy_penalty_weight
 
 GAMMA = 0.7
 
@@ -102,13 +102,14 @@ class Quadratic:
 
 def test_the_slope_of_a_linear_critic_is_its_weight() -> None:
     x, w = images(), seeded(SIZE)
-    torch.testing.assert_close(squared_slope(x.flatten(1) @ w + 3, x), w.square().sum().expand(3), rtol=0, atol=1e-10)
+    penalty = gradient_penalty(x.flatten(1) @ w + 3, x)
+    torch.testing.assert_close(penalty, w.square().sum().expand(3), rtol=0, atol=1e-10)
 
 
 def test_the_slope_of_a_quadratic_critic_is_each_images_own() -> None:
     critic, x = Quadratic(), images()
-    torch.testing.assert_close(squared_slope(critic(x), x), critic.slope(x).square().sum(1), rtol=0, atol=1e-10)
-    assert len(set(squared_slope(critic(x), x).tolist())) == 3
+    torch.testing.assert_close(gradient_penalty(critic(x), x), critic.slope(x).square().sum(1), rtol=0, atol=1e-10)
+    assert len(set(gradient_penalty(critic(x), x).tolist())) == 3
 
 
 def penalty_moves_the_weights_as_it_should(slope: Slope) -> None:
@@ -126,7 +127,7 @@ def penalty_moves_the_weights_as_it_should(slope: Slope) -> None:
 
 
 def test_the_penalty_moves_the_weights() -> None:
-    penalty_moves_the_weights_as_it_should(squared_slope)
+    penalty_moves_the_weights_as_it_should(gradient_penalty)
 
 
 def test_a_detached_slope_would_be_noticed() -> None:
@@ -136,7 +137,7 @@ def test_a_detached_slope_would_be_noticed() -> None:
         return torch.autograd.grad(logits.sum(), x, retain_graph=True)[0].square().flatten(1).sum(1)
 
     critic, x = Quadratic(), images()
-    torch.testing.assert_close(detached(critic(x), x), squared_slope(critic(x), x).detach())
+    torch.testing.assert_close(detached(critic(x), x), gradient_penalty(critic(x), x).detach())
     assert not detached(critic(x), x).requires_grad
     with pytest.raises(RuntimeError, match="does not require grad"):
         penalty_moves_the_weights_as_it_should(detached)
@@ -161,18 +162,18 @@ def test_the_slope_is_that_of_the_image_before_it_is_augmented() -> None:
     adjoint = saturation * adjoint + (1 - saturation) * adjoint.mean(0)
     shown = augment(x, u, ["color", "translation", "cutout"])
     logits = (shown * w).sum((1, 2, 3))
-    torch.testing.assert_close(squared_slope(logits, x), adjoint.square().sum()[None], rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient_penalty(logits, x), adjoint.square().sum()[None], rtol=0, atol=1e-10)
     assert not torch.isclose(
-        squared_slope(logits, shown), adjoint.square().sum(), rtol=0.1
+        gradient_penalty(logits, shown), adjoint.square().sum(), rtol=0.1
     )  # the bug: that of what is shown
 
 
 def test_logits_of_patches_count_by_their_mean() -> None:
     x, rows = images(), seeded(5, SIZE)
-    slope = squared_slope(x.flatten(1) @ rows.T, x)
+    slope = gradient_penalty(x.flatten(1) @ rows.T, x)
     torch.testing.assert_close(slope, rows.mean(0).square().sum().expand(3), rtol=0, atol=1e-10)
-    one = squared_slope(x.flatten(1) @ rows[:1].T, x)
-    torch.testing.assert_close(one, squared_slope(x.flatten(1) @ rows[0], x))
+    one = gradient_penalty(x.flatten(1) @ rows[:1].T, x)
+    torch.testing.assert_close(one, gradient_penalty(x.flatten(1) @ rows[0], x))
 
 
 def test_the_sum_does_not_depend_on_how_the_batch_is_cut() -> None:
@@ -183,7 +184,7 @@ def test_the_sum_does_not_depend_on_how_the_batch_is_cut() -> None:
         whole = torch.zeros((), dtype=torch.float64)
         for part in x.split(cuts):
             part = part.clone().requires_grad_()
-            loss = squared_slope(critic(part), part).sum()
+            loss = gradient_penalty(critic(part), part).sum()
             loss.backward()
             whole += loss.detach()
         assert critic.a.grad is not None
@@ -203,9 +204,9 @@ def test_autocast_must_be_off_around_the_slope_and_not_only_around_the_logits() 
             with torch.autocast("cpu", enabled=False):
                 logits = torch.tanh(x.flatten(1) @ w) @ v
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not off_there):
-                return squared_slope(logits, x)
+                return gradient_penalty(logits, x)
 
-    expected = squared_slope(torch.tanh(x.flatten(1) @ w) @ v, x)
+    expected = gradient_penalty(torch.tanh(x.flatten(1) @ w) @ v, x)
     torch.testing.assert_close(slope(off_there=True), expected, rtol=1e-5, atol=0)
     assert not torch.allclose(slope(off_there=False), expected, rtol=1e-3)  # the bug
 
@@ -214,11 +215,11 @@ def test_autocast_must_be_off_around_the_slope_and_not_only_around_the_logits() 
 
 
 def test_a_lazy_penalty_weighs_as_much_as_one_in_each_step() -> None:
-    assert [lazy_gain(step, 1) for step in range(5)] == [1.0] * 5
-    assert [lazy_gain(step, 4) for step in range(6)] == [4, 0, 0, 0, 4, 0]
+    assert [lazy_penalty_weight(step, 1) for step in range(5)] == [1.0] * 5
+    assert [lazy_penalty_weight(step, 4) for step in range(6)] == [4, 0, 0, 0, 4, 0]
     for every in (2, 3, 16):
         for start in range(2 * every):
-            assert sum(lazy_gain(step, every) for step in range(start, start + every)) == every
+            assert sum(lazy_penalty_weight(step, every) for step in range(start, start + every)) == every
 
 
 def test_easing_goes_along_half_a_cosine_and_stays() -> None:

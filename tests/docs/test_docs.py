@@ -218,6 +218,14 @@ def test_the_unet_sizes_of_the_docs_are_those_of_the_code() -> None:
         assert f"| {name} | {widths} | {s['blocks']} | {levels} | {s['patch']} |" in text, name
 
 
+def test_the_dit_sizes_of_the_docs_are_those_of_the_code() -> None:
+    from gengen.config.model import DIT_SIZES
+
+    text = (ROOT / "docs" / "images.md").read_text()
+    for name, s in DIT_SIZES.items():
+        assert f"| {name} | {s['layers']} x {s['width']} | {s['heads']} | {s['patch']} |" in text, name
+
+
 def test_the_gan_sizes_of_the_docs_are_those_of_the_code() -> None:
     from gengen.config.model import GAN_SIZES
 

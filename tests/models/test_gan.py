@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gengen.adversarial.losses import LOSSES, squared_slope
+from gengen.adversarial.losses import LOSSES, gradient_penalty
 from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.model import DCGANConfig, GANConfig
 from gengen.errors import UserError
@@ -184,7 +184,7 @@ def test_the_penalty_can_be_differentiated() -> None:
     m = model()
     d = m.discriminator
     x = images().requires_grad_()
-    slope = squared_slope(d(x, LABELS), x).sum()
+    slope = gradient_penalty(d(x, LABELS), x).sum()
     slope.backward()
 
     def euler(*layers: nn.Module) -> float:

@@ -204,7 +204,7 @@ def test_penalties_are_fp32_where_training_is_bf16(
         == exact
     )
     monkeypatch.setattr(
-        adversarial, "lazy_gain", lambda step, every: 0.0
+        adversarial, "lazy_penalty_weight", lambda step, every: 0.0
     )  # what leaves autocast on, and the penalties out
     assert read_metrics(train(picture_data, tmp_path, "none", *one) / "metrics.csv")[0]["r1"] == 0
     objective = objective_of()
@@ -214,7 +214,7 @@ def test_penalties_are_fp32_where_training_is_bf16(
         images = batch["images"].clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             logits = objective.logits(images, batch["labels"], batch["u"][:, 0, 0])
-        slopes.append(adversarial.squared_slope(logits, images).sum().item())
+        slopes.append(adversarial.gradient_penalty(logits, images).sum().item())
     assert abs(slopes[1] / slopes[0] - 1) > 1e-5  # the comparison above would see it
 
 

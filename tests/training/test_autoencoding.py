@@ -24,7 +24,7 @@ from gengen.training.objectives.autoencoder import (
     level_nats,
     perceptual_distance,
     perplexity,
-    risen,
+    warmed_up,
 )
 
 SMALL = ["model.widths=16,32", "model.blocks=1", "model.patch=2", "model.latent_channels=4"]
@@ -119,8 +119,8 @@ def test_free_bits_by_hand() -> None:
 
 
 def test_kl_warm_up_is_a_function_of_the_step() -> None:
-    assert [risen(step, 100, 0.1) for step in (0, 4, 9, 10, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
-    assert risen(0, 100, 0.0) == 1.0 and risen(0, 3, 0.1) == 1.0
+    assert [warmed_up(step, 100, 0.1) for step in (0, 4, 9, 10, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert warmed_up(0, 100, 0.0) == 1.0 and warmed_up(0, 3, 0.1) == 1.0
 
 
 def test_perplexity_counts_what_is_used_alike() -> None:

@@ -15,7 +15,7 @@ DRAWS = 7  # uniform numbers an image, of which each augmentation reads its own
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness moved by up to .5 of a range from -1 to 1, saturation times 0 to 2, contrast times .5 to 1.5."""
+    """Move brightness by up to .5 of a range from -1 to 1, multiply saturation by 0 to 2 and contrast by .5 to 1.5."""
     brightness, saturation, contrast = (u[:, i, None, None, None] for i in range(3))
     x = x + brightness - 0.5
     grey = x.mean(1, keepdim=True)
@@ -25,7 +25,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def shifts(u: Tensor, side: int) -> Tensor:
-    """Boolean matrices (B, side, side) that move a column by up to an eighth of its length and fill with 0."""
+    """Return boolean matrices (B, side, side) that move a column by up to an eighth of its length and fill with 0."""
     reach = side // 8
     offset = (u * (2 * reach + 1)).floor() - reach
     places = torch.arange(side, device=u.device)
@@ -33,13 +33,13 @@ def shifts(u: Tensor, side: int) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Moved by up to an eighth of each side. As two matrix products: what a gather would scatter in the backward pass."""
+    """Move by up to an eighth of each side. By two matrix products: a gather would scatter in the backward pass."""
     rows, columns = shifts(u[:, 3], x.shape[2]).to(x.dtype), shifts(u[:, 4], x.shape[3]).to(x.dtype)
     return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """A rectangle of half the width and height blanked out, at a place that may reach over the edge."""
+    """Blank out a rectangle of half the width and height, at a place that may reach over the edge."""
 
     def inside(u: Tensor, side: int) -> Tensor:  # (B, side)
         start = (u * (side + 1)).floor() - side // 4  # side + 1 places of the middle
@@ -54,7 +54,7 @@ AUGMENTATIONS = {"color": color, "translation": translation, "cutout": cutout}
 
 
 def augment(x: Tensor, u: Tensor, names: Sequence[str]) -> Tensor:
-    """The named augmentations in turn. x: (B, C, H, W) in [-1, 1]; u: (B, DRAWS)."""
+    """Apply the named augmentations in turn. x: (B, C, H, W) in [-1, 1]; u: (B, DRAWS)."""
     for name in names:
         x = AUGMENTATIONS[name](x, u)
     return x

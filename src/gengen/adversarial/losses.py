@@ -1,4 +1,4 @@
-"""What the two networks of a GAN play for: functions of logits, the penalty on the discriminator's slope, and their
+"""Losses of the two networks of a GAN as functions of logits, the penalty on the discriminator's gradient, and their
 schedules.
 """
 
@@ -14,7 +14,7 @@ softplus, relu = F.softplus, F.relu
 
 
 class Loss(NamedTuple):
-    """Both players' losses of each pair, from the logits of a real and of a generated image; any shape, elementwise."""
+    """Both networks' losses for pairs of a real and a generated image, from their logits; any shape, elementwise."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
@@ -33,10 +33,12 @@ LOSSES = {
 }
 
 
-def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
-    """|d logit / d image|^2 of each image, (B,): times gamma / 2 it is R1 on real images and R2 on generated ones
-    (Mescheder et al. 2018, eq. 9 and 10). It can be differentiated once more; `images` (B, C, H, W) must require
-    gradients, in fp32, and autocast must be off here too, where it would put the slope's matrix products in bf16.
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Return |d logit / d image|^2 of each image, (B,), which can be differentiated once more.
+
+    Times gamma / 2 it is R1 on real images and R2 on generated ones (Mescheder et al. 2018, eq. 9 and 10). `images`
+    (B, C, H, W) must require gradients, in fp32, and autocast must be off here too, where it would put the gradient's
+    matrix products in bf16.
 
     logits: (B,), or (B, P), whose mean over P is then what is differentiated; a row's may depend on its own image
     only.
@@ -46,9 +48,9 @@ def squared_slope(logits: Tensor, images: Tensor) -> Tensor:
     return slope.square().flatten(1).sum(1)
 
 
-def lazy_gain(step: int, every: int) -> float:
-    """The weight of a penalty in update number `step` (from 0) that counts in every `every`-th update only: `every`,
-    or 0.
+def lazy_penalty_weight(step: int, every: int) -> float:
+    """Return the weight in update number `step` (from 0) of a penalty that counts in every `every`-th update only:
+    `every`, or 0.
 
     Its mean is 1, so the expected gradient is that of a penalty in each update. The penalty joins the loss of its
     update, so an optimizer makes as many updates as without it and its rate and decays need no correction. (Karras et
@@ -58,5 +60,5 @@ def lazy_gain(step: int, every: int) -> float:
 
 
 def cosine(progress: float, start: float, end: float) -> float:
-    """From start to end along half a cosine while progress goes from 0 to 1; then end."""
+    """Return a value that goes from start to end along half a cosine while progress goes from 0 to 1; then end."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -8,8 +8,7 @@ from gengen.config.model import AutoencoderConfig
 from gengen.models.layers import GroupNorm, zeroed
 from gengen.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 
-# of the log-scale: Adam moves a parameter by about the learning rate a step, too slow for one that has nats to go
-SPEED = 10.0
+SPEED = 10.0  # factor of log_scale: Adam moves it by about the learning rate a step, which is too slow by itself
 
 
 class ResidualBlock(nn.Module):
@@ -26,9 +25,7 @@ class ResidualBlock(nn.Module):
 
 
 def up(inputs: int, outputs: int) -> nn.Sequential:
-    """Twice the resolution: each position repeated, then a convolution, which leaves no checkerboard (Odena et al.
-    2016).
-    """
+    """Double the resolution: repeat each position, then convolve, which leaves no checkerboard (Odena et al. 2016)."""
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1))
 
 
@@ -95,27 +92,27 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        c = self.config = config.resolved()
-        assert c.widths and c.blocks and c.patch and c.latent_channels and c.channels and c.resolution
-        side = c.latents()["resolution"]
-        self.latent_shape = (c.latent_channels, side, side)
+        self.config = config.resolved()
+        c = self.config.shape()
+        side = c.resolution // c.patch // 2 ** (len(c.widths) - 1)
+        self.patch, self.latent_shape = c.patch, (c.latent_channels, side, side)
         pixels = c.channels * c.patch**2
-        if c.quantizer == "vq":
-            self.bottleneck = VectorQuantizer(c.codebook, c.latent_channels, c.commitment)
-        elif c.quantizer == "fsq":
-            self.bottleneck = FiniteScalarQuantizer(c.levels)
+        if config.quantizer == "vq":
+            self.bottleneck = VectorQuantizer(config.codebook, c.latent_channels, config.commitment)
+        elif config.quantizer == "fsq":
+            self.bottleneck = FiniteScalarQuantizer(config.levels)
         else:
             self.bottleneck = Gaussian(c.latent_channels)
         self.encoder = encoder(pixels, c.widths, c.blocks, self.bottleneck.inputs)
         self.decoder = decoder(c.latent_channels, c.widths, c.blocks, pixels)
-        self.log_scale = nn.Parameter(torch.zeros(())) if c.loss == "elbo" else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if config.loss == "elbo" else None
         self.register_buffer("latent_mean", torch.zeros(c.latent_channels))
         self.register_buffer("latent_std", torch.ones(c.latent_channels))
 
     @property
     def scale(self) -> Tensor:
-        """Of the likelihood of a pixel around its reconstruction, one for all pixels and learned, as by Rybkin et al.
-        (2021).
+        """Return the scale of a pixel's likelihood around its reconstruction: learned, one for all pixels (Rybkin et
+        al. 2021).
         """
         assert self.log_scale is not None
         return (SPEED * self.log_scale).exp()
@@ -128,16 +125,15 @@ class Autoencoder(nn.Module):
         return self.decode(latents), cost
 
     def hidden(self, images: Tensor) -> Tensor:
-        """What the bottleneck reads."""
-        assert self.config.patch
-        return self.encoder(F.pixel_unshuffle(images, self.config.patch).contiguous(memory_format=torch.channels_last))
+        """Return what the bottleneck reads."""
+        return self.encoder(F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, (B, Z, h, w) fp32 each; a quantizer's latents are certain."""
         return self.posterior(self.hidden(images))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from what the bottleneck reads."""
+        """Return the same from what the bottleneck reads."""
         if isinstance(self.bottleneck, Gaussian):
             mean, logvar = self.bottleneck.parameters_of(x)
             return mean, (logvar / 2).exp()
@@ -146,9 +142,8 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, Z, h, w) -> (B, C, H, W), fp32; what lies beyond [-1, 1] is that end of it."""
-        assert self.config.patch
         x = self.decoder(latents.contiguous(memory_format=torch.channels_last))
-        return F.pixel_shuffle(x.float(), self.config.patch)
+        return F.pixel_shuffle(x.float(), self.patch)
 
     @property
     def quantizer(self) -> VectorQuantizer | FiniteScalarQuantizer:

@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet's RGB in [0, 1], as the weights were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as the weights were trained
 PERCEPTUAL = (0, 2, 4, 10)  # the last blocks before the scale halves again: 1/2, 1/4, 1/8, 1/16 of the input
 
 
@@ -54,7 +52,7 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """4.65 million weights; 1,280 features; 1,000 ImageNet classes. All inputs are normalised images, see `normalise`."""
+    """4.65 million weights, 1,280 features, 1,000 ImageNet classes. Inputs are images as `normalise` returns them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gengen.config.model import AdversarialConfig, GANConfig
+from gengen.models.layers import ClassEmbedding
 
 SLOPE = 0.2  # of leaky ReLUs, below 0
 
@@ -17,7 +18,7 @@ def activation(x: Tensor) -> Tensor:
 
 
 def conv(inputs: int, outputs: int, size: int, gain: float = 1.0) -> nn.Conv2d:
-    """A convolution after an activation, that keeps the size and the variance (He et al. 2015), times gain^2."""
+    """Return a convolution that keeps the size of an activation, and its variance (He et al. 2015), times gain^2."""
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
     nn.init.normal_(layer.weight, std=gain * math.sqrt(2 / (1 + SLOPE**2) / (inputs * size**2)))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -37,28 +38,18 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(activation(self.conv_in(activation(x))))
 
 
-class Classes(nn.Embedding):
-    """A vector for each class, and one for an image whose class is not told (its label is negative)."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__(classes + 1, width)
-
-    def forward(self, labels: Tensor) -> Tensor:  # (B,) -> (B, width)
-        return super().forward(torch.where(labels < 0, self.num_embeddings - 1, labels))
-
-
 class Generator(nn.Module):
     """From z ~ N(0, 1) and a class to an image: a linear map to the coarsest level, then blocks, twice the resolution
     each level.
     """
 
-    def __init__(self, c: GANConfig):
+    def __init__(self, config: GANConfig):
         super().__init__()
-        assert c.widths and c.blocks and c.patch and c.channels and c.resolution and c.latent_size
+        c = config.shape()
         self.patch, self.widths = c.patch, c.widths
         self.side = c.resolution // c.patch // 2 ** (len(c.widths) - 1)
-        self.classes = Classes(len(c.classes), c.latent_size)
-        self.first = nn.Linear(2 * c.latent_size, c.widths[-1] * self.side**2)
+        self.classes = ClassEmbedding(len(config.classes), config.latent_size)
+        self.first = nn.Linear(2 * config.latent_size, c.widths[-1] * self.side**2)
         self.levels = nn.ModuleList()
         for level in reversed(range(len(c.widths))):
             blocks: list[nn.Module] = [ResidualBlock(c.widths[level]) for _ in range(c.blocks)]
@@ -83,9 +74,9 @@ class Generator(nn.Module):
 class Trunk(nn.Module):
     """The generator's mirror image: (B, C, R, R) -> features of the coarsest level, activated, (B, D, h, w)."""
 
-    def __init__(self, c: GANConfig):
+    def __init__(self, config: GANConfig):
         super().__init__()
-        assert c.widths and c.blocks and c.patch and c.channels and c.resolution
+        c = config.shape()
         self.patch, self.width = c.patch, c.widths[-1]
         self.side = c.resolution // c.patch // 2 ** (len(c.widths) - 1)
         self.first = nn.Conv2d(c.channels * c.patch**2, c.widths[0], 3, padding=1)
@@ -104,11 +95,12 @@ class Trunk(nn.Module):
 class Discriminator(nn.Module):
     """A logit for an image and its class, on which its features are projected (Miyato & Koyama 2018, eq. 3)."""
 
-    def __init__(self, c: GANConfig):
+    def __init__(self, config: GANConfig):
         super().__init__()
-        self.trunk = Trunk(c)
+        self.trunk = Trunk(config)
         self.last = nn.Linear(self.trunk.width * self.trunk.side**2, self.trunk.width)
-        self.logit, self.classes = nn.Linear(self.trunk.width, 1), Classes(len(c.classes), self.trunk.width)
+        self.logit = nn.Linear(self.trunk.width, 1)
+        self.classes = ClassEmbedding(len(config.classes), self.trunk.width)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """images: (B, C, R, R); labels: (B,), negative = none -> (B,) fp32."""
@@ -118,18 +110,21 @@ class Discriminator(nn.Module):
 class PatchDiscriminator(nn.Module):
     """A logit for each position of the coarsest level, which sees a patch of the image (Isola et al. 2017)."""
 
-    def __init__(self, c: GANConfig):
+    def __init__(self, config: GANConfig):
         super().__init__()
-        self.trunk = Trunk(c)
+        self.trunk = Trunk(config)
         self.logits = nn.Conv2d(self.trunk.width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, R, R) -> (B, h w), fp32
         return self.logits(self.trunk(images)).flatten(1).float()
 
 
-def projected(features: Tensor, logit: nn.Linear, classes: Classes, labels: Tensor) -> Tensor:
-    """A logit from features (B, D) and labels (B,): a linear map, and the product with the class's vector. (B,) fp32."""
-    return logit(features).float()[:, 0] + (features.float() * classes(labels)).sum(1) / math.sqrt(features.shape[1])
+def projected(features: Tensor, logit: nn.Linear, classes: ClassEmbedding, labels: Tensor) -> Tensor:
+    """Return a logit (B,) fp32 from features (B, D) and labels (B,): a linear map plus the product with the class's
+    vector.
+    """
+    product = (features.float() * classes(labels)).sum(1) / math.sqrt(features.shape[1])
+    return logit(features).float()[:, 0] + product
 
 
 class GAN(nn.Module):
@@ -142,13 +137,15 @@ class GAN(nn.Module):
         self.config = config.resolved()
         self.generator, self.discriminator = (network(self.config) for network in self.networks)
         if config.spectral_norm:
-            limit_slopes(self.discriminator)
+            apply_spectral_norm(self.discriminator)
 
 
-def limit_slopes(network: nn.Module) -> None:
-    """Spectral normalisation of every convolution, linear map and class vector (Miyato et al. 2018). Each forward pass
-    in training takes its power iteration a step further, so that what a step computes depends a little on how its
-    batch was cut."""
+def apply_spectral_norm(network: nn.Module) -> None:
+    """Normalise every convolution, linear map and class embedding by its largest singular value (Miyato et al. 2018).
+
+    Each forward pass in training takes the power iteration a step further, so that what a step computes depends a
+    little on how its batch was cut.
+    """
     for layer in list(network.modules()):
         if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
             nn.init.kaiming_normal_(layer.weight)  # of which only the direction counts, and zeros have none

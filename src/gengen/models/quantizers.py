@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 as |x|^2 - 2 x y + |y|^2, (N, D), (K, D) -> (N, K), in fp32: in bf16 the difference of near
+    """Return |x_i - y_j|^2 as |x|^2 - 2 x y + |y|^2, (N, D), (K, D) -> (N, K), in fp32: in bf16 the difference of near
     squares is noise.
     """
     with torch.autocast(x.device.type, enabled=False):
@@ -19,7 +19,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized`, the gradient of x (Bengio et al. 2013)."""
+    """Return the value of `quantized` with the gradient of x (Bengio et al. 2013)."""
     return x + (quantized - x).detach()
 
 
@@ -76,13 +76,13 @@ class FiniteScalarQuantizer(nn.Module):
         fp32.
         """
         position = self.squashed(x)
-        latents = self.spread(straight_through(position, position.round()))
+        latents = self.rescale(straight_through(position, position.round()))
         return latents, torch.zeros_like(latents)
 
     def squashed(self, x: Tensor) -> Tensor:
         return (x.float().tanh() + 1) / 2 * (self.levels - 1)
 
-    def spread(self, position: Tensor) -> Tensor:
+    def rescale(self, position: Tensor) -> Tensor:
         return 2 * position / (self.levels - 1) - 1
 
     def encode(self, x: Tensor) -> Tensor:
@@ -91,4 +91,4 @@ class FiniteScalarQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> their values, (B, D, h, w)."""
-        return self.spread((codes[:, None] // self.places % self.levels).float())
+        return self.rescale((codes[:, None] // self.places % self.levels).float())

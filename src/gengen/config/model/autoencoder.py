@@ -6,7 +6,15 @@ from typing import ClassVar
 
 from gengen.config.commands import AutoencoderSampling
 from gengen.config.fields import choice, option, positive
-from gengen.config.model.base import Facts, ImageModelConfig, SizeTable, check_levels, size_table
+from gengen.config.model.base import (
+    Facts,
+    ImageModelConfig,
+    ImageShape,
+    SizeTable,
+    check_levels,
+    shape_of,
+    size_table,
+)
 from gengen.errors import UserError
 from gengen.registry import register_model
 
@@ -17,6 +25,16 @@ AUTOENCODER_SIZES = size_table(
     small=([64, 128, 128], 1, 1, 4),
     base=([128, 256, 512, 512], 2, 1, 4),
 )
+
+
+@dataclass(frozen=True)
+class AutoencoderShape(ImageShape):
+    widths: list[int]
+    blocks: int
+    patch: int
+    latent_channels: int
+
+
 _register_autoencoder = partial(
     register_model,
     kind="image",
@@ -71,6 +89,9 @@ class AutoencoderConfig(ImageModelConfig):
 
     sizes: ClassVar[SizeTable] = AUTOENCODER_SIZES
     hidden_maps: ClassVar[str] = r"^(encoder|decoder)\.\d+\.conv_(in|out)\."  # of the residual blocks
+
+    def shape(self) -> AutoencoderShape:
+        return shape_of(self, AutoencoderShape)
 
     def latents(self) -> Facts:
         c = self.resolved()

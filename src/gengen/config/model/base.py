@@ -86,6 +86,14 @@ class ImageModelConfig(ModelConfig):
         return max(widths) if widths else None
 
 
+@dataclass(frozen=True)
+class ImageShape:
+    """Dimensions of an image model that are known; a network's adds its own (`shape_of`)."""
+
+    channels: int
+    resolution: int
+
+
 def shape_of(config: ModelConfig, shape: type[Shape]) -> Shape:
     """Return the fields of a resolved config that the dataclass `shape` names, none of them null.
 

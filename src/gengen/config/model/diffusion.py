@@ -6,7 +6,15 @@ from typing import ClassVar, TypeVar
 
 from gengen.config.commands import DiffusionSampling
 from gengen.config.fields import choice, option, positive, run_of
-from gengen.config.model.base import ImageModelConfig, ModelConfig, SizeTable, check_levels, shape_of, size_table
+from gengen.config.model.base import (
+    ImageModelConfig,
+    ImageShape,
+    ModelConfig,
+    SizeTable,
+    check_levels,
+    shape_of,
+    size_table,
+)
 from gengen.errors import UserError
 from gengen.registry import register_model
 
@@ -43,12 +51,6 @@ class DiffusionProcess(ModelConfig):
                 f"model.prediction=eps divides by zero where model.path={self.path} is pure noise: take velocity, v "
                 "or x0"
             )
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    channels: int
-    resolution: int
 
 
 @dataclass

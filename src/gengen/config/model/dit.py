@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gengen.config.fields import choice, option, positive, run_of
-from gengen.config.model.base import SizeTable, shape_of, size_table
-from gengen.config.model.diffusion import CODEC, DiffusionConfig, ImageShape, register_diffusion
+from gengen.config.model.base import ImageShape, SizeTable, shape_of, size_table
+from gengen.config.model.diffusion import CODEC, DiffusionConfig, register_diffusion
 from gengen.errors import UserError
 
 DIT_SIZES = size_table(

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from gengen.config.commands import GANSampling
 from gengen.config.fields import choice, option, positive
-from gengen.config.model.base import ImageModelConfig, SizeTable, check_levels, size_table
+from gengen.config.model.base import ImageModelConfig, ImageShape, SizeTable, check_levels, shape_of, size_table
 from gengen.errors import UserError
 from gengen.registry import register_model
 
@@ -65,6 +65,13 @@ _register_gan = partial(
 )
 
 
+@dataclass(frozen=True)
+class GANShape(ImageShape):
+    widths: list[int]
+    blocks: int
+    patch: int
+
+
 @_register_gan("gan", model="gengen.models.gan:GAN")
 @dataclass
 class GANConfig(AdversarialConfig):
@@ -78,11 +85,19 @@ class GANConfig(AdversarialConfig):
 
     sizes: ClassVar[SizeTable] = GAN_SIZES
 
+    def shape(self) -> GANShape:
+        return shape_of(self, GANShape)
+
     def check(self) -> None:
         super().check()
         c = self.resolved()
         assert c.widths is not None and c.patch
         check_levels(c.resolution, c.patch, c.widths)
+
+
+@dataclass(frozen=True)
+class DCGANShape(ImageShape):
+    widths: list[int]
 
 
 @_register_gan("dcgan", model="gengen.models.dcgan:DCGAN")
@@ -95,6 +110,9 @@ class DCGANConfig(AdversarialConfig):
         None, "channels from the finest level to 4 x 4; null = 64 at half the resolution, doubled each level"
     )
     loss: str = choice("nonsaturating", ["relativistic", "nonsaturating", "hinge"], "as that of model=gan")
+
+    def shape(self) -> DCGANShape:
+        return shape_of(self, DCGANShape)
 
     def resolved(self) -> Self:
         if self.widths is not None or self.resolution is None:

@@ -37,8 +37,8 @@ SHOWN = 12  # images in a row of the samples
 
 
 def level_nats(images: Tensor, reconstructions: Tensor, scale: Tensor) -> Tensor:
-    """-log probability of 8-bit values under a logistic around the reconstruction, summed over an image: (B, C, H, W)
-    twice -> (B,).
+    """Return -log probability of 8-bit values under a logistic around the reconstruction, summed over an image:
+    (B, C, H, W) twice -> (B,).
 
     A value's probability is the logistic's mass from half a level below to half a level above; that of an end of the
     range is all the mass beyond (Salimans et al. 2017, eq. 2). In s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) nothing
@@ -53,17 +53,22 @@ def level_nats(images: Tensor, reconstructions: Tensor, scale: Tensor) -> Tensor
 
 
 def l1_l2(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """|error| + error^2, summed over an image: (B, C, H, W) twice -> (B,). What lies beyond an end of the range is
-    that end, as it will be in the file: black may be blacker than black."""
+    """Return |error| + error^2, summed over an image: (B, C, H, W) twice -> (B,).
+
+    What lies beyond an end of the range counts as that end, as it will be in a file: black may be blacker than black.
+    """
     right = (images.abs() == 1) & (images * reconstructions > 1)
     error = (images - reconstructions).masked_fill(right, 0)
     return (error.abs() + error.square()).flatten(1).sum(1)
 
 
 def perceptual_distance(images: Tensor, reconstructions: Tensor, features: Features) -> Tensor:
-    """Squared distance of features of unit length at each position, averaged over positions, summed over maps: (B,).
+    """Return the squared distance of features of unit length at each position, averaged over positions, summed over
+    maps: (B,).
+
     The form of LPIPS (Zhang et al. 2018, eq. 1) without its learned weights. The gradient reaches the reconstructions
-    through `features`."""
+    through `features`.
+    """
     with torch.no_grad():
         wanted = [F.normalize(x, dim=1, eps=1e-6) for x in features(images)]
     found = [F.normalize(x, dim=1, eps=1e-6) for x in features(reconstructions)]
@@ -71,8 +76,8 @@ def perceptual_distance(images: Tensor, reconstructions: Tensor, features: Featu
 
 
 def above_free_bits(kl: Tensor, free_bits: float) -> Tensor:
-    """What an image's KL costs: max(KL of a channel, free_bits of each of its latents), summed over channels. (B, Z,
-    h, w) -> (B,).
+    """Return an image's loss by KL: max(KL of a channel, free_bits of each of its latents), summed over channels;
+    (B, Z, h, w) -> (B,).
 
     Kingma et al. 2016, eq. 15, take the mean over the batch before the maximum; here each image is compared, so that
     the gradient of a step does not depend on how its batch was cut.
@@ -81,15 +86,15 @@ def above_free_bits(kl: Tensor, free_bits: float) -> Tensor:
     return by_channel.sum(2).clamp(min=free_bits * by_channel.shape[2]).sum(1)
 
 
-def risen(step: int, max_steps: int, share: float) -> float:
-    """The weight of the KL as a share of beta in update number `step` (from 0): linear over the first `share` of
-    max_steps, then 1.
+def warmed_up(step: int, max_steps: int, share: float) -> float:
+    """Return the weight of the KL as a share of beta in update number `step` (from 0): it rises over the first
+    `share` of max_steps, then is 1.
     """
     return min(1.0, (step + 1) / max(1, round(share * max_steps)))
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of codes counted (K,): how many a uniform choice would be among."""
+    """Return exp of the entropy of codes, from their counts (K,): the size of a uniform choice that has it."""
     p = counts / counts.sum()
     return float(torch.special.entr(p).sum().exp())
 
@@ -113,9 +118,9 @@ class Autoencoding(Objective):
         self.elbo, self.codes = model.log_scale is not None, model.bottleneck.codes
         self.adversary = PatchAdversary(self.c.resolved()) if self.c.adversarial else None
         self.signals = ("d_loss", "d_grad_norm") if self.adversary else ()
-        self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl") + (
-            "val/bits_per_dim",
-        ) * self.elbo
+        self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl")
+        if self.elbo:
+            self.metrics += ("val/bits_per_dim",)
         self.sums = 4 + self.codes + (0 if self.elbo else 3 * model.latent_shape[0])
 
     # --- a step
@@ -126,7 +131,7 @@ class Autoencoding(Objective):
     def loss_sum(self, batch: Batch) -> Tensor:
         images = batch["images"]
         reconstructions, cost = self.network(images, batch.get("noise"))
-        weight = self.c.beta * risen(
+        weight = self.c.beta * warmed_up(
             self.global_step, self.trainer.max_steps if self._trainer else 1, self.c.kl_warmup
         )
         loss = self.distortion(images, reconstructions) + weight * above_free_bits(cost, self.c.free_bits)
@@ -135,7 +140,7 @@ class Autoencoding(Objective):
         return loss.sum()
 
     def distortion(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """What the reconstructions lack, by image, (B,) fp32."""
+        """Return the reconstruction loss of each image, (B,) fp32."""
         with torch.autocast(images.device.type, enabled=False):
             lack = (
                 level_nats(images, reconstructions, self.model.scale) if self.elbo else l1_l2(images, reconstructions)
@@ -191,7 +196,8 @@ class Autoencoding(Objective):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if self.adversary and "adversary" not in state:
             raise UserError(
-                f"model.adversarial={self.c.adversarial}: the checkpoint was trained without; a new run can start from it by init_from"
+                f"model.adversarial={self.c.adversarial}: the checkpoint was trained without; a new run can start "
+                "from it by init_from"
             )
         if self.adversary:
             self.adversary.load(state["adversary"])

@@ -8,17 +8,16 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gengen.adversarial.augment import DRAWS, augment
-from gengen.adversarial.losses import LOSSES, cosine, lazy_gain, squared_slope
+from gengen.adversarial.losses import LOSSES, cosine, gradient_penalty, lazy_penalty_weight
 from gengen.config.model import AdversarialConfig
 from gengen.config.train import TrainConfig
 from gengen.data.prepared import FlippableRows
 from gengen.errors import UserError
-from gengen.evaluation.metrics import kid, prdc
-from gengen.generation.image.files import enlarged, grid, to_float, write_png
+from gengen.evaluation.coverage import NEIGHBOURS, HeldOutImages
+from gengen.generation.image.files import enlarged, grid, write_png
 from gengen.generation.image.gan import GANGenerator
 from gengen.generation.noise import Noise
 from gengen.models.flops import forward_flops
@@ -27,7 +26,6 @@ from gengen.training.checkpointing import by_index, by_name
 from gengen.training.objective import Batch, Objective, Optimizer
 from gengen.training.optim.groups import build_optimizer
 
-COMPARED, NEIGHBOURS = 500, 5  # images on either side of val/kid and val/coverage, and the k of coverage
 COLLAPSED = 0.3  # val/coverage below which a warning is given
 
 
@@ -40,9 +38,9 @@ class Adversarial(Objective):
     gradients do not depend on how a batch is cut, but for batch normalisation and for the power iterations of spectral
     normalisation.
 
-    val/loss is the discriminator's on held-out images. val/kid and val/coverage compare 500 of those with samples of
-    their labels, on their pixels, averaged down to 8 x 8: coverage is the share of images that have a sample within
-    reach of their 5 nearest neighbours, over that share for training images."""
+    val/loss is the discriminator's on held-out images; val/kid and val/coverage compare some of those with samples
+    of their labels (gengen.evaluation.coverage).
+    """
 
     unit = "images"
     metrics = ("val/loss", "val/kid", "val/coverage")
@@ -57,15 +55,17 @@ class Adversarial(Objective):
         assert isinstance(config.model, AdversarialConfig)
         if prepared is not None and len(prepared.val) <= NEIGHBOURS:
             raise UserError(
-                f"{len(prepared.val)} images are held out; model={config.model.name} needs {NEIGHBOURS + 1}, to see how varied its samples "
-                "are: more images, or a larger data.validation"
+                f"{len(prepared.val)} images are held out; model={config.model.name} needs {NEIGHBOURS + 1}, to see "
+                "how varied its samples are: more images, or a larger data.validation"
             )
         self.prepared, self.c, self.loss = prepared, config.model, LOSSES[config.model.loss]
         self.penalties = torch.zeros(2)  # R1 and R2 of the last step that had them, by image
         self.generator: Callable[..., Tensor] = model.generator.__call__
 
     def use_compiled(self) -> None:
-        """The generator alone: torch.compile has no second derivatives, which the penalties take of the discriminator."""
+        """Compile the generator alone: torch.compile has no second derivatives, which the discriminator's penalties
+        need.
+        """
         self.generator = torch.compile(self.model.generator).__call__  # type: ignore[operator]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -82,7 +82,9 @@ class Adversarial(Objective):
     # --- a step
 
     def draws(self, rows: int, generator: torch.Generator) -> Batch:
-        """For the discriminator's update and for the generator's: z, and what augments a real and a generated image."""
+        """Draw for the discriminator's update and for the generator's: z, and what augments a real and a generated
+        image.
+        """
         z = torch.randn(rows, 2, self.c.latent_size, generator=generator)
         return {"z": z, "u": torch.rand(rows, 2, 2, DRAWS, generator=generator)}
 
@@ -92,7 +94,7 @@ class Adversarial(Objective):
         loss = self.accumulate(self.discriminator_loss_sum, batch, total, discriminator)
         d_loss, d_norm, d_finite = self.update(discriminator, self.discriminator_optimizer, loss)
         gap, *penalties = self.all_reduced(self.seen) / total
-        if self.gain():
+        if self.penalty_weight():
             self.penalties = torch.stack(penalties)
 
         discriminator.requires_grad_(False)
@@ -107,33 +109,35 @@ class Adversarial(Objective):
         return d_finite & g_finite
 
     def discriminator_loss_sum(self, batch: Batch) -> Tensor:
-        """The discriminator's loss and, in the steps that have them, R1 and R2, which are taken in fp32 and through
-        the augmentation.
+        """Return the discriminator's loss and, in the steps that have them, R1 and R2, which are taken in fp32 and
+        through the augmentation.
         """
         images, labels, (real_u, fake_u) = batch["images"], batch["labels"], batch["u"][:, 0].unbind(1)
         with torch.no_grad():
             fakes = self.generator(batch["z"][:, 0], labels)
-        gain = self.gain()
-        with torch.autocast(self.device.type, enabled=gain == 0 and torch.is_autocast_enabled(self.device.type)):
-            images, fakes = images.requires_grad_(gain > 0), fakes.requires_grad_(gain > 0)
+        penalty_weight = self.penalty_weight()
+        with torch.autocast(
+            self.device.type, enabled=penalty_weight == 0 and torch.is_autocast_enabled(self.device.type)
+        ):
+            images, fakes = images.requires_grad_(penalty_weight > 0), fakes.requires_grad_(penalty_weight > 0)
             real, fake = self.logits(images, labels, real_u), self.logits(fakes, labels, fake_u)
             loss = self.loss.discriminator(real, fake).sum()
             self.seen[0] += (real - fake).detach().sum()
-            if gain == 0:
+            if penalty_weight == 0:
                 return loss
-            r1, r2 = squared_slope(real, images).sum(), squared_slope(fake, fakes).sum()
+            r1, r2 = gradient_penalty(real, images).sum(), gradient_penalty(fake, fakes).sum()
             self.seen[1:] += torch.stack([r1, r2]).detach()
-            return loss + gain * self.gamma() / 2 * (r1 + r2)
+            return loss + penalty_weight * self.gamma() / 2 * (r1 + r2)
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """The generator's loss."""
+        """Return the generator's loss."""
         labels, (real_u, fake_u) = batch["labels"], batch["u"][:, 1].unbind(1)
         fake = self.logits(self.generator(batch["z"][:, 1], labels), labels, fake_u)
         real = self.logits(batch["images"], labels, real_u) if self.loss.paired else fake
         return self.loss.generator(real, fake).sum()
 
     def logits(self, images: Tensor, labels: Tensor, u: Tensor) -> Tensor:
-        """Logits of images as the discriminator is shown them, fp32."""
+        """Return logits (B,) fp32 of images (B, C, R, R), augmented as u (B, DRAWS) says."""
         with torch.autocast(images.device.type, enabled=False):
             shown = augment(images, u, self.c.augmentations())
         return self.model.discriminator(shown, labels).float()
@@ -144,12 +148,12 @@ class Adversarial(Objective):
     # --- schedules
 
     def progress(self) -> float:
-        """How much of the burn-in is over, 0 to 1."""
+        """Return how much of the burn-in is over, 0 to 1."""
         return min(1.0, self.global_step / max(1.0, self.c.burn_in * self.trainer.max_steps))
 
-    def gain(self) -> float:
-        """The weight of this step's penalties beside gamma; 0 in a step without."""
-        return lazy_gain(self.global_step, self.c.penalty_every) if self.c.gamma else 0.0
+    def penalty_weight(self) -> float:
+        """Return the weight of this step's penalties, times gamma; 0 in a step without."""
+        return lazy_penalty_weight(self.global_step, self.c.penalty_every) if self.c.gamma else 0.0
 
     def gamma(self) -> float:
         return self.c.gamma * cosine(self.progress(), 1.0, self.c.final_gamma)
@@ -162,7 +166,7 @@ class Adversarial(Objective):
             group["betas"] = (o.beta1, beta2)
 
     def decay(self) -> float:
-        """The average's half-life, in steps, rises from 0 to that of optim.ema."""
+        """Return the average's decay: its half-life, in steps, rises from 0 to that of optim.ema."""
         assert self.config.optim.ema
         half_life = cosine(self.progress(), 0.0, -math.log(2) / math.log(self.config.optim.ema))
         return 0.5 ** (1 / half_life) if half_life else 0.0
@@ -181,36 +185,26 @@ class Adversarial(Objective):
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         loss, images = sums.tolist()
-        real, labels, real_coverage = self.compared
-        samples = GANGenerator(self.model).generate(len(real), labels, seed=self.config.seed)
-        fake = coarse(to_float(samples))
-        coverage = prdc(real, fake, NEIGHBOURS)["coverage"] / real_coverage
-        return {"val/loss": loss / images, "val/kid": kid(real, fake), "val/coverage": coverage}
+        labels = self.held_out.labels
+        samples = GANGenerator(self.model).generate(len(labels), labels, seed=self.config.seed)
+        kid, coverage = self.held_out.compare(samples)
+        return {"val/loss": loss / images, "val/kid": kid, "val/coverage": coverage}
 
     @cached_property
-    def compared(self) -> tuple[Tensor, Tensor, float]:
-        """Held-out images to compare samples with, as `coarse` has them, (N, D); their labels, which samples have too;
-        and the coverage of them by training images."""
-        n, sizes = (
-            min(COMPARED, len(self.prepared.val)),
-            {"val": len(self.prepared.val), "train": len(self.prepared.train)},
-        )
-        index = {split: torch.arange(n) * rows // n for split, rows in sizes.items()}
-        held_out, train = (self.prepared.batch(s, i, torch.zeros(n, dtype=torch.bool)) for s, i in index.items())
-        real = coarse(held_out["images"])
-        coverage = prdc(real, coarse(train["images"]), NEIGHBOURS)["coverage"]
-        return real, held_out["labels"], max(coverage, 1 / COMPARED)
+    def held_out(self) -> HeldOutImages:
+        return HeldOutImages.of(self.prepared)
 
     def warning(self, metrics: dict[str, float]) -> str | None:
         if metrics["val/coverage"] >= COLLAPSED or self.global_step < self.trainer.max_steps / 4:
             return None
         return (
-            f"samples cover {metrics['val/coverage']:.0%} of what training images cover: the generator is collapsing. A larger "
-            "model.gamma, a lower optim.lr, or model.augment=color,translation,cutout for a small set may help"
+            f"samples cover {metrics['val/coverage']:.0%} of what training images cover: the generator is collapsing. "
+            "A larger model.gamma, a lower optim.lr, or model.augment=color,translation,cutout for a small set may "
+            "help"
         )
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
-        """A grid of 40 images, a column a class, always of the same seed, to stem.png."""
+        """Write a grid of 40 images, a column a class, always of the same seed, to stem.png."""
         labels = range(min(10, len(self.c.classes)))
         columns = len(labels) or 8
         images = GANGenerator(self.model).generate(4 * columns, labels, seed=self.config.seed)
@@ -220,7 +214,7 @@ class Adversarial(Objective):
         return str(path)
 
     def seconds_a_step(self, trial: list[float]) -> float:
-        """Steps with and without penalties, each by their share."""
+        """Return the mean over steps with and without penalties, each by their share."""
         every, settled = self.c.penalty_every, len(trial) // 4
         dear = [t for step, t in enumerate(trial) if step % every == 0 and step >= settled] or trial[:1]
         plain = [t for step, t in enumerate(trial) if step % every and step >= settled] or dear
@@ -231,9 +225,11 @@ class Adversarial(Objective):
 
     @cached_property
     def _flops(self) -> float:
-        """Of G's forward pass F and D's f: the generator's update 3 F and, through the discriminator, 2 f; the
-        discriminator's update F and, for two images, 3 f each; with penalties 3 f more each: the slope, and twice that
-        backwards through it."""
+        """Count a step for one row, in forward passes F of the generator and f of the discriminator.
+
+        The generator's update costs 3 F and, through the discriminator, 2 f; the discriminator's update F and, for two
+        images, 3 f each; with penalties 3 f more each: the gradient, and twice that backwards through it.
+        """
         c = self.c
         with torch.device("meta"):
             labels, model = torch.zeros(1, dtype=torch.long), type(self.model)(c)
@@ -242,8 +238,3 @@ class Adversarial(Objective):
             discriminator = forward_flops(model.discriminator, images, labels)
         penalty = 6 / c.penalty_every if c.gamma else 0
         return 4 * generator + (8 + self.loss.paired + penalty) * discriminator
-
-
-def coarse(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) averaged down to 8 x 8, as features (N, 64 C) on the CPU."""
-    return F.adaptive_avg_pool2d(images.float().cpu(), 8).flatten(1)

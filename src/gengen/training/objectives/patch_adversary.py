@@ -5,7 +5,7 @@ reconstruction.
 import torch
 from torch import Tensor
 
-from gengen.adversarial.losses import LOSSES, squared_slope
+from gengen.adversarial.losses import LOSSES, gradient_penalty
 from gengen.config.model import AutoencoderConfig, GANConfig
 from gengen.models.gan import PatchDiscriminator
 from gengen.training.objectives.side_network import SideNetwork
@@ -25,20 +25,18 @@ class PatchAdversary(SideNetwork[PatchDiscriminator]):
         super().__init__(PatchDiscriminator(shape))
 
     def plays(self, step: int, max_steps: int) -> bool:
-        """Whether it takes part in update number `step` (from 0)."""
+        """Return whether it takes part in update number `step` (from 0)."""
         return step >= self.c.adversarial_from * max_steps
 
     def cost(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """What the reconstructions cost the autoencoder, (B,): times the number of pixels, as its other terms are sums
-        over them.
-        """
+        """Return the autoencoder's loss, (B,), times the number of pixels, as its other terms are sums over them."""
         cost = LOSS.generator(self.network(images), self.network(reconstructions)).mean(1)
         return self.c.adversarial * images[0].numel() * cost
 
     def loss(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Its own loss, (B,), with both penalties, in fp32."""
+        """Return the discriminator's loss, (B,), with both penalties, in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             images, reconstructions = images.requires_grad_(), reconstructions.requires_grad_()
             real, fake = self.network(images), self.network(reconstructions)
-            penalties = squared_slope(real, images) + squared_slope(fake, reconstructions)
+            penalties = gradient_penalty(real, images) + gradient_penalty(fake, reconstructions)
         return LOSS.discriminator(real, fake).mean(1) + GAMMA / 2 * penalties
