@@ -113,7 +113,7 @@ def test_what_a_user_can_mend_is_raised(tiny: list[str], tmp_path: Path) -> None
         gengen.train(*tiny, "-m", runs_dir=tmp_path)
     with pytest.raises(UserError, match=r"trainer\.callbacks=mine: nothing is registered by that name"):
         gengen.train(*tiny, "trainer.callbacks=mine", run="r", runs_dir=tmp_path)
-    with pytest.raises(UserError, match="no run '.*lost'"):
+    with pytest.raises(UserError, match=r"no run '.*lost'"):
         gengen.evaluate(tmp_path / "lost")
     assert list(tmp_path.iterdir()) == []
 

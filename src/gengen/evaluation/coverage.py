@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gengen.data.image.prepare import PreparedImages
+from gengen.data.prepared import FlippableRows
 from gengen.evaluation.metrics import kid, prdc
 from gengen.generation.image.files import to_float
 
@@ -27,11 +27,10 @@ class HeldOutImages:
     train_coverage: float  # the share of them that training images cover
 
     @classmethod
-    def of(cls, prepared: PreparedImages) -> "HeldOutImages":
+    def of(cls, prepared: FlippableRows) -> "HeldOutImages":
         n = min(COMPARED, len(prepared.val))
-        unflipped = torch.zeros(n, dtype=torch.bool)
-        held_out = prepared.batch("val", torch.arange(n) * len(prepared.val) // n, unflipped)
-        train = prepared.batch("train", torch.arange(n) * len(prepared.train) // n, unflipped)
+        held_out = prepared.batch("val", torch.arange(n) * len(prepared.val) // n)
+        train = prepared.batch("train", torch.arange(n) * len(prepared.train) // n)
         features = coarse(held_out["images"])
         coverage = prdc(features, coarse(train["images"]), NEIGHBOURS)["coverage"]
         return cls(features, held_out["labels"], max(coverage, 1 / COMPARED))
