@@ -48,6 +48,30 @@ def test_modules_are_imported_by_name_only_for_registered_parts_and_plugins() ->
 
 
 PACKAGE = ROOT / "src" / "gengen"
+
+
+def prints(text: str) -> list[int]:
+    """The lines that call print."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+def test_only_commands_and_the_monitor_of_a_run_print() -> None:
+    """The library returns, yields, or calls the `say` that it was given."""
+    speaking = (PACKAGE / "cli", PACKAGE / "training" / "monitor")
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not any(room in path.parents for room in speaking)
+        for line in prints(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+    assert prints("x = 1\nprint(x)\nfingerprint(x)") == [2]
+
+
 SHARED = {"errors", "faults", "hardware", "registry"}
 """Single files that any room may use."""
 ROOMS = {  # room -> what it may import of the others

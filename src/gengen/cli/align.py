@@ -111,14 +111,16 @@ def judged(profile: str, folder: Path, seed: int, split: str) -> dict[str, Any]:
     from gengen.checkpoints.metrics_csv import read_metrics
     from gengen.data.sources.storygen import examples
     from gengen.evaluation.alignment import judge
-    from gengen.generation.load import load_generator
+    from gengen.generation.load import load_as
+    from gengen.generation.text.generator import TextGenerator
+    from gengen.generation.text.rewards import Scorer
 
     names = ["base", "sft", "ppo", "dpo", "grpo"]
-    policies = {name: load_generator(str(folder / name)) for name in names}
+    policies = {name: load_as(TextGenerator, str(folder / name)) for name in names}
     for policy in policies.values():
         policy.batch_size = 256
     told = (record["messages"] for record in islice(examples("conversations", split), HELD_OUT[profile]))
     stories = [(messages[0]["content"], messages[1]["content"]) for messages in told]
-    found = judge(policies, load_generator(str(folder / "reward")), stories, seed, OnlineConfig.max_tokens)
+    found = judge(policies, load_as(Scorer, str(folder / "reward")), stories, seed, OnlineConfig.max_tokens)
     seconds = {name: read_metrics(folder / name / "metrics.csv")[-1]["seconds"] for name in [*names, "reward"]}
     return {"seed": seed, "seconds": seconds} | found

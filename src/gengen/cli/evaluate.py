@@ -7,14 +7,14 @@ from typing import Any
 
 from gengen.checkpoints.files import replace_text, to_json, without_special_floats
 from gengen.checkpoints.migrate import read_config
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.config.commands import EvaluateConfig, TextEvaluation
 from gengen.config.redact import redact
 from gengen.registry import MODELS
 
 
 def main(argv: list[str]) -> int:
-    wanted: Any = asked("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
+    wanted: Any = parse_run_command("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
     if wanted is None:
         return 0
     from gengen.checkpoints.layout import load_weights, read_weights
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
-        result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", print)
+        autocast = objective.autocast()
+        result |= evaluate_text(generator, prepared, result, wanted, run / "evaluation", print, autocast)
     replace_text(run / "evaluation.json", redact(to_json(result)))
     print(json.dumps(without_special_floats(result)))
     return 0

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from gengen.checkpoints.migrate import read_config
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.config.commands import ExportConfig
 from gengen.config.model import GPTConfig, ModelConfig
 from gengen.config.schema import build
@@ -13,7 +13,7 @@ from gengen.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    config: ExportConfig | None = asked("export", lambda entry: ExportConfig, argv)
+    config = parse_run_command("export", lambda entry: ExportConfig, argv)
     if config is None:
         return 0
     import torch

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gengen.checkpoints.files import replace_text
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.config.commands import PairsConfig
 from gengen.config.data import PromptsConfig
 from gengen.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    config: PairsConfig | None = asked("pairs", lambda entry: PairsConfig, argv)
+    config = parse_run_command("pairs", lambda entry: PairsConfig, argv)
     if config is None:
         return 0
     import numpy as np

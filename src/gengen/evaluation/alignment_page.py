@@ -9,7 +9,7 @@ from typing import Any
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.config.redact import redact
-from gengen.evaluation import report
+from gengen.evaluation import html
 from gengen.evaluation.alignment import BEST_OF, Figures, gates
 
 HEADLINES = {
@@ -76,7 +76,7 @@ def plots(seeds: Sequence[Figures]) -> str:
     for axis in (frontier, reliability):
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    return report.drawn(figure)
+    return html.drawn(figure)
 
 
 def cell(value: Any) -> str:
@@ -100,7 +100,7 @@ def page(found: dict[str, Any]) -> str:
     seeds, samples = found["seeds"], found["seeds"][0]["samples"]
     held = [gate | {"met": f"{sum(gate['met'])} of {len(seeds)}"} for gate in found["gates"]]
     told = [{name: text for name, text in sample.items() if name != "prompt"} for sample in samples]
-    return report.page(
+    return html.page(
         "Alignment",
         f"<h2>Stages</h2>{table(found['stages'])}<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",
         f"<h2>Gates</h2>{table(held)}<h2>Samples</h2>",

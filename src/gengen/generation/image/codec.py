@@ -20,7 +20,7 @@ from gengen.data.image.latents import EncodedImages, Posterior, statistics, writ
 from gengen.data.prepared import made_once
 from gengen.errors import UserError
 from gengen.generation.image.autoencoder import AutoencoderGenerator
-from gengen.generation.load import find_checkpoint, load_generator
+from gengen.generation.load import find_checkpoint, load_as
 from gengen.hardware import pick_device
 from gengen.models.autoencoder import Autoencoder
 
@@ -64,7 +64,7 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
     if (found := {key: getattr(told, key) for key in wanted}) != wanted:
         data = f"data={prepared.config.name} has {in_words(wanted)}"
         raise UserError(f"model.codec={config.codec} encodes images of {in_words(found)}, {data}")
-    generator = load_generator(str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
+    generator = load_as(AutoencoderGenerator, str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
     facts = {
         "format": FORMAT,
         "codec": codec_hash(generator.model),
@@ -125,5 +125,5 @@ def _open(home: Path, prepared: Any, fingerprint: str) -> EncodedImages:
     if not (home / "meta.json").exists():
         raise UserError(f"{home}: no latents yet")
     verify(home / "codec")
-    model = load_generator(str(home / "codec"), device="cpu").model
+    model = load_as(AutoencoderGenerator, str(home / "codec"), device="cpu").model
     return EncodedImages(home, prepared, fingerprint, model.latent_mean, model.latent_std)

@@ -18,13 +18,14 @@ from gengen.diffusion.paths import PATHS
 from gengen.diffusion.paths import Path as NoisePath
 from gengen.diffusion.samplers import SAMPLERS
 from gengen.errors import UserError
+from gengen.generation.base import Labels, LabelSampler
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.files import (
     SHOWN,
+    Animation,
     Drawn,
     PictureGenerator,
-    Wanted,
     batches,
     labels_at,
     labels_of,
@@ -32,7 +33,7 @@ from gengen.generation.image.files import (
     to_uint8,
     turn_of,
 )
-from gengen.generation.load import load_generator
+from gengen.generation.load import load_as
 from gengen.generation.noise import Noise
 from gengen.models.unet import NULL, UNet
 
@@ -44,14 +45,14 @@ def path_of(config: UNetConfig) -> NoisePath:
     return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
 
 
-class ImageGenerator(PictureGenerator):
+class ImageGenerator(PictureGenerator[UNet, DiffusionSampling]):
     """Draws images with a diffusion model; what `gengen.load` returns for one.
 
     Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
     """
 
-    animation = ("denoising.gif", 3.0)
-    model: UNet
+    animation = Animation("denoising.gif", seconds=3.0)
+    config: UNetConfig
 
     def __init__(self, model: UNet, codec: AutoencoderGenerator | None = None):
         super().__init__(model)
@@ -60,22 +61,27 @@ class ImageGenerator(PictureGenerator):
     @classmethod
     def from_checkpoint(cls, model: UNet, directory: Path) -> Self:
         folder, device = directory.parent.parent / "codec", str(model.conv_in.weight.device)
-        return cls(model, load_generator(str(folder), device=device) if isinstance(model.config, LDMConfig) else None)
+        latent = isinstance(model.config, LDMConfig)
+        return cls(model, load_as(AutoencoderGenerator, str(folder), device=device) if latent else None)
 
     def generate(
-        self, n: int = 16, labels: Wanted = (), *, seed: int = 0, frames: list[Tensor] | None = None,
-        interrupted: Callable[[], bool] = lambda: False, guide: "ImageGenerator | None" = None, first: int = 0,
-        **settings: Any,
+        self, n: int = 16, labels: Labels = (), *, seed: int = 0, first: int = 0,
+        sampler: str = "heun", steps: int = 20, guidance: float | None = None, guide_from: float = 0.0,
+        guide_to: float = 1.0, rescale: float = 0.0, precision: str = "fp32", batch_size: int = 64,
+        guide: "ImageGenerator | None" = None, frames: list[Tensor] | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Tensor:  # fmt: skip
-        """n images, (n, C, H, W) uint8, samples `first` and the next ones. labels: names, or numbers as ints or a
-        tensor, in turn; none = all in turn.
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones. labels: names, or numbers as ints or
+        a tensor, in turn; none = all in turn. `DiffusionSettings` explains the settings.
 
-        settings: sampler, steps, guidance, guide_from, guide_to, rescale, precision, batch_size, as DiffusionSampling
-        explains them. guide: a smaller or earlier model to guide away from, instead of this one without its class.
-        frames: a list that receives the estimates of all images after each step. Once `interrupted` answers true, the
-        rest is left undrawn.
+        guide: a smaller or earlier model to guide away from, instead of this one without its class. frames: a list
+        that receives the estimates of all images after each step. Once `interrupted` answers true, the rest is left
+        undrawn.
         """
-        c: DiffusionSampling = build(DiffusionSampling, {"n": n, "seed": seed} | settings)
+        c: DiffusionSampling = build(DiffusionSampling, {
+            "n": n, "seed": seed, "sampler": sampler, "steps": steps, "guidance": guidance, "guide_from": guide_from,
+            "guide_to": guide_to, "rescale": rescale, "precision": precision, "batch_size": batch_size,
+        })  # fmt: skip
         if guide:
             self.check_guide(guide)
         told = labels_of(labels, self.classes, n).to(self.device)
@@ -159,14 +165,17 @@ class ImageGenerator(PictureGenerator):
 
     def settings(self, how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
         """The model to guide away from, loaded, and the other settings by name, with the guidance that will be used."""
-        guide_ = load_generator(how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
+        guide_ = load_as(ImageGenerator, how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
         settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
         return guide_, settings | {"guidance": self.guidance_scale(how.guidance, guide_)}
 
-    def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
-        """What `evaluate` judges: a call that draws an image, uint8, for each label."""
+    def label_sampler(self, config: EvaluateConfig) -> LabelSampler:
+        """Return what `evaluate` draws by: an image for each label."""
         guide_, settings = self.settings(config, config)
-        return lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings)
+        asked = {f.name: getattr(config, f.name) for f in fields(DiffusionSettings)}
+        return LabelSampler(
+            lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings), asked
+        )
 
     def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
         guide_, settings = self.settings(config, config)

@@ -1,14 +1,11 @@
-"""Rewards of answers under one protocol: a reward run, a registered function, or a weighted sum of them; and the best
-of n answers.
-"""
+"""Rewards of answers under one protocol: a reward run, a registered function, or a weighted sum of them."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,8 +15,9 @@ from gengen.config.stage import weighted_reward
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError, raised
+from gengen.generation.base import Sample
 from gengen.generation.load import load_generator
-from gengen.generation.text.generator import Sample, TextGenerator, never
+from gengen.generation.text.generator import never
 from gengen.models.completions import right_padded
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, reward_function
@@ -94,11 +92,6 @@ class Scorer:
     def raw(self, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool] | None = None) -> Tensor:
         """The same before it is normalised, (B,)."""
         return self.outputs(self.answers(prompts, responses, ended))
-
-    def command(self, config: Any, say: Callable[[str], None]) -> str:
-        raise UserError(
-            f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}"
-        )
 
 
 class RewardSum:
@@ -196,20 +189,3 @@ def reward_of(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str, 
     if not frozen:
         check_scale(name, dict(scorer.model.named_buffers()))
     return scorer
-
-
-def best_of(
-    generator: TextGenerator,
-    prompts: Sequence[Any],
-    n: int,
-    of: int,
-    reward: Reward,
-    **settings: Any,
-) -> Iterator[Sample]:
-    """n samples of each prompt, each the one with the highest reward of `of` drawn for it (the first of them
-    where none can be scored); drawn when asked for."""
-    drawn = generator.samples(prompts, n=n * of, **settings)
-    tokens = [generator.prompt_tokens(prompt) for prompt in prompts]
-    while some := list(islice(drawn, of * max(1, BATCH // of))):
-        scores = reward([answer_of(tokens[sample.index // (n * of)], sample) for sample in some]).view(-1, of)
-        yield from (some[group * of + int(best)] for group, best in enumerate(scores.nan_to_num(-torch.inf).argmax(1)))

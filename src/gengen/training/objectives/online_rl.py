@@ -21,9 +21,10 @@ from gengen.config.train import TrainConfig
 from gengen.data.order import permutation
 from gengen.errors import UserError
 from gengen.faults import fault
-from gengen.generation.load import load_generator
-from gengen.generation.text.generator import Sample, TextGenerator, never
-from gengen.generation.text.rewards import Answer, answer_of, load_reward
+from gengen.generation.base import Sample
+from gengen.generation.load import load_as
+from gengen.generation.text.generator import TextGenerator, never
+from gengen.generation.text.rewards import Answer, Scorer, answer_of, load_reward
 from gengen.models.completions import answer_log_probs, read, right_padded
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
@@ -85,8 +86,7 @@ class OnlineRL(LanguageObjective):
         """The reward model, where a run is one of the rewards; else the policy's trunk under a head that says 0."""
         for i in range(len(self.c.reward)):
             if (path := frozen_reward(config, i)).exists():
-                rated: RewardModel = load_generator(str(path), device="cpu").model
-                return rated
+                return load_as(Scorer, str(path), device="cpu").model
         critic = RewardModel(self.model.config)
         critic.load_state_dict(critic.adopted(self.model.state_dict(), self.model.vocab_size), strict=False)
         torch.nn.init.zeros_(critic.value.weight)
