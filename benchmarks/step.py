@@ -21,7 +21,7 @@ from turns import arguments
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.data.text.windows import prepare_for
-from gengen.models.cross_entropy import linear_cross_entropy
+from gengen.models.kernels.cross_entropy import linear_cross_entropy
 from gengen.training.build import StepTimes, build_datamodule, build_objective, build_trainer
 
 WIDTH = 384

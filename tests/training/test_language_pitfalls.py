@@ -27,8 +27,8 @@ from gengen.generation.text import generator as generation
 from gengen.generation.text.continuation import Continuation
 from gengen.generation.text.generator import TextGenerator
 from gengen.models import gpt
-from gengen.models.cross_entropy import IGNORED
 from gengen.models.gpt import GPT
+from gengen.models.kernels.cross_entropy import IGNORED
 from gengen.models.kv_cache import Cache
 from gengen.training import objective as objectives
 from gengen.training.build import build_objective

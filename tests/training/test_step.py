@@ -19,7 +19,7 @@ from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainerConfig
 from gengen.data.text.windows import Steps, TextData, prepare_for
 from gengen.generation.text.generator import TextGenerator
-from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
+from gengen.models.kernels.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.build import build_objective, fitted_to_budget, steps_within
 from gengen.training.objectives.language import Pretraining, bits_per_byte
 

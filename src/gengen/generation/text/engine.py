@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gengen.models.gpt import GPT
+from gengen.models.kernels.linear import quantized
 from gengen.models.kv_cache import Cache
-from gengen.models.linear import quantized
 
 BLOCK = 64  # slots that a compiled step grows by
 
