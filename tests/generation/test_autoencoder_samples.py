@@ -1,4 +1,6 @@
-"""Drawing from autoencoders: image i is a function of (seed, i), paths keep the prior's norm, files say what they are."""
+"""Drawing from autoencoders: image i is a function of (seed, i), paths keep the prior's norm, files say what they
+are.
+"""
 
 import json
 from pathlib import Path

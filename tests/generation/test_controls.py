@@ -166,7 +166,8 @@ CONTROLS: dict[str, Settings] = {
     "logit_bias": {"logit_bias": ["0:-2", "11:4.5", "2:-inf"]},
     "temperature and top_p": {"temperature": 1.8, "top_p": 0.8},
     "all but min_p": {
-        "temperature": 1.3, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.3,
+        "temperature": 1.3, "top_k": 9, "top_p": 0.9,
+        "repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.3,
         "logit_bias": ["4:0.7", "7:-inf"],
     },
 }  # fmt: skip
@@ -487,7 +488,8 @@ TURNS: dict[str, dict[str, Any]] = {
     "early stops": {"temperature": 1.2, "stop": ["e", "\x10"], "stop_ids": [5, 70, 90, 200]},
     "beyond the context": {"temperature": 1.0},
     "penalties": {
-        "temperature": 1.0, "repetition_penalty": 1.5, "presence_penalty": 0.4, "frequency_penalty": 0.3, "stop_ids": [*range(60, 90)],
+        "temperature": 1.0, "repetition_penalty": 1.5, "presence_penalty": 0.4, "frequency_penalty": 0.3,
+        "stop_ids": [*range(60, 90)],
     },
 }  # fmt: skip
 

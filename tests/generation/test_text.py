@@ -189,7 +189,7 @@ class Pieces:
 
 
 def test_where_a_sample_stops_does_not_depend_on_token_borders() -> None:
-    """Against a walk along the characters: stop where a stop string is first complete. And what is shown stays shown."""
+    """Against a walk along the characters: stop where a stop string is first complete; what is shown stays shown."""
     some = random.Random(0)
     stopped = 0
     for _ in range(500):
@@ -354,7 +354,8 @@ def test_a_diverged_model_is_named() -> None:
 
 
 def test_sampling_needs_no_trainer() -> None:
-    code = "import sys, gengen.generation.text.generator; print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
+    code = "import sys, gengen.generation.text.generator; "
+    code += "print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -406,7 +406,9 @@ def test_attention_of_one_query_equals_the_fused_kernel(kv_heads: int, dtype: to
 def test_short_attention_is_taken_in_bf16_training_of_short_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(
-        kernels, "attend_bf16_cpu", lambda q, k, v, visible: taken.append(q.shape[2]) or attend_bf16_cpu(q, k, v, visible)
+        kernels,
+        "attend_bf16_cpu",
+        lambda q, k, v, visible: taken.append(q.shape[2]) or attend_bf16_cpu(q, k, v, visible),
     )
     monkeypatch.setattr(kernels, "BF16_CPU_KEYS", 16)
     model = lively(layers=1)

@@ -14,7 +14,8 @@ from gengen.registry import MODELS
 
 
 def main(argv: list[str]) -> int:
-    wanted: Any = parse_run_command("evaluate", lambda entry: {"text": TextEvaluation, "image": EvaluateConfig}[entry.kind], argv)
+    configs: dict[str, type] = {"text": TextEvaluation, "image": EvaluateConfig}
+    wanted: Any = parse_run_command("evaluate", lambda entry: configs[entry.kind], argv)
     if wanted is None:
         return 0
     from gengen.checkpoints.layout import load_weights, read_weights

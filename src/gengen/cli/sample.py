@@ -1,5 +1,5 @@
-"""`sample`: draw from a run's saved weights. Each family decides what it shows and writes (the `command` it registers);
-without one, it does what its kind does: sample_text.py, sample_images.py.
+"""`sample`: draw from a run's saved weights. Each family decides what it shows and writes (the `command` that it
+registers); without one, it does what its kind does: sample_text.py, sample_images.py.
 """
 
 from collections.abc import Callable

@@ -126,8 +126,8 @@ class DiffusionSettings:
     steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
     guidance: float | None = option(
         None,
-        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); null = 2, or 1 for a model that "
-        "always saw the class (model.drop_condition=0)",
+        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); "
+        "null = 2, or 1 for a model that always saw the class (model.drop_condition=0)",
         low=0,
     )
     guide_from: float = option(
@@ -161,7 +161,8 @@ class AutoencoderSampling(PictureSampling):
     n: int = positive(16, "images to draw; paths to draw between images; channels to traverse")
     what: str = choice(
         "prior", ["prior", "interpolation", "traversal", "reconstruction"],
-        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; or images beside their reconstructions",
+        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; "
+        "or images beside their reconstructions",
     )  # fmt: skip
     images: list[str] = option(
         [], "files to reconstruct, to go between (two) or to traverse (one); repeat for several"
@@ -270,7 +271,8 @@ class PairsConfig(RunConfig):
             raise UserError(f"n={self.n}: answers are taken two by two")
         if self.prompts and not self.reward:
             raise UserError(
-                "prompts of your own need reward=runs/RM or the name of a registered reward: gold is for storygen alone"
+                "prompts of your own need reward=runs/RM or the name of a registered reward: "
+                "gold is for storygen alone"
             )
 
 

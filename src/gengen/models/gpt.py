@@ -157,7 +157,10 @@ class GPT(nn.Module):
         return self.is_compiled and device.type == "cuda"
 
     def empty_cache(self, rows: int, slots: int, dtype: torch.dtype | None = None) -> Cache:
-        """Return a cache for `rows` texts of at most `slots` tokens. dtype: of its keys and values; None = of the weights."""
+        """Return a cache for `rows` texts of at most `slots` tokens.
+
+        dtype: of its keys and values; None = of the weights.
+        """
         c, weight = self.config, self.embedding.weight
         assert c.layers and c.kv_heads and c.head_size
         shape = (rows, c.kv_heads, slots, c.head_size)
@@ -286,8 +289,8 @@ def rotary_frequencies(c: GPTConfig, device: torch.device) -> Tensor:
 
 
 def rotary_table(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Return cos and sin of the angles of rotary position embedding (Su et al. 2021), always fp32: (2, ..., T, D/2) for
-    positions (..., T)."""
+    """Return cos and sin of the angles of rotary position embedding (Su et al. 2021), always fp32: (2, ..., T, D/2)
+    for positions (..., T)."""
     angles = positions.float()[..., None] * frequencies
     return torch.stack([angles.cos(), angles.sin()])
 

@@ -64,7 +64,8 @@ def encode(prepared: Any, config: LDMConfig, runs_dir: Path, run: Path | None, s
     if (found := {key: getattr(told, key) for key in wanted}) != wanted:
         data = f"data={prepared.config.name} has {in_words(wanted)}"
         raise UserError(f"model.codec={config.codec} encodes images of {in_words(found)}, {data}")
-    generator = load_as(AutoencoderGenerator, str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
+    # by every rank; one of them encodes
+    generator = load_as(AutoencoderGenerator, str(source), runs_dir, device="cpu")
     facts = {
         "format": FORMAT,
         "codec": codec_hash(generator.model),

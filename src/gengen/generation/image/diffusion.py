@@ -164,8 +164,11 @@ class ImageGenerator(PictureGenerator[UNet, DiffusionSampling]):
         return to_uint8(self.codec.decode(self.codec.model.unwhitened(x.float())) if self.codec else x).cpu()
 
     def settings(self, how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
-        """The model to guide away from, loaded, and the other settings by name, with the guidance that will be used."""
-        guide_ = load_as(ImageGenerator, how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
+        """Load the model to guide away from; return it, and the other settings by name, with the guidance that will be
+        used."""
+        guide_ = None
+        if how.guide:
+            guide_ = load_as(ImageGenerator, how.guide, Path(where.runs_dir), device=where.device)
         settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
         return guide_, settings | {"guidance": self.guidance_scale(how.guidance, guide_)}
 

@@ -27,7 +27,7 @@ from gengen.models.unet import NULL
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1] -> the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
+    """Round images in [-1, 1] to the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
 
     Every image that is written or measured goes through here: a network's output that was never rounded is another
     image.
@@ -36,12 +36,15 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """0 .. 255 -> [-1, 1], fp32."""
+    """Scale 0 .. 255 to [-1, 1], fp32."""
     return images.float() / 127.5 - 1
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """(N, C, H, W) uint8 -> (C, H', W'), row by row, on a mid-grey ground. columns: null = about square."""
+    """Lay out images (N, C, H, W) uint8 as one, (C, H', W'), row by row, on a mid-grey ground.
+
+    columns: None = about square.
+    """
     n, c, h, w = images.shape
     columns = columns or max(1, round(n**0.5))
     rows = -(-n // columns)
@@ -53,26 +56,26 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
 
 
 def enlarged(image: Tensor, least: int = 64) -> Tensor:
-    """(..., H, W) with each pixel repeated until the shorter side has `least`: what is tiny can be looked at."""
+    """Repeat each pixel of (..., H, W) until the shorter side has `least`: what is tiny can be looked at."""
     times = max(1, -(-least // min(image.shape[-2:])))
     return image.repeat_interleave(times, -1).repeat_interleave(times, -2)
 
 
 def picture(image: Tensor) -> Image.Image:
-    """(C, H, W) uint8, C = 1 or 3, as a PIL image."""
+    """Return (C, H, W) uint8, C = 1 or 3, as a PIL image."""
     array = image.cpu().numpy()
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """(C, H, W) uint8 to a file, in one step."""
+    """Write (C, H, W) uint8 to a file, in one step."""
     data = io.BytesIO()
     picture(image).save(data, "png")
     replace_bytes(path, data.getvalue())
 
 
 def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
-    """Frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
+    """Write frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
     first, *rest = [picture(frame) for frame in frames]
     each = round(1000 * seconds / len(frames))
     data = io.BytesIO()
@@ -84,7 +87,7 @@ NO_CLASSES = "; this model was trained without classes"
 
 
 def labels_of(wanted: Labels, classes: Sequence[str], n: int) -> Tensor:
-    """Return n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL where there are none."""
+    """Return n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NULL without classes."""
     return labels_at(turn_of(wanted, classes), range(n))
 
 
@@ -115,7 +118,8 @@ class Names:
         self.numbered = any(name.strip().isdecimal() for name in classes)
 
     def find(self, text: str) -> int | None:
-        """Return the number of the class of this name. Digits are a class's number too, where no class is named by digits."""
+        """Return the number of the class of this name. Digits are a class's number too, if no class is named by
+        digits."""
         if text.strip().isdecimal() and not self.numbered and int(text) < len(self.classes):
             return int(text)
         return self.exact.get(text, self.folded.get(folded(text)))
@@ -259,7 +263,7 @@ S = TypeVar("S", bound=PictureSampling)
 
 
 class PictureGenerator(Generic[M, S]):
-    """What generators of images share. M: their model, which has a `config`; S: the config of their `sample` command."""
+    """What generators of images share. M: the model, which has a `config`; S: the config of the `sample` command."""
 
     command_hint = "to sample: python scripts/sample.py {run} n=16"
     animation: Animation | None = None

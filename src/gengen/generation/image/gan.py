@@ -46,8 +46,8 @@ class GANGenerator(PictureGenerator[GAN, GANSampling]):
         truncation: float = 1.0,
         first: int = 0,
     ) -> Tensor:
-        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; image i is a function of (seed, i, its
-        label). labels: names, or numbers as ints or a tensor, in turn; none = all in turn. truncation scales z."""
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; image i is a function of (seed, i,
+        its label). labels: names, or numbers as ints or a tensor, in turn; none = all in turn. truncation scales z."""
         z = truncation * self.latents(range(first, first + n), seed)
         return self.decode(z, labels_of(labels, self.classes, n))
 

@@ -123,7 +123,7 @@ class Decoding:
         return drawn.tolist(), logits.log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0].tolist()
 
     def why_none(self, logits: Tensor) -> str:
-        """Return why no token can be drawn: the processor's doing, or the model's (logits (n, V) of unfinished rows)."""
+        """Return why no token can be drawn, by the logits (n, V) of the unfinished rows."""
         own = next_token_probabilities(self.controls.rows(self.unfinished()).applied(logits))
         if self.processor is not None and bool(own.isfinite().all()):
             return f"processor {name_of(self.processor)} forbids everything, or made them so"
