@@ -152,10 +152,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 3, "window_pattern": "SL"},
     "documents": {"document_token": 0},
     "learned documents": {"document_token": 0, "positions": "learned", "window": 2, "window_pattern": "LS"},
-    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qk_norm": False, "kv_heads": 4},
+    "gpt2": {
+        "positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qk_norm": False, "kv_heads": 4,
+    },
     "all at once": {
-        "norm": "layernorm", "bias": True, "mlp": "relu2", "qk_norm": False, "head_size": 10, "kv_heads": 1, "logit_softcap": 2.0,
-        "window": 2, "rope_theta": 300.0, "document_token": 0, "tied": False, "vocab_size": 91, **LLAMA3,
+        "norm": "layernorm", "bias": True, "mlp": "relu2", "qk_norm": False, "head_size": 10, "kv_heads": 1,
+        "logit_softcap": 2.0,
+        "window": 2, "rope_theta": 300.0, "document_token": 0,
+        "tied": False, "vocab_size": 91, **LLAMA3,
     },
 }  # fmt: skip
 

@@ -143,7 +143,7 @@ def preferred(gaps: np.ndarray, seed: int) -> np.ndarray:
 
 
 def agreement(logits: np.ndarray, wins: np.ndarray) -> np.ndarray:
-    """1 where logits (K,) say which of a pair was preferred, 0 where they say the other, 1/2 where they say neither."""
+    """Return 1 where logits (K,) say which of a pair was preferred, 0 for the other, 1/2 for neither."""
     return (1 + np.sign(logits) * (2 * wins - 1.0)) / 2
 
 

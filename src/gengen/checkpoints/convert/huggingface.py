@@ -2,8 +2,8 @@
 it.
 
 What one side has and the other cannot say is refused, by name. Tensors keep their values; but several of theirs are
-one of ours, row below row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as
-(in, out).
+one of ours, row below row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks
+as (in, out).
 """
 
 import re
