@@ -1,4 +1,4 @@
-"""Why models/gpt.py and models/linear.py have ways of their own on a CPU, beside torch's: milliseconds and ratios.
+"""Why models/kernels/ has ways of their own on a CPU, beside torch's: milliseconds and ratios.
 
     python benchmarks/kernels.py [rounds=9] [threads=2] [layers=6]
 
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from turns import arguments
 
-from gengen.models.gpt import attend_one, attend_short
-from gengen.models.linear import product_sums
+from gengen.models.kernels.attention import attend_bf16_cpu, attend_decode_cpu
+from gengen.models.kernels.linear import product_sums
 
 BLOCK, HEAD = [(1152, 384), (384, 384), (2048, 384), (384, 1024)], (4096, 384)
 
@@ -47,7 +47,7 @@ def training(rounds: int) -> None:
     fused = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
     compare(
         "attention in training, a layer",
-        {"torch's fused": fused, "attend_short": run(lambda q, k, v: attend_short(q, k, v, None))},
+        {"torch's fused": fused, "attend_bf16_cpu": run(lambda q, k, v: attend_bf16_cpu(q, k, v, None))},
         rounds,
     )
 
@@ -56,11 +56,11 @@ def training(rounds: int) -> None:
 def attention(rounds: int, count: int, rows: int, dtype: torch.dtype) -> None:
     layers = [torch.randn(2, rows, 6, 256, 64).to(dtype) for _ in range(count)]
     q, visible = torch.randn(rows, 6, 1, 64).to(dtype), torch.ones(rows, 1, 1, 256, dtype=torch.bool)
-    compiled = torch.compile(attend_one, dynamic=False)
+    compiled = torch.compile(attend_decode_cpu, dynamic=False)
     ways: dict[str, Callable[[], object]] = {
         "torch's fused": lambda: [F.scaled_dot_product_attention(q, k, v, visible) for k, v in layers],
-        "attend_one": lambda: [attend_one(q, k, v, visible) for k, v in layers],
-        "attend_one, compiled": lambda: [compiled(q, k, v, visible) for k, v in layers],
+        "attend_decode_cpu": lambda: [attend_decode_cpu(q, k, v, visible) for k, v in layers],
+        "attend_decode_cpu, compiled": lambda: [compiled(q, k, v, visible) for k, v in layers],
     }
     compare(f"attention in decoding, {rows} rows, {dtype}, {count} layers", ways, rounds)
 

@@ -22,7 +22,7 @@ from turns import arguments
 from gengen.config.compose import compose_train, read_command_line
 from gengen.data.prepared import PrepareRequest
 from gengen.data.text.prepare import prepare_for
-from gengen.models.cross_entropy import linear_cross_entropy
+from gengen.models.kernels.cross_entropy import linear_cross_entropy
 from gengen.training.budget import StepTimes
 from gengen.training.build import build_datamodule, build_objective, build_trainer
 

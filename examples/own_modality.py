@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,7 +28,8 @@ from gengen.config.fields import option, positive
 from gengen.config.model import DiffusionProcess
 from gengen.data.prepared import PrepareRequest
 from gengen.generation import diffusion
-from gengen.generation.image.files import Wanted, labels_of
+from gengen.generation.base import Labels
+from gengen.generation.image.files import labels_of
 from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, zeroed
 from gengen.registry import register_data, register_model
 from gengen.training.objective import Batch
@@ -113,6 +114,7 @@ class SignalSampling(DiffusionSettings, SampleConfig):
     model=f"{__name__}:SignalNetwork",
     objectives={"pretrain": f"{__name__}:SignalDiffusion"},
     generator=f"{__name__}:SignalGenerator",
+    command=f"{__name__}:sample",
     sampling=SignalSampling,
 )
 @dataclass
@@ -200,7 +202,7 @@ class SignalGenerator:
     def generate(
         self,
         n: int = 8,
-        labels: Wanted = (),
+        labels: Labels = (),
         *,
         seed: int = 0,
         sampler: str = "heun",
@@ -213,19 +215,24 @@ class SignalGenerator:
         wanted = labels_of(labels, self.model.config.classes, n).to(device)
         return diffusion.draw(self.model, wanted, range(n), seed, settings)[:, 0].cpu()
 
-    def command(self, config: SignalSampling, say: Callable[[str], None]) -> str:
-        """Do what `sample` does: draw, and write signals.csv and samples.json. Returns a line that sums it up."""
-        folder = Path(config.out or Path(str(config.run)) / "samples" / f"sample-{config.seed}")
-        folder.mkdir(parents=True, exist_ok=True)
-        how = {key: asdict(config)[key] for key in ("seed", "sampler", "steps")}
-        how["guidance"] = diffusion.guidance_scale(self.model.config, config.guidance, has_guide=False)
-        signals = self.generate(config.n, config.labels, **how)
-        write_csv(folder / "signals.csv", signals)
-        labels = labels_of(config.labels, self.model.config.classes, config.n).tolist()
-        rows = [{"index": i, "class": CLASSES[label]} | how for i, label in enumerate(labels)]
-        replace_text(folder / "samples.json", to_json(rows))
-        say(f"{folder}/signals.csv")
-        return f"{config.n} signals"
+
+def sample(generator: SignalGenerator, config: SignalSampling, say: Callable[[str], None]) -> str:
+    """Do what the command `sample` does: draw, and write signals.csv and samples.json. Returns a line that sums it
+    up."""
+    folder = Path(config.out or Path(str(config.run)) / "samples" / f"sample-{config.seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    c = generator.model.config
+    guidance = diffusion.guidance_scale(c, config.guidance, has_guide=False)
+    signals = generator.generate(
+        config.n, config.labels, seed=config.seed, sampler=config.sampler, steps=config.steps, guidance=guidance
+    )
+    write_csv(folder / "signals.csv", signals)
+    how = {"seed": config.seed, "sampler": config.sampler, "steps": config.steps, "guidance": guidance}
+    labels = labels_of(config.labels, c.classes, config.n).tolist()
+    rows = [{"index": i, "class": CLASSES[label]} | how for i, label in enumerate(labels)]
+    replace_text(folder / "samples.json", to_json(rows))
+    say(f"{folder}/signals.csv")
+    return f"{config.n} signals"
 
 
 def write_csv(path: Path, signals: Tensor) -> None:

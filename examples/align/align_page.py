@@ -9,7 +9,7 @@ from align_figures import BEST_OF, Figures, gates
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.config.redact import redact
-from gengen.evaluation import report
+from gengen.evaluation import html
 
 HEADLINES = {
     "sft": "coverage",
@@ -69,7 +69,7 @@ def plots(seeds: Sequence[Figures]) -> str:
     for axis in (frontier, reliability):
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    return report.drawn(figure)
+    return html.drawn(figure)
 
 
 def cell(value: object) -> str:
@@ -93,7 +93,7 @@ def page(found: Figures) -> str:
     for sample in seeds[0]["samples"]:
         answers = {name: text for name, text in sample.items() if name != "prompt"}
         samples.append(f"<p>{escape(sample['prompt'])}</p>{table([answers])}")
-    return report.page(
+    return html.page(
         "Alignment",
         f"<h2>Stages</h2>{table(found['stages'])}",
         f"<h2>Gold against KL; the reward model's reliability</h2>{plots(seeds)}",

@@ -5,6 +5,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gengen.generation.base import Generator
     from gengen.training.monitor.console import Console
     from gengen.training.python import TrainedRun
 
@@ -49,8 +50,8 @@ def train(
 
 def load(
     run: "str | PathLike[str]", *, checkpoint: str = "latest", weights: str | None = None, device: str = "auto"
-) -> Any:
-    """The generator of a run, from nothing but its run or checkpoint directory.
+) -> "Generator":
+    """Return the generator of a run, from nothing but its run or checkpoint directory.
 
     checkpoint: latest, best, or the number of a step; weights: ema, raw, or None for EMA where the run has it.
     Text: `load("runs/NAME").generate("Once upon a time", n=4)`. Images: `load("runs/NAME").generate(16, ["cat",

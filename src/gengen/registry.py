@@ -8,13 +8,15 @@ registering itself, and is imported only when the command line says so (`plugins
     class MineConfig(ModelConfig): ...
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from gengen.errors import UserError, did_you_mean, raised
 
+C = TypeVar("C", bound=type)
 Made = TypeVar("Made", bound=Callable[..., object])
 
 PLUGINS: set[str] = set()
@@ -88,13 +90,27 @@ class Registry:
             raise UserError(f"no {self.kind} is called {name!r}" + did_you_mean(str(name), self.entries))
         return self.entries[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
 
 MODELS = Registry("model")
 DATA = Registry("data")
 STAGES = Registry("stage")
+
+
+def family_and_stage(config: Mapping[str, Any], where: Path) -> tuple[Entry, str]:
+    """Return the registered family of the model and the name of the stage that a run's config.json names. Raises
+    UserError where it names no model.
+
+    where: the directory of the config.json, for the error.
+    """
+    try:
+        return MODELS[config["model"]["name"]], config.get("stage", {}).get("name", "")
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{where / 'config.json'} names no model") from None
+
+
 REWARDS: dict[str, str] = {
     "requested_words": "gengen.data.sources.storygen:requested_words",
 }
@@ -191,10 +207,10 @@ class SourceNames(Sequence[str]):
         return len(self.before) + len(SOURCES.get(self.kind, {}))
 
 
-def register_stage(name: str, *, data: str = "") -> Callable[[type], type]:
+def register_stage(name: str, *, data: str = "") -> Callable[[C], C]:
     """Register a stage's config; data: the kind it is trained on, "" = the model's own."""
 
-    def register(config: type) -> type:
+    def register(config: C) -> C:
         STAGES.add(Entry(name, data, config))
         return config
 
@@ -210,10 +226,14 @@ def register_model(
     generator: str,
     sampling: type,
     encode: str | None = None,
+    command: str | None = None,
     variants: dict[str, str] | None = None,
-) -> Callable[[type], type]:
-    """Register a model family: what it is trained on, its network, an objective for each stage, its generator, and the
-    config of its `sample` command.
+) -> Callable[[C], C]:
+    """Register a model family: what it is trained on, its network, an objective for each stage, its generator (see
+    generation/base.py), and the config of its `sample` command.
+
+    command(generator, config, say) -> line: all that `sample` does for the family, which decides what it shows and
+    writes; the line sums it up. Without one, the command of its kind (cli/sample_text.py, cli/sample_images.py).
 
     encode(prepared, model_config, runs_dir, run, say, allow_build=) -> prepared: for a family that is trained on data
     as another run's model encodes it. `run` is the directory of a run that exists, or None; what sampling will need of
@@ -224,17 +244,16 @@ def register_model(
         f"objective:{stage}": path for stage, path in objectives.items()
     }
     builds |= variants or {}
-    if encode:
-        builds["encode"] = encode
+    builds |= {part: path for part, path in {"encode": encode, "command": command}.items() if path}
 
-    def register(config: type) -> type:
+    def register(config: C) -> C:
         MODELS.add(Entry(name, kind, config, builds, sampling))
         return config
 
     return register
 
 
-def register_data(*names: str, kind: str, prepare: str, datamodule: str) -> Callable[[type], type]:
+def register_data(*names: str, kind: str, prepare: str, datamodule: str) -> Callable[[C], C]:
     """Register data sets that share one config dataclass, one way to be prepared and one datamodule.
 
     prepare: "module:function" of a `Prepare` (data/prepared.py): a `PrepareRequest` in, `PreparedData` out.
@@ -242,7 +261,7 @@ def register_data(*names: str, kind: str, prepare: str, datamodule: str) -> Call
     batch(split, index), gengen.data.loader:datamodule_for will do.
     """
 
-    def register(config: type) -> type:
+    def register(config: C) -> C:
         for name in names:
             DATA.add(Entry(name, kind, config, {"prepare": prepare, "datamodule": datamodule}))
         return config

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from gengen.cli import main
 from gengen.cli.sweep import jobs
 from gengen.config.compose import read_command_line
 from gengen.generation.load import load_generator
+from gengen.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +181,27 @@ def test_streaming_prints_what_generating_returns(trained: Path, capsys: pytest.
     assert main(["sample", str(trained), "prompt=the bear", "max_tokens=20", "stream=true"]) == 0
     streamed = capsys.readouterr().out.rstrip("\n")
     assert streamed == "the bear" + load_generator(str(trained)).generate("the bear", max_tokens=20)[0].text
+
+
+OWN_COMMAND = """
+def shown(generator, config, say):
+    say(f"seed {config.seed}: {generator.generate('', max_tokens=3, seed=config.seed)[0].text!r}")
+    return "one text"
+"""
+
+
+def test_a_family_may_bring_its_own_sample_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_command.py").write_text(OWN_COMMAND)
+    monkeypatch.syspath_prepend(tmp_path)
+    gpt = MODELS["gpt"]
+    own = replace(gpt, builds=gpt.builds | {"command": "own_command:shown"})
+    monkeypatch.setitem(MODELS.entries, "gpt", own)
+    assert main(["sample", str(trained), "seed=3"]) == 0
+    first, summary = capsys.readouterr().out.splitlines()
+    text = load_generator(str(trained)).generate("", max_tokens=3, seed=3)[0].text
+    assert first == f"seed 3: {text!r}" and summary.startswith("one text, ")
 
 
 @pytest.mark.parametrize("which", ["best", "30", "latest"])

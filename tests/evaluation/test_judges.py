@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gengen.evaluation import judges
-from gengen.evaluation.judges import Judge, accuracy, augmented, judge_for
+from gengen.evaluation.judges import ImageClassifierJudge, accuracy, augmented, judge_for
 from gengen.generation.image.files import to_float
 from helpers.made_up_pictures import Split, draw
 
@@ -18,7 +18,7 @@ def home(prepared) -> Path:
     return Path(prepared.config.dir) / "judges" / f"smallcnn-{prepared.fingerprint[:16]}"
 
 
-def weights(judge: Judge) -> dict[str, bytes]:
+def weights(judge: ImageClassifierJudge) -> dict[str, bytes]:
     return {name: tensor.contiguous().numpy().tobytes() for name, tensor in judge.state_dict().items()}
 
 
@@ -130,7 +130,7 @@ def test_unlabelled_images_are_left_out(prepared, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("channels", "side"), [(3, 64), (3, 45), (1, 28)])
 def test_it_works_for_grey_and_colour_from_28_to_64_pixels(channels: int, side: int, tmp_path, short_training) -> None:
-    judge = Judge(channels, 2)
+    judge = ImageClassifierJudge(channels, 2)
     images = draw(torch.arange(4) % 3, 0, channels, side)
     assert judge.eval().logits(images).shape == (4, 2)
 

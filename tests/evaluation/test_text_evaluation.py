@@ -3,8 +3,10 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
+from gengen.config.commands import DecodingSettings
 from gengen.data.text.shards import TokenStream, write_shards
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.evaluation import text as evaluation
@@ -38,8 +41,7 @@ def stream(folder: Path, split: str, tokens: list[int]) -> TokenStream:
 
 
 class Bigrams(nn.Module):
-    """Logits that depend on the last token and on its place in the window; remembers the largest batch it was
-    given."""
+    """Logits that depend on the last token and on its place in the window; it remembers its largest batch."""
 
     def __init__(self, vocab_size: int, context: int):
         super().__init__()
@@ -175,14 +177,17 @@ def test_latency_by_a_clock_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: now)
 
     class Generator:
-        def generate(self, prompt: str, *, max_tokens: int, seed: int, interrupted, temperature: float) -> None:
+        def samples(self, prompt: str, settings: DecodingSettings, *, interrupted: Callable[[], bool]) -> list[Any]:
             nonlocal now
-            now += 0.02 + (seed == 0)
-            for _ in range(max_tokens if seed != 2 else 1):  # one text ends with its first token
+            assert settings.temperature == 0.5
+            now += 0.02 + (settings.seed == 0)
+            for _ in range(settings.max_tokens if settings.seed != 2 else 1):  # one text ends with its first token
                 assert not interrupted()
                 now += 0.005
+            return []
 
-    found = latency(Generator(), "text", {"max_tokens": 200, "seed": 7, "temperature": 0.5})  # type: ignore[arg-type]
+    asked = DecodingSettings(max_tokens=200, seed=7, temperature=0.5)
+    found = latency(Generator(), "text", asked)  # type: ignore[arg-type]
     assert found == {"first_token_ms": pytest.approx(25), "next_token_ms": pytest.approx(5)}
 
 

@@ -1,5 +1,6 @@
 """Drawing from autoencoders: image i is a function of (seed, i), paths keep the prior's norm, files say what they
-are."""
+are.
+"""
 
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gengen.cli.sample_images import sample_images
 from gengen.config.commands import AutoencoderSampling, EvaluateConfig
 from gengen.config.model import AutoencoderConfig
 from gengen.errors import UserError
@@ -112,9 +114,9 @@ def test_reconstructions_are_of_the_posterior_mean() -> None:
 def test_only_draws_of_a_vae_are_judged() -> None:
     """The prior of a first stage or of a quantizer is not what its latents are like."""
     config = EvaluateConfig(run="r", seed=3)
-    draw = generator().judged(config)
+    draw = generator().label_sampler(config)
     assert draw is not None and torch.equal(draw(torch.tensor([0, 7])), generator().generate(2, seed=3))
-    assert generator(loss="l1_l2").judged(config) is None and generator(**VQ).judged(config) is None
+    assert generator(loss="l1_l2").label_sampler(config) is None and generator(**VQ).label_sampler(config) is None
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -144,7 +146,7 @@ def test_the_command_writes_pictures_and_what_they_are(
     said: list[str] = []
     config = AutoencoderSampling(run="r", out="out", images=files, **settings)
     config.check()
-    generator().command(config, said.append)
+    sample_images(generator(), config, said.append)
     assert len(list(Path("out").glob("0*.png"))) == count and "out/grid.png" in said[0]
     last = json.loads(Path("out/samples.json").read_text())[-1]
     assert last.items() >= fact.items()
@@ -158,9 +160,8 @@ def test_files_that_are_missing_or_too_many_are_answered(tmp_path: Path) -> None
         AutoencoderSampling(run="r", what="interpolation", images=["a.png"]).check()
     (tmp_path / "no.png").write_text("text")
     with pytest.raises(UserError, match=r"images=.*no\.png: no PNG"):
-        generator().command(
-            AutoencoderSampling(run="r", what="reconstruction", images=[str(tmp_path / "no.png")]), print
-        )
+        config = AutoencoderSampling(run="r", what="reconstruction", images=[str(tmp_path / "no.png")])
+        sample_images(generator(), config, print)
 
 
 def test_a_path_between_draws_is_an_arc_about_the_latents_mean(monkeypatch: pytest.MonkeyPatch) -> None:

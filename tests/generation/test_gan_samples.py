@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import gengen.generation.image.gan
+from gengen.cli.sample_images import sample_images
 from gengen.config.commands import EvaluateConfig, GANSampling
 from gengen.config.model import DCGANConfig, GANConfig
 from gengen.errors import UserError
@@ -124,7 +125,7 @@ def test_classes_named_by_numbers_are_drawn_as_numbered() -> None:
     g = generator(classes=sorted(str(i) for i in range(12)))
     expected = g.decode(g.latents(range(12), 3), range(12))
     assert torch.equal(g.generate(12, range(12), seed=3), expected)
-    assert torch.equal(g.judged(EvaluateConfig(run="r", seed=3))(torch.arange(12)), expected)
+    assert torch.equal(g.label_sampler(EvaluateConfig(run="r", seed=3))(torch.arange(12)), expected)
     assert torch.equal(g.generate(12, ["10"], seed=3), g.decode(g.latents(range(12), 3), [2] * 12))
 
 
@@ -140,12 +141,12 @@ def test_a_class_that_is_not_there_is_answered() -> None:
 def test_without_classes_images_are_of_none() -> None:
     g = generator(classes=[])
     assert torch.equal(g.generate(4), g.decode(g.latents(range(4)), [-1] * 4))
-    assert torch.equal(g.judged(EvaluateConfig(run="r", seed=2))(torch.full((3,), -1)), g.generate(3, seed=2))
+    assert torch.equal(g.label_sampler(EvaluateConfig(run="r", seed=2))(torch.full((3,), -1)), g.generate(3, seed=2))
 
 
 def test_evaluation_judges_images_of_the_labels_it_gives() -> None:
     g = generator()
-    images = g.judged(EvaluateConfig(run="r", seed=3))(torch.tensor([2, 2, 0]))
+    images = g.label_sampler(EvaluateConfig(run="r", seed=3))(torch.tensor([2, 2, 0]))
     assert torch.equal(images, g.decode(g.latents(range(3), 3), [2, 2, 0]))
 
 
@@ -208,7 +209,7 @@ def read(path: Path) -> Tensor:
 def test_the_command_writes_images_and_what_they_are(tmp_path: Path) -> None:
     g, said = generator(), list[str]()
     config = GANSampling(run="r", out=str(tmp_path / "out"), n=4, seed=3, labels=["dog", "cat"], truncation=0.5)
-    summary = g.command(config, said.append)
+    summary = sample_images(g, config, said.append)
     images, out = g.generate(4, [1, 0], seed=3, truncation=0.5), tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [f"{i:05}.png" for i in range(4)] + [
         "grid.png",
@@ -229,7 +230,7 @@ def test_the_command_writes_paths_a_row_each_and_their_animation(tmp_path: Path)
         run="r", out=str(out), n=2, seed=3, labels=["dog", "fox"], truncation=0.5, what="interpolation", steps=4
     )
     config.check()
-    g.command(config, lambda line: None)
+    sample_images(g, config, lambda line: None)
     numbered = sorted(out.glob("0*.png"))
     assert [path.name for path in numbered] == [f"{i:05}.png" for i in range(8)]
     assert {path.name for path in out.iterdir()} - {path.name for path in numbered} == {
@@ -268,9 +269,8 @@ def test_the_command_writes_paths_a_row_each_and_their_animation(tmp_path: Path)
 
 def test_files_of_an_unlabelled_model_name_no_class(tmp_path: Path) -> None:
     for what in ("images", "interpolation"):
-        generator(classes=[]).command(
-            GANSampling(run="r", out=str(tmp_path / what), n=1, what=what), lambda line: None
-        )
+        config = GANSampling(run="r", out=str(tmp_path / what), n=1, what=what)
+        sample_images(generator(classes=[]), config, lambda line: None)
         entries = json.loads((tmp_path / what / "samples.json").read_text())
         assert len(entries) == {"images": 1, "interpolation": 8}[what]
         assert not any("label" in entry or "class" in entry for entry in entries)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gengen.cli.sample_images import sample_images
 from gengen.config.commands import DiffusionSampling, EvaluateConfig
 from gengen.config.model import UNetConfig
 from gengen.errors import UserError
@@ -185,8 +186,8 @@ def test_evaluation_and_numbers_draw_the_classes_they_mean() -> None:
     expected = gen.pixels(gen.draw(wanted, range(3), 0, settings))
     assert torch.equal(gen.generate(3, wanted, steps=1, sampler="ddim", guidance=3.0), expected)
     assert torch.equal(gen.generate(3, [2, 11, 5], steps=1, sampler="ddim", guidance=3.0), expected)
-    judged = gen.judged(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
-    assert torch.equal(judged(wanted), expected)
+    sampler = gen.label_sampler(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
+    assert torch.equal(sampler(wanted), expected)
     others = torch.tensor([TWELVE.index(str(i)) for i in (2, 11, 5)])  # what the numbers are as names
     assert not torch.equal(gen.pixels(gen.draw(others, range(3), 0, settings)), expected)
 
@@ -201,7 +202,7 @@ def test_what_sample_writes(tmp_path: Path) -> None:
     config = DiffusionSampling(
         run="r", n=5, labels=["dog"], steps=3, seed=7, out=str(tmp_path / "drawn"), guidance=2.0
     )
-    gen.command(config, said.append)
+    sample_images(gen, config, said.append)
     names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
     assert names == [*(f"{i:05}.png" for i in range(5)), "denoising.gif", "grid.png", "samples.json"]
     facts = json.loads((tmp_path / "drawn" / "samples.json").read_text())

@@ -14,6 +14,7 @@ from test_autoencoder_samples import generator as autoencoder
 from test_gan_samples import generator as gan
 from test_image import generator as diffusion
 
+from gengen.cli.sample_images import sample_images
 from gengen.config.commands import AutoencoderSampling, DiffusionSampling, GANSampling
 from gengen.generation.image import files as pictures
 
@@ -45,9 +46,9 @@ def test_a_billion_images_begin_at_once(family: str, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(pictures, "write_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make().command(config(n=10**9, out=str(tmp_path / "many")), print)
+        sample_images(make(), config(n=10**9, out=str(tmp_path / "many")), print)
     monkeypatch.setattr(pictures, "write_png", write)
-    make().command(config(n=8, out=str(tmp_path / "few")), print)
+    sample_images(make(), config(n=8, out=str(tmp_path / "few")), print)
     assert np.abs(read(tmp_path / "many", 6).astype(int) - read(tmp_path / "few", 6)).max() <= 1
     many, few = (json.loads((tmp_path / name / "samples.json").read_text()) for name in ("many", "few"))
     assert len(many) == 6 and many == few[:6]
@@ -60,7 +61,7 @@ def test_a_grid_shows_the_first_in_whole_rows(family: str, tmp_path: Path, monke
     make, config = FAMILIES[family]
     monkeypatch.setattr(pictures, "SHOWN", 5)
     said: list[str] = []
-    assert make().command(config(n=9, out=str(tmp_path)), said.append).startswith("9 images in")
+    assert sample_images(make(), config(n=9, out=str(tmp_path)), said.append).startswith("9 images in")
     shown = 3 if family == "gan" else 5
     assert said == [f"{tmp_path}/grid.png of the first {shown}"]
     first = torch.from_numpy(read(tmp_path, 9))[:, None][:shown]

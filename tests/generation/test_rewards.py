@@ -17,14 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from gengen.cli.sample_text import sample_text
+from gengen.config.commands import DecodingSettings, TextSampling
 from gengen.config.model import GPTConfig
 from gengen.config.stage import weighted_reward
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text import rewards
-from gengen.generation.text.generator import Sample, TextGenerator
-from gengen.generation.text.rewards import Answer, Scorer, best_of, load_reward
+from gengen.generation.text.best_of import best_of
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import Answer, Scorer, load_reward
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.registry import REWARDS, register_reward
@@ -129,12 +132,10 @@ def test_a_reward_of_another_tokenizer_and_what_is_no_reward_are_refused(
 
 
 def test_a_reward_model_draws_nothing(scorer: Scorer) -> None:
-    from gengen.config.commands import TextSampling
-
     with pytest.raises(
         UserError, match="runs/RM scores answers and draws none: sample another run with best_of=8 reward=runs/RM"
     ):
-        scorer.command(TextSampling(run="runs/RM"), print)
+        sample_text(scorer, TextSampling(run="runs/RM"), print)
 
 
 # --- a user's own
@@ -323,23 +324,16 @@ def lengths(found: Sequence[Answer]) -> Tensor:
     return torch.tensor([float(len(answer.text)) for answer in found])
 
 
-def chosen(
-    generator: TextGenerator, prompts: list[Any], n: int, of: int, reward: Any, **settings: Any
-) -> list[Sample]:
-    asked = [generator.prompt_tokens(prompt) for prompt in prompts]
-    return list(best_of(generator.samples(prompts, n=n * of, **settings), asked, n, of, reward))
-
-
 def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
     """The more are drawn, the better the best is; each is one of those that were drawn, and two are the best of either
     half.
     """
-    prompts, settings = ["once", [0, 5, 6], ""], {"max_tokens": 12, "seed": 3, "temperature": 1.5}
-    drawn = generator.generate(prompts, n=16, **settings)
+    prompts, settings = ["once", [0, 5, 6], ""], DecodingSettings(max_tokens=12, seed=3, temperature=1.5)
+    drawn = list(generator.samples(prompts, settings, n=16))
     worth = [len(sample.text) for sample in drawn]
     means = []
     for of in (1, 2, 4, 8, 16):
-        found = chosen(generator, prompts, 16 // of, of, lengths, **settings)
+        found = list(best_of(generator, prompts, lengths, settings, n=16 // of, of=of))
         assert [sample.text for sample in found] == [
             drawn[at + worth[at : at + of].index(max(worth[at : at + of]))].text for at in range(0, 48, of)
         ]
@@ -350,21 +344,25 @@ def test_the_best_of_each_prompts_own(generator: TextGenerator) -> None:
     assert means == sorted(means) and means[-1] > means[0]
 
 
+def unrated(found: Sequence[Answer]) -> Tensor:
+    return torch.full((4,), math.nan)
+
+
 def test_what_cannot_be_scored_is_not_the_best(generator: TextGenerator) -> None:
     def rated(found: Sequence[Answer]) -> Tensor:
         assert [answer.prompt[0] for answer in found] == [0] * 4
         return torch.tensor([math.nan, -9.0, math.nan, -8.0])
 
     drawn = generator.generate("once", n=4, max_tokens=5)
-    (best,) = chosen(generator, ["once"], 1, 4, rated, max_tokens=5)
+    (best,) = best_of(generator, ["once"], rated, DecodingSettings(max_tokens=5), n=1, of=4)
     assert best.index == 3 and best.text == drawn[3].text
-    (one,) = chosen(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
+    (one,) = best_of(generator, ["once"], unrated, DecodingSettings(max_tokens=5), n=1, of=4)
     assert one in drawn
 
 
 def test_the_first_is_the_best_where_none_can_be_scored(generator: TextGenerator) -> None:
     drawn = generator.generate("once", n=4, max_tokens=5)
-    (first,) = chosen(generator, ["once"], 1, 4, lambda found: torch.full((4,), math.nan), max_tokens=5)
+    (first,) = best_of(generator, ["once"], unrated, DecodingSettings(max_tokens=5), n=1, of=4)
     assert (first.index, first.text) == (0, drawn[0].text)
 
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gengen.cli.sample_text import sample_text
 from gengen.config.commands import DecodingSettings, TextSampling
 from gengen.config.model import GPTConfig
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
-from gengen.generation.text.generator import Continuation, TextGenerator
+from gengen.generation.text.continuation import Continuation
+from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.sampling import draw, next_token_probabilities, uniforms
 from gengen.models.gpt import GPT
 from gengen.models.kv_cache import Cache
@@ -187,8 +189,7 @@ class Pieces:
 
 
 def test_where_a_sample_stops_does_not_depend_on_token_borders() -> None:
-    """Against a walk along the characters: stop where a stop string is first complete. And what is shown stays
-    shown."""
+    """Against a walk along the characters: stop where a stop string is first complete; what is shown stays shown."""
     some = random.Random(0)
     stopped = 0
     for _ in range(500):
@@ -353,8 +354,8 @@ def test_a_diverged_model_is_named() -> None:
 
 
 def test_sampling_needs_no_trainer() -> None:
-    heavy = {"lightning", "hydra", "omegaconf", "datasets", "wandb"}
-    code = f"import sys, gengen.generation.text.generator; print({heavy} & set(sys.modules))"
+    code = "import sys, gengen.generation.text.generator; "
+    code += "print({'lightning', 'hydra', 'omegaconf', 'datasets', 'wandb'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
@@ -369,7 +370,7 @@ def test_a_billion_samples_begin_at_once(generator: TextGenerator, tmp_path: Pat
 
     asked = TextSampling(run="r", prompt=["ab"], n=10**9, max_tokens=3, out=str(tmp_path / "out.jsonl"))
     with pytest.raises(KeyboardInterrupt):
-        generator.command(asked, say)
+        sample_text(generator, asked, say)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf8").splitlines()]
     assert [row["text"] for row in rows] == [s.text for s in generator.generate("ab", n=70, max_tokens=3)]
 
@@ -377,7 +378,7 @@ def test_a_billion_samples_begin_at_once(generator: TextGenerator, tmp_path: Pat
 def test_a_billion_tokens_begin_at_once(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """All their random numbers were drawn before the first of them. How many are drawn at once changes none."""
     long = generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2)
-    monkeypatch.setattr("gengen.generation.text.generator.AHEAD", 7)
+    monkeypatch.setattr("gengen.generation.text.decoding.AHEAD", 7)
     assert generator.generate(["a", "b"], n=2, max_tokens=40, temperature=1.2) == long
     pieces = "".join(itertools.islice(generator.stream("a", max_tokens=10**9, temperature=1.2), 30))
     assert len(pieces) >= 30 and long[0].text.startswith(pieces[:10])

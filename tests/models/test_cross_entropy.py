@@ -11,8 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gengen.models import cross_entropy
-from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
+from gengen.models.kernels import cross_entropy
+from gengen.models.kernels.cross_entropy import IGNORED, linear_cross_entropy
 
 N, C, V = 50, 8, 23
 

@@ -16,7 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from gengen.config.model import GPTConfig
 from gengen.errors import UserError
 from gengen.models import gpt
-from gengen.models.gpt import GPT, attend_one, attend_short, rotary_frequencies, visible_keys
+from gengen.models.gpt import GPT, rotary_frequencies
+from gengen.models.kernels import attention as kernels
+from gengen.models.kernels.attention import attend_bf16_cpu, attend_decode_cpu, packed_mask
 
 SMALL = {
     "size": "nano",
@@ -150,12 +152,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 3, "window_pattern": "SL"},
     "documents": {"document_token": 0},
     "learned documents": {"document_token": 0, "positions": "learned", "window": 2, "window_pattern": "LS"},
-    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qk_norm": False,
-        "kv_heads": 4},
+    "gpt2": {
+        "positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qk_norm": False, "kv_heads": 4,
+    },
     "all at once": {
         "norm": "layernorm", "bias": True, "mlp": "relu2", "qk_norm": False, "head_size": 10, "kv_heads": 1,
         "logit_softcap": 2.0,
-        "window": 2, "rope_theta": 300.0, "document_token": 0, "tied": False, "vocab_size": 91, **LLAMA3,
+        "window": 2, "rope_theta": 300.0, "document_token": 0,
+        "tied": False, "vocab_size": 91, **LLAMA3,
     },
 }  # fmt: skip
 
@@ -218,7 +222,7 @@ def test_a_window_of_w_is_w_keys_itself_included() -> None:
 
 def test_a_window_off_by_one_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug put back: FlashAttention's left=w, which keeps w + 1."""
-    monkeypatch.setattr(gpt, "sees", lambda query, key, w: (key <= query) & (query - key <= (w or 99)))
+    monkeypatch.setattr(kernels, "is_visible", lambda query, key, w: (key <= query) & (query - key <= (w or 99)))
     assert sum(seen_by_layer(lively(window=4), some_tokens(1, 9))[0][-1]) == 5
     model, tokens = lively(window=3), some_tokens(9)
     with pytest.raises(AssertionError):
@@ -344,7 +348,7 @@ def test_a_causal_mask_aligned_at_the_top_left_would_be_noticed(name: str, monke
 
 def test_a_mask_that_takes_all_slots_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug put back: a chunk longer than the window sees what is ahead of it."""
-    monkeypatch.setattr(gpt, "sees", lambda query, key, w: (query - key < (w or 99)) & (key >= 0))
+    monkeypatch.setattr(kernels, "is_visible", lambda query, key, w: (query - key < (w or 99)) & (key >= 0))
     assert not is_as_uncached(lively(window=3))
 
 
@@ -352,9 +356,9 @@ def test_a_mask_that_takes_all_slots_would_be_noticed(monkeypatch: pytest.Monkey
 
 MASKS: dict[str, Callable[[Tensor], Any]] = {
     "causal": lambda tokens: None,
-    "window": lambda tokens: visible_keys(None, 5, tokens),
-    "documents": lambda tokens: visible_keys((tokens == 0).cumsum(1), None, tokens),
-    "both": lambda tokens: visible_keys((tokens == 0).cumsum(1), 4, tokens),
+    "window": lambda tokens: packed_mask(tokens, None, 5),
+    "documents": lambda tokens: packed_mask(tokens, (tokens == 0).cumsum(1), None),
+    "both": lambda tokens: packed_mask(tokens, (tokens == 0).cumsum(1), 4),
 }
 
 
@@ -376,7 +380,7 @@ def test_short_attention_equals_the_fused_kernel(name: str, kv_heads: int) -> No
         y = kernel(*inputs, visible)
         return [y.detach(), *torch.autograd.grad((y * weight.to(dtype)).sum(), inputs)]
 
-    ways = [(fused, torch.float64), (attend_short, torch.bfloat16), (fused, torch.bfloat16)]
+    ways = [(fused, torch.float64), (attend_bf16_cpu, torch.bfloat16), (fused, torch.bfloat16)]
     for exact, short, other in zip(*(both_ways(kernel, dtype) for kernel, dtype in ways), strict=True):
         assert short.dtype == torch.bfloat16 and short.shape == other.shape
         assert (short - exact).norm() < 0.01 * exact.norm() and (other - exact).norm() < 0.01 * exact.norm()
@@ -395,20 +399,22 @@ def test_attention_of_one_query_equals_the_fused_kernel(kv_heads: int, dtype: to
         torch.randn(shape, generator=draw).to(dtype)
         for shape in [(3, 4, 1, 16), (3, kv_heads, 20, 16), (3, kv_heads, 20, 16)]
     )
-    found = attend_one(q, k, v, visible)
+    found = attend_decode_cpu(q, k, v, visible)
     assert found.dtype == dtype
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), visible, enable_gqa=True)
     torch.testing.assert_close(found.double(), exact, atol=tolerance, rtol=tolerance)
     k[0, :, 1:], v[1, :, 7:] = 1e30, -1e30  # whatever padding holds, as long as it is a number
-    torch.testing.assert_close(attend_one(q, k, v, visible), found, atol=0, rtol=0)
+    torch.testing.assert_close(attend_decode_cpu(q, k, v, visible), found, atol=0, rtol=0)
 
 
 def test_short_attention_is_taken_in_bf16_training_of_short_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(
-        gpt, "attend_short", lambda q, k, v, visible: taken.append(q.shape[2]) or attend_short(q, k, v, visible)
+        kernels,
+        "attend_bf16_cpu",
+        lambda q, k, v, visible: taken.append(q.shape[2]) or attend_bf16_cpu(q, k, v, visible),
     )
-    monkeypatch.setattr(gpt, "SHORT", 16)
+    monkeypatch.setattr(kernels, "BF16_CPU_KEYS", 16)
     model = lively(layers=1)
     with torch.autocast("cpu", torch.bfloat16):
         model(some_tokens(1, 16))
@@ -428,8 +434,8 @@ def test_flex_attention_sees_what_the_mask_shows(name: str, monkeypatch: pytest.
     model, (tokens, _) = lively(**({"document_token": 0} | config)), packed()
     with torch.no_grad():
         masked = model(tokens)
-        monkeypatch.setattr(GPT, "takes_blocks", lambda self, device: True)
-        assert not isinstance(visible_keys(None, 6, tokens, blocks=True), Tensor)
+        monkeypatch.setattr(GPT, "uses_flex_attention", lambda self, device: True)
+        assert not isinstance(packed_mask(tokens, None, 6, blocks=True), Tensor)
         try:
             blocks = model(tokens)
         except NotImplementedError as error:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gengen.config.model import GPTConfig
-from gengen.models import linear as quantize
 from gengen.models.gpt import GPT
-from gengen.models.linear import FEW, Int8Linear, Linear, quantized
+from gengen.models.kernels import linear as quantize
+from gengen.models.kernels.linear import DECODE_ROWS, Int8Linear, Linear, quantized
 
 
 def linear(inputs: int = 48, outputs: int = 33, bias: bool = False) -> nn.Linear:
@@ -69,7 +69,7 @@ def test_weights_that_int8_holds_are_held_exactly() -> None:
     layer.weight.data = steps * scales
     small = Int8Linear(layer)
     assert torch.equal(small.weight, steps.to(torch.int8)) and torch.equal(small.scales[:, None].float(), scales)
-    for rows in (torch.eye(64)[:FEW], torch.eye(64)):  # either kernel
+    for rows in (torch.eye(64)[:DECODE_ROWS], torch.eye(64)):  # either kernel
         assert torch.equal(small(rows).float(), (rows @ layer.weight.T).detach())
 
 
@@ -85,11 +85,11 @@ def test_both_kernels_agree_with_fp64(rows: int, bias: bool, monkeypatch: pytest
     right = torch._weight_int8pack_mm
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, *weight: packed.append(len(x)) or right(x, *weight))
     found = []
-    for few in (FEW, 0, 1000):
-        monkeypatch.setattr(quantize, "FEW", few)
+    for few in (DECODE_ROWS, 0, 1000):
+        monkeypatch.setattr(quantize, "DECODE_ROWS", few)
         with torch.no_grad():
             found.append(small(x))
-    assert packed == [rows] * (2 if rows <= FEW else 1)
+    assert packed == [rows] * (2 if rows <= DECODE_ROWS else 1)
     magnitude = x.double().norm(dim=1)[:, None] * restored(small).norm(dim=1) + 1e-9
     for y in found:
         assert y.dtype == torch.bfloat16 and y.shape == (rows, 33)
@@ -150,6 +150,6 @@ def test_a_compiled_map_of_few_rows_is_the_same_map(monkeypatch: pytest.MonkeyPa
     assert kernels == ["sums", "sums"]
     layer(x)
     with torch.no_grad():
-        layer(x.expand(-1, FEW, -1))
+        layer(x.expand(-1, DECODE_ROWS, -1))
         Linear(48, 33)(x)
     assert kernels == ["sums", "sums"]

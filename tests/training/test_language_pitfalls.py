@@ -24,11 +24,13 @@ from gengen.data.text import windows as text_data
 from gengen.data.text.prepare import prepare_for
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.data.text.windows import Steps, TextData
+from gengen.generation.text import decoding
 from gengen.generation.text import generator as generation
-from gengen.generation.text.generator import Continuation, TextGenerator
+from gengen.generation.text.continuation import Continuation
+from gengen.generation.text.generator import TextGenerator
 from gengen.models import gpt
-from gengen.models.cross_entropy import IGNORED
 from gengen.models.gpt import GPT
+from gengen.models.kernels.cross_entropy import IGNORED
 from gengen.models.kv_cache import Cache
 from gengen.training import objective as objectives
 from gengen.training.build import build_objective
@@ -314,7 +316,7 @@ def test_rows_that_pad_the_vocabulary_are_neither_drawn_nor_scored(monkeypatch: 
 
 def test_a_first_token_for_all_samples_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug put back: the token after the one pass over the prompt drawn once (nanochat 8f979a8)."""
-    generator, right = TextGenerator(lively(GPT(GPTConfig(**SIZE))), BYTES), generation.uniforms
+    generator, right = TextGenerator(lively(GPT(GPTConfig(**SIZE))), BYTES), decoding.uniforms
 
     def first_tokens() -> set[int]:
         return {s.tokens[0] for s in generator.generate("a", n=16, max_tokens=3, temperature=1.5) if s.tokens}
@@ -326,7 +328,7 @@ def test_a_first_token_for_all_samples_would_be_noticed(monkeypatch: pytest.Monk
         numbers[:, 0] = numbers[0, 0]
         return numbers
 
-    monkeypatch.setattr(generation, "uniforms", shared)
+    monkeypatch.setattr(decoding, "uniforms", shared)
     assert len(first_tokens()) == 1
 
 

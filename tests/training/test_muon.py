@@ -178,7 +178,7 @@ def stacked_update(parts: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         model.blocks = nn.ParameterList([torch.zeros(rows.shape)])
         (p,) = model.parameters()
         if parts:
-            setattr(p, "parts", parts)
+            setattr(p, "stacked_rows", parts)
         p.grad = rows.clone()
         built(model, c).step()
         return -p.detach()
@@ -201,7 +201,7 @@ def test_a_stack_taken_for_one_map_would_be_noticed() -> None:
 
 def test_what_is_stacked_in_the_model_has_parts() -> None:
     model = GPT(GPTConfig(**SMALL))
-    parts = {name: getattr(p, "parts") for name, p in model.named_parameters() if hasattr(p, "parts")}
+    parts = {name: getattr(p, "stacked_rows") for name, p in model.named_parameters() if hasattr(p, "stacked_rows")}
     assert parts == {
         f"blocks.{layer}.{name}.weight": rows
         for layer in range(2)

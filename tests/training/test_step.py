@@ -21,7 +21,7 @@ from gengen.data.prepared import PrepareRequest
 from gengen.data.text.prepare import prepare_for
 from gengen.data.text.windows import Steps, TextData
 from gengen.generation.text.generator import TextGenerator
-from gengen.models.cross_entropy import IGNORED, linear_cross_entropy
+from gengen.models.kernels.cross_entropy import IGNORED, linear_cross_entropy
 from gengen.training.budget import Costs, fitted_to_budget, steps_within
 from gengen.training.build import build_objective
 from gengen.training.objectives.language import Pretraining, bits_per_byte

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def answered(argv: list[str]) -> int:
-    """The exit code of a command, its errors printed."""
+    """Run a command, print its errors, and return its exit code."""
     try:
         if not argv or argv[0] not in COMMANDS:
             raise UserError(

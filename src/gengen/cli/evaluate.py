@@ -3,12 +3,12 @@
 import json
 
 from gengen.checkpoints.files import without_special_floats
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.training.evaluate import evaluate_run, evaluation_config
 
 
 def main(argv: list[str]) -> int:
-    wanted = asked("evaluate", evaluation_config, argv)
+    wanted = parse_run_command("evaluate", evaluation_config, argv)
     if wanted is not None:
         print(json.dumps(without_special_floats(evaluate_run(wanted, print))))
     return 0

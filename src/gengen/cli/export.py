@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from gengen.checkpoints.migrate import read_config
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.config.commands import ExportConfig
 from gengen.config.model import GPTConfig, ModelConfig
 from gengen.config.schema import build
@@ -13,7 +13,7 @@ from gengen.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    config: ExportConfig | None = asked("export", lambda entry: ExportConfig, argv)
+    config = parse_run_command("export", lambda entry: ExportConfig, argv)
     if config is None:
         return 0
     import torch
@@ -25,12 +25,14 @@ def main(argv: list[str]) -> int:
     from gengen.generation.load import find_checkpoint
     from gengen.models.gpt import GPT
 
+    # 1. a language model, in a layout that transformers has
     directory = find_checkpoint(str(config.run), Path(config.runs_dir), config.checkpoint, print)
     model = build(ModelConfig, read_config(directory)["model"])
     if not isinstance(model, GPTConfig):
         raise UserError(f"model={model.name} has no layout in transformers; gpt has")
     model = model.resolved()
     layout, tokenizer = layout_of(model), TextTokenizer.from_json(read_tokenizer(directory) or "")
+    # 2. its weights, whole and finite in the dtype asked for
     weights = read_weights(directory, config.weights)
     with torch.device("meta"):
         load_weights(GPT(model), weights, directory)  # says what does not fit
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
     tensors = {name: tensor.to(dtype) for name, tensor in to_tensors(layout, model, weights).items()}
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{bad[0]} is not finite in dtype={config.dtype}")
+    # 3. what lies beside them
     end = list(tokenizer.ends) if len(tokenizer.ends) > 1 else tokenizer.eot
     special = {"bos_token_id": tokenizer.start, "eos_token_id": end, "pad_token_id": tokenizer.eot}
     files = {
@@ -45,6 +48,7 @@ def main(argv: list[str]) -> int:
         "generation_config.json": special,
         **tokenizer.huggingface(model.context or 0),
     }
+    # 4. all of it at once, by a rename
     out = Path(str(config.out))
     stage = out.with_name(f".{out.name}.{os.getpid()}")
     stage.mkdir()

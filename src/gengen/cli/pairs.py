@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gengen.checkpoints.files import replace_text
-from gengen.cli.saved import asked
+from gengen.cli.run_command import parse_run_command
 from gengen.config.commands import PairsConfig
 from gengen.config.data import PromptsConfig
 from gengen.errors import UserError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    config: PairsConfig | None = asked("pairs", lambda entry: PairsConfig, argv)
+    config = parse_run_command("pairs", lambda entry: PairsConfig, argv)
     if config is None:
         return 0
     from gengen.evaluation.preference import pair_gaps

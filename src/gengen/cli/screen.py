@@ -1,19 +1,18 @@
-"""The screen of a command: what it cannot show is replaced or left out, and never ends the command."""
+"""The streams of a command: what they cannot show is replaced or left out, and never ends the command."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 
 class Screen:
-    """A text stream over another one (sys.stdout, or None for none): a character it does not know becomes `?`, and
-    what it does not take, as a closed pipe, a terminal that is gone or a full disk, is lost. All else is the stream's
-    own."""
+    """A text stream over another one (sys.stdout, or None for none). A character that this one does not know becomes
+    `?`; what it does not take (a closed pipe, a terminal that is gone, a full disk) is lost. All else is its own."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream if stream is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    def __init__(self, stream: TextIO | None):
+        self._stream: TextIO = stream if stream is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -31,9 +30,8 @@ class Screen:
         return getattr(self._stream, name)
 
     def leave(self) -> None:
-        """Flush; a stream that cannot be flushed goes nowhere from now on, so that Python's own flush at exit does not
-        fail either.
-        """
+        """Flush. A stream that cannot be flushed goes nowhere from now on, so that Python's own flush at exit does not
+        fail either."""
         try:
             self._stream.flush()
         except OSError:
@@ -43,7 +41,7 @@ class Screen:
 
 @contextmanager
 def screened() -> Iterator[None]:
-    """While entered, sys.stdout and sys.stderr are Screens."""
+    """Make sys.stdout and sys.stderr Screens while this is entered."""
     before = sys.stdout, sys.stderr
     screens = sys.stdout, sys.stderr = Screen(before[0]), Screen(before[1])
     try:

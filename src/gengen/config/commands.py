@@ -34,6 +34,7 @@ class SampleConfig(RunConfig):
 class DecodingSettings:
     """How the next token is drawn from a language model's logits, and when a text ends."""
 
+    seed: int = option(0, "sample i is a function of seed and i alone", low=0)
     max_tokens: int = positive(200, "new tokens at most")
     temperature: float = option(0.8, "divides the logits; 0 takes the likeliest token", low=0)
     top_k: int | None = positive(None, "draw from the k likeliest tokens only")
@@ -57,6 +58,12 @@ class DecodingSettings:
         except ValueError:
             raise UserError(f"logit_bias={' '.join(self.logit_bias)}: write TOKEN:NUMBER, such as 50:-2.5") from None
 
+    def check(self) -> None:
+        """Raise UserError for a logit_bias that is none, and for a stop string that every text holds."""
+        self.bias()
+        if "" in self.stop:
+            raise UserError("stop: every text holds the empty string")
+
 
 @dataclass
 class TextSampling(DecodingSettings, SampleConfig):
@@ -73,7 +80,7 @@ class TextSampling(DecodingSettings, SampleConfig):
     out: str | None = option(None, "also write the samples to this .jsonl file")
 
     def check(self) -> None:
-        self.bias()
+        super().check()
         if bool(self.reward) != (self.best_of > 1):
             raise UserError(
                 "best_of=N and reward=NAME go together: of N samples the one with the highest reward is kept"
@@ -82,8 +89,6 @@ class TextSampling(DecodingSettings, SampleConfig):
             raise UserError(
                 "stream=true shows a sample while it is drawn; best_of keeps one of several that are whole"
             )
-        if "" in self.stop:
-            raise UserError("stop: every text holds the empty string")
         if self.out and not Path(self.out).parent.is_dir():
             raise UserError(f"out={self.out}: no such folder {Path(self.out).parent}")
         if self.stream and (self.out or self.n * max(1, len(self.prompt)) > 1):
@@ -121,8 +126,8 @@ class DiffusionSettings:
     steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
     guidance: float | None = option(
         None,
-        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); null = 2, or 1 for a model that "
-        "always saw the class (model.drop_condition=0)",
+        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); "
+        "null = 2, or 1 for a model that always saw the class (model.drop_condition=0)",
         low=0,
     )
     guide_from: float = option(
@@ -156,7 +161,8 @@ class AutoencoderSampling(PictureSampling):
     n: int = positive(16, "images to draw; paths to draw between images; channels to traverse")
     what: str = choice(
         "prior", ["prior", "interpolation", "traversal", "reconstruction"],
-        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; or images beside their reconstructions",
+        "decoded draws from the prior; paths between two; a draw with one channel at a time moved; "
+        "or images beside their reconstructions",
     )  # fmt: skip
     images: list[str] = option(
         [], "files to reconstruct, to go between (two) or to traverse (one); repeat for several"
@@ -265,7 +271,8 @@ class PairsConfig(RunConfig):
             raise UserError(f"n={self.n}: answers are taken two by two")
         if self.prompts and not self.reward:
             raise UserError(
-                "prompts of your own need reward=runs/RM or the name of a registered reward: gold is for storygen alone"
+                "prompts of your own need reward=runs/RM or the name of a registered reward: "
+                "gold is for storygen alone"
             )
 
 

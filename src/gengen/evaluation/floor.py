@@ -1,4 +1,6 @@
-"""What real images score where samples are judged: the floor of a Fréchet distance, and how far it varies by chance."""
+"""What real images score where samples are measured: the floor of a Fréchet distance, and how far it varies by
+chance.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ ENOUGH = 4  # images for each feature; with fewer, their covariance is mostly no
 class Floor:
     """Features and labels of all training images, the reference, and of as many held-out images as there are samples.
 
-    A sample has the label of the held-out image in its place, so neither the count nor the mix of classes is between
-    them.
+    A sample has the label of the held-out image in its place, so the two differ neither in count nor in the mix of
+    classes.
     """
 
     train: Tensor  # (N, D)
@@ -27,19 +29,19 @@ class Floor:
     labels: Tensor  # (n,)
 
     def distance(self, features: Tensor) -> float:
-        """Of features (n, D) from the training images."""
+        """Return the distance of features (n, D) from the training images."""
         return distance(self.train, features)
 
     def redrawn(self, generator: torch.Generator) -> Tensor:
-        """Distances of real images drawn anew, (REDRAWS,): of each label as many as are held out, from all of the real
-        images; those that are left are the reference."""
+        """Return distances of real images drawn anew, (REDRAWS,): of each label as many as are held out, from all of
+        the real images; those that are left are the reference."""
         features, labels = torch.cat([self.train, self.held_out]), torch.cat([self.train_labels, self.labels])
         draws = redraws(labels, self.labels, generator)
         return torch.tensor([distance(features[~drawn], features[drawn]) for drawn in draws], dtype=torch.float64)
 
     def compare(self, samples: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        """The distance of samples (n, D) and that of the held-out images, mean and std of the redrawn ones, how many
-        times the held-out images' distance the samples' is, and whether images are too few for their features."""
+        """Return the distance of samples (n, D) and that of the held-out images, mean and std of the redrawn ones, how
+        many times the held-out images' distance the samples' is, and whether images are too few for their features."""
         found, floor, redrawn = self.distance(samples), self.distance(self.held_out), self.redrawn(generator)
         spread = {"redraws": len(redrawn), "mean": redrawn.mean().item(), "std": redrawn.std().item()}
         times = found / floor if floor > 1e-9 else None
@@ -47,19 +49,21 @@ class Floor:
         return {"n": len(samples), "samples": found, "real": floor, **spread, "times_floor": times, "few": few}
 
     def of(self, label: int) -> "Floor":
-        """The same for one class."""
+        """Return the same for one class."""
         train, held_out = self.train_labels == label, self.labels == label
         return Floor(self.train[train], self.train_labels[train], self.held_out[held_out], self.labels[held_out])
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between the Gaussians of two sets of features, (N, D) and (M, D)."""
+    """Return the Fréchet distance between the Gaussians of two sets of features, (N, D) and (M, D)."""
     return frechet_distance(*gaussian(a), *gaussian(b))
 
 
 def redraws(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """REDRAWS times, which of some images (N,) are drawn, bool: as many of each label as `wanted` (n,) has, at random."""
-    counts = list(zip(*(each.tolist() for each in wanted.unique(return_counts=True)), strict=True))
+    """Yield, REDRAWS times, which of some images (N,) are drawn, bool: as many of each label as `wanted` (n,) has, at
+    random."""
+    kinds, numbers = wanted.unique(return_counts=True)
+    counts = list(zip(kinds.tolist(), numbers.tolist(), strict=True))
     for _ in range(REDRAWS):
         order = torch.randperm(len(labels), generator=generator)
         drawn = torch.zeros(len(labels), dtype=torch.bool)

@@ -1,82 +1,91 @@
-"""What `evaluate` says of a run of images: how good samples and reconstructions are, beside what real images and noise
-score.
+"""What `evaluate` measures of a run of images: how good samples and reconstructions are, beside what real images and
+noise score.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gengen.config.commands import DiffusionSettings, EvaluateConfig
+from gengen.config.commands import EvaluateConfig
 from gengen.data.image.prepare import ImageSet, PreparedImages
 from gengen.errors import UserError
 from gengen.evaluation.features import EfficientNetFeatures, efficientnet
 from gengen.evaluation.floor import Floor
-from gengen.evaluation.judges import accuracy, judge_for
+from gengen.evaluation.html import in_line
+from gengen.evaluation.judges import ImageClassifierJudge, accuracy, judge_for
 from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, mean_kernel, nearest, prdc, psnr, ssim
-from gengen.evaluation.report import in_line
+from gengen.generation.base import GeneratesImages, Generator, LabelSampler, Reconstructs
 from gengen.generation.image.files import enlarged, grid, write_png
 from gengen.io import Say
 
 NEIGHBOURS = 5  # the k of precision, recall, density and coverage
 BATCH = 250
 SHOWN, COMPARED = 60, 12  # samples in the grid; samples shown beside their nearest training images
+NOISE = "held-out images, the pixels of each shuffled"
 LISTED = 12  # classes that are printed, those farthest from their floor first
 
 Features = Callable[[Tensor], Tensor]
 """uint8 (N, C, H, W) -> (N, D)"""
+Figures = dict[str, Any]
+"""A JSON tree of numbers by their names."""
+
+
+class TimedDraws:
+    """Draws by a label sampler; keeps the images (N, C, H, W), their labels (N,) and the seconds that drawing took."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __init__(self, draw: LabelSampler):
+        self.draw, self.seconds = draw, 0.0
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        start = time.perf_counter()
+        self.images, self.labels = self.draw(labels), labels
+        self.seconds = time.perf_counter() - start
+        return self.images
 
 
 def evaluate_run(
-    generator: Any, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say
-) -> dict[str, Any]:
-    """Every figure that applies to the generator, and in `folder` samples.png and nearest.png.
-    A generator has `judged(config)`: a call that draws an image for each label, or None where its draws are not meant
-    to be pictures; and `reconstruct`, if it is an autoencoder."""
-    result: dict[str, Any] = {}
-    if hasattr(generator, "reconstruct"):
-        result["reconstruction"] = evaluate_reconstruction(
-            generator.reconstruct, prepared, say, max(config.samples, 10), config.seed
-        )
+    generator: Generator, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say
+) -> Figures:
+    """Return every figure that applies to the generator, and write samples.png and nearest.png in `folder`."""
+    if not isinstance(generator, GeneratesImages):
+        raise UserError(f"{config.run} draws no images, so none can be measured")
+    result: Figures = {}
+    # 1. an autoencoder's reconstructions
+    if isinstance(generator, Reconstructs):
+        n = max(config.samples, 10)
+        result["reconstruction"] = evaluate_reconstruction(generator.reconstruct, prepared, say, n, config.seed)
         say(in_line("reconstruction", result["reconstruction"]))
-    draw: Callable[[Tensor], Tensor] | None = generator.judged(config)
+    draw = generator.label_sampler(config)
     if draw is None or config.samples == 0:
         return result
-    kept: list[Tensor] = []
-    asked: list[Tensor] = []
-    spent = 0.0
-
-    def generate(labels: Tensor) -> Tensor:
-        nonlocal spent
-        start = time.perf_counter()
-        kept.append(draw(labels))
-        spent = time.perf_counter() - start
-        asked.append(labels)
-        return kept[0]
-
-    features = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
-    conditional = bool(generator.classes)
-    figures = evaluate_images(
-        generate, prepared, say, config.samples, config.seed, conditional=conditional, lite0=features
-    )
-    if hasattr(generator, "settings"):
-        result["settings"] = {f.name: asdict(config)[f.name] for f in fields(DiffusionSettings)}
+    # 2. samples of the labels of held-out images
+    drawn, conditional = TimedDraws(draw), bool(generator.classes)
+    lite0 = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
+    figures = evaluate_images(drawn, prepared, say, config.samples, config.seed, conditional=conditional, lite0=lite0)
+    if draw.settings:
+        result["settings"] = dict(draw.settings)
     result |= figures
-    result["images_per_second"] = len(kept[0]) / spent
+    result["images_per_second"] = len(drawn.images) / drawn.seconds
     say(f"drawing        {result['images_per_second']:.0f} images/s")
     for line in in_words(figures):
         say(line)
+    # 3. pictures of some of them
     folder.mkdir(exist_ok=True)
-    rows, columns = shown(asked[0], len(prepared.classes) if conditional else 0)
-    write_png(folder / "samples.png", grid(enlarged(kept[0][rows]), columns))
+    rows, columns = shown(drawn.labels, len(prepared.classes) if conditional else 0)
+    write_png(folder / "samples.png", grid(enlarged(drawn.images[rows]), columns))
     judge = judge_for(prepared, say)
-    nearest_panel(kept[0][:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
+    nearest_panel(drawn.images[:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
     say(
-        f"pictures: {folder}/samples.png, {folder}/nearest.png (each sample, its nearest training images in pixels and in features)"
+        f"pictures: {folder}/samples.png, {folder}/nearest.png "
+        "(each sample, its nearest training images in pixels and in features)"
     )
     return result
 
@@ -84,8 +93,8 @@ def evaluate_run(
 def evaluate_images(
     generate: Callable[[Tensor], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0, *,
     conditional: bool = True, lite0: Features | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Draw n samples with the labels of held-out images, and judge both against all of the training split.
+) -> Figures:  # fmt: skip
+    """Draw n samples with the labels of held-out images, and measure both against all of the training split.
 
     generate(labels (n,)) -> uint8 (n, C, H, W), as `to_uint8` makes it. conditional=False: it ignores labels, so
     nothing is said by class. lite0: EfficientNetFeatures, for `fd_efflite0`. The same seed draws the same real images.
@@ -95,50 +104,83 @@ def evaluate_images(
     that one's spread (`Floor.compare`); and under `facts` the counts and the judge's accuracy. Distances depend on n.
     """
     n = held_out_count(prepared, n, say)
-    draw = torch.Generator().manual_seed(seed)
     judge = judge_for(prepared, say)
-    train, held_out = prepared.train, torch.randperm(len(prepared.val), generator=draw)[:n]
-    real, labels = prepared.val.images[held_out], prepared.val.labels[held_out]
-    images = {"samples": checked(generate(labels), real), "real": real, "noise": shuffled(real, draw)}
-    result: dict[str, Any] = {name: {} for name in images} | {"floor": {}}
-    result["facts"] = {"n": n, "seed": seed, "reference": len(train)}
-    result["facts"]["noise"] = "held-out images, the pixels of each shuffled"
+    comparison = Comparison.of(generate, prepared, n, seed)
+    if judge is not None:
+        comparison.result["facts"]["judge"] = judge.facts
+        floor, features = comparison.add_distances("fd_smallcnn", judge.features)
+        comparison.add_neighbours(floor, features)
+        comparison.add_accuracy(judge, features, conditional)
+        if conditional:
+            comparison.add_classes(judge, floor, features["samples"], prepared.classes)
+    if lite0 is not None:
+        comparison.add_distances("fd_efflite0", lite0)
+    say(
+        "fid: not computed; only features of the TF-Inception network may bear that name, "
+        "and its weights are not at hand"
+    )
+    return comparison.result
 
-    def compare(name: str, network: Features) -> tuple[Floor, dict[str, Tensor]]:
-        """Add the distances in the features of a network; return these."""
-        features = {which: network(pictures) for which, pictures in images.items()}
-        floor = Floor(network(train.images), train.labels, features["real"], labels)
-        for which in images:
-            result[which][name] = floor.distance(features[which])
-        result["floor"][name] = floor.compare(features["samples"], draw)
+
+@dataclass
+class Comparison:
+    """Samples beside as many held-out images and noise, all measured against the training split.
+
+    images: name -> uint8 (n, C, H, W); labels: (n,), those of the held-out images and so of the samples; draw: what
+    all random choices are drawn from, in the order of the calls; result: all that was found so far.
+    """
+
+    train: ImageSet
+    images: dict[str, Tensor]
+    labels: Tensor
+    draw: torch.Generator
+    result: Figures
+
+    @classmethod
+    def of(cls, generate: Callable[[Tensor], Tensor], prepared: PreparedImages, n: int, seed: int) -> "Comparison":
+        """Choose n held-out images, and draw a sample of the label of each."""
+        draw = torch.Generator().manual_seed(seed)
+        held_out = torch.randperm(len(prepared.val), generator=draw)[:n]
+        real, labels = prepared.val.images[held_out], prepared.val.labels[held_out]
+        images = {"samples": checked(generate(labels), real), "real": real, "noise": shuffled(real, draw)}
+        facts = {"n": n, "seed": seed, "reference": len(prepared.train)} | {"noise": NOISE}
+        result: Figures = {name: {} for name in images} | {"floor": {}, "facts": facts}
+        return cls(prepared.train, images, labels, draw, result)
+
+    def add_distances(self, name: str, network: Features) -> tuple[Floor, dict[str, Tensor]]:
+        """Add the Fréchet distances in the features of a network. Returns the floor, and the features of each set."""
+        features = {which: network(pictures) for which, pictures in self.images.items()}
+        floor = Floor(network(self.train.images), self.train.labels, features["real"], self.labels)
+        for which in self.images:
+            self.result[which][name] = floor.distance(features[which])
+        self.result["floor"][name] = floor.compare(features["samples"], self.draw)
         return floor, features
 
-    if judge is not None:
-        result["facts"]["judge"] = judge.facts
-        floor, features = compare("fd_smallcnn", judge.features)
-        kernel, some = mean_kernel(floor.train), floor.train[torch.randperm(len(train), generator=draw)[:n]]
+    def add_neighbours(self, floor: Floor, features: dict[str, Tensor]) -> None:
+        """Add KID, precision, recall, density, coverage and authenticity."""
+        kernel = mean_kernel(floor.train)
+        some = floor.train[torch.randperm(len(self.train), generator=self.draw)[: len(self.labels)]]
         for which, found in features.items():
-            result[which]["kid_smallcnn"] = kid(floor.train, found, kernel)
-            result[which] |= prdc(some, found, NEIGHBOURS) | {"auth_pct": auth_pct(floor.train, found)}
-            if conditional or which == "real":
-                result[which]["accuracy"] = accuracy(judge.classify(found), labels)
-        if conditional:
-            result["by_class"] = {}
-            for label, name in enumerate(prepared.classes):
-                of, rows = floor.of(label), labels == label
-                if min(len(of.train), len(of.held_out)) > 1:  # a covariance of one there is not
-                    right = {"accuracy": accuracy(judge.classify(features["samples"][rows]), labels[rows])}
-                    result["by_class"][name] = of.compare(features["samples"][rows], draw) | right
-    if lite0 is not None:
-        compare("fd_efflite0", lite0)
-    say(
-        "fid: not computed; only features of the TF-Inception network may bear that name, and its weights are not at hand"
-    )
-    return result
+            self.result[which]["kid_smallcnn"] = kid(floor.train, found, kernel)
+            self.result[which] |= prdc(some, found, NEIGHBOURS) | {"auth_pct": auth_pct(floor.train, found)}
+
+    def add_accuracy(self, judge: ImageClassifierJudge, features: dict[str, Tensor], conditional: bool) -> None:
+        """Add how often the judge sees the class that was asked for."""
+        for which in features if conditional else ["real"]:
+            self.result[which]["accuracy"] = accuracy(judge.classify(features[which]), self.labels)
+
+    def add_classes(self, judge: ImageClassifierJudge, floor: Floor, samples: Tensor, classes: Sequence[str]) -> None:
+        """Add the distance and the accuracy of each class, by the features of the samples."""
+        self.result["by_class"] = {}
+        for label, name in enumerate(classes):
+            of, rows = floor.of(label), self.labels == label
+            if min(len(of.train), len(of.held_out)) > 1:  # of fewer there is no covariance
+                right = {"accuracy": accuracy(judge.classify(samples[rows]), self.labels[rows])}
+                self.result["by_class"][name] = of.compare(samples[rows], self.draw) | right
 
 
-def in_words(figures: dict[str, Any]) -> Iterator[str]:
-    """What `evaluate_images` found, for people."""
+def in_words(figures: Figures) -> Iterator[str]:
+    """Yield lines that say what `evaluate_images` found."""
     for name in ("samples", "real", "noise"):
         yield in_line(name, figures[name])
     for name, row in figures["floor"].items():
@@ -156,8 +198,8 @@ def in_words(figures: dict[str, Any]) -> Iterator[str]:
         yield f"by class: {min(few)} to {max(few)} images are few for a covariance of the features: mostly noise"
 
 
-def beside_floor(row: dict[str, Any]) -> str:
-    """A distance, its floor and that one's spread, in one line."""
+def beside_floor(row: Figures) -> str:
+    """Return a distance, its floor and that one's spread, in one line."""
     times = f", {row['times_floor']:.3g} times" if row["times_floor"] else ", against"
     return (
         f"{row['samples']:.4g}{times} the floor of {row['real']:.4g} (real images drawn anew: {row['mean']:.4g} +- "
@@ -166,7 +208,7 @@ def beside_floor(row: dict[str, Any]) -> str:
 
 
 def shown(labels: Tensor, classes: int) -> tuple[Tensor, int]:
-    """Which samples a grid shows, row by row, and its columns: one a class, where there are few classes, each full."""
+    """Return which samples a grid shows, row by row, and its columns: one a class, each full, where there are few."""
     of = [rows for label in range(classes) if len(rows := (labels == label).nonzero()[:, 0])]
     if not 1 < len(of) <= 12:
         return torch.arange(min(len(labels), SHOWN)), 10
@@ -176,8 +218,8 @@ def shown(labels: Tensor, classes: int) -> tuple[Tensor, int]:
 
 def evaluate_reconstruction(
     reconstruct: Callable[[Tensor], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """How well held-out images survive `reconstruct`: uint8 (B, C, H, W) -> uint8 of that shape.
+) -> Figures:
+    """Measure how well held-out images survive `reconstruct`: uint8 (B, C, H, W) -> uint8 of that shape.
 
     psnr: dB, mean over images, an exact copy counted as 100; ssim: mean over images; rfd_smallcnn: Fréchet distance in
     the judge's features between the images and their reconstructions, 0 for copies.
@@ -186,7 +228,7 @@ def evaluate_reconstruction(
     rows = torch.randperm(len(prepared.val), generator=torch.Generator().manual_seed(seed))[:n]
     real = prepared.val.images[rows]
     rebuilt = checked(torch.cat([reconstruct(part) for part in real.split(BATCH)]), real)
-    result: dict[str, Any] = {
+    result: Figures = {
         "psnr": psnr(real, rebuilt).clamp(max=100).mean().item(),
         "ssim": ssim(real, rebuilt).mean().item(),
         "facts": {"n": n, "seed": seed},
@@ -199,19 +241,20 @@ def evaluate_reconstruction(
 
 
 def held_out_count(prepared: PreparedImages, n: int, say: Say) -> int:
-    """n, or as many held-out images as there are, which is said."""
+    """Return n, or as many held-out images as there are, with a line that says so."""
     if n > len(prepared.val):
         say(f"evaluate: {len(prepared.val):,} images are held out; everything is measured on as many, not on {n:,}")
         n = len(prepared.val)
     if n < 2 * NEIGHBOURS or len(prepared.train) < n:
         raise UserError(
-            f"evaluate: {n} images against {len(prepared.train)}: at least {2 * NEIGHBOURS} are needed, and no fewer to train on"
+            f"evaluate: {n} images against {len(prepared.train)}: at least {2 * NEIGHBOURS} are needed, "
+            "and no fewer to train on"
         )
     return n
 
 
 def checked(images: Tensor, like: Tensor) -> Tensor:
-    """The images on the CPU; raises ValueError unless they are of the kind and shape of the real ones."""
+    """Return the images on the CPU; raises ValueError unless they are of the kind and shape of the real ones."""
     if images.dtype != torch.uint8 or images.shape != like.shape:
         raise ValueError(
             f"expected uint8 {tuple(like.shape)} as to_uint8 makes them, got {images.dtype} {tuple(images.shape)}"
@@ -220,7 +263,7 @@ def checked(images: Tensor, like: Tensor) -> Tensor:
 
 
 def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with its pixels in an order of its own: the same colours, no shape."""
+    """Return each image with its pixels in an order of its own: the same colours, no shape."""
     order = torch.rand(len(images), 1, images[0, 0].numel(), generator=generator).argsort(-1)
     return images.flatten(2).gather(2, order.expand(-1, images.shape[1], -1)).view(images.shape)
 

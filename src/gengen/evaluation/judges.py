@@ -1,4 +1,4 @@
-"""The judge of a data set: a small classifier whose features and verdicts other models' images are measured by.
+"""The judge of a data set: a small classifier whose features and decisions other models' images are measured by.
 
 It is trained once on the training split, with a seed and an architecture of its own (convolutions, batch norm,
 max-pooling), and is used in no training. It is kept in <data.dir>/judges/smallcnn-<fingerprint>/ and always used as it
@@ -28,7 +28,7 @@ BATCH = 128
 NOISE, BLUR = 10.0, 0.75  # levels of 255 and pixels: how much of either it learns to overlook, as an eye does
 
 
-class Judge(nn.Module):
+class ImageClassifierJudge(nn.Module):
     """Images of 28 to 64 pixels a side -> 128 features -> logits. `facts` says how it was made and how often it is
     right.
     """
@@ -64,14 +64,14 @@ class Judge(nn.Module):
         return self.classify(self.features(images))
 
 
-def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
-    """The judge of this data, in eval mode on the CPU; trained first where there is none. None, and a line, without
-    classes.
-    """
+def judge_for(prepared: PreparedImages, say: Say) -> ImageClassifierJudge | None:
+    """Return the judge of this data, in eval mode on the CPU; trained first where there is none. None, with a line
+    that says so, for data without classes."""
     classes, channels = len(prepared.classes), prepared.train.images.shape[1]
     if classes < 2:
         say(
-            f"judge: the data has {classes or 'no'} class{'es' if not classes else ''}; a judge needs two, so nothing is measured by one"
+            f"judge: the data has {classes or 'no'} class{'es' if not classes else ''}; a judge needs two, "
+            "so nothing is measured by one"
         )
         return None
     home = Path(prepared.config.dir) / "judges" / f"{NAME}-{prepared.fingerprint[:16]}"
@@ -92,23 +92,21 @@ def judge_for(prepared: PreparedImages, say: Say) -> Judge | None:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of images, among those with a label, whose largest logit (N, K) is their label (N,); 0 where none has
-    one.
-    """
+    """Return the share of images, among those with a label, whose largest logit (N, K) is their label (N,); 0 where
+    none has one."""
     right = (logits.argmax(1) == labels)[labels >= 0]
     return right.double().mean().item() if len(right) else 0.0
 
 
-def train(prepared: PreparedImages) -> Judge:
-    """A judge of the training split's labelled images. Draws from its own seed; leaves the process's generators as
-    they were.
-    """
+def train(prepared: PreparedImages) -> ImageClassifierJudge:
+    """Train a judge on the training split's labelled images. Draws from its own seed; leaves the process's generators
+    as they were."""
     data, labelled = prepared.train, (prepared.train.labels >= 0).nonzero()[:, 0]
     n = len(labelled)
     batch, epochs = min(BATCH, n), min(max(-(-SEEN // n), 8), 40)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        judge = Judge(data.images.shape[1], len(prepared.classes)).to(memory_format=torch.channels_last)
+        judge = ImageClassifierJudge(data.images.shape[1], len(prepared.classes)).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=0.01, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2
@@ -128,9 +126,9 @@ def train(prepared: PreparedImages) -> Judge:
 
 
 def augmented(images: Tensor, flip: bool) -> Tensor:
-    """Each uint8 image of (N, C, H, W) shifted by up to a sixteenth of its side, edges repeated; half of them mirrored
-    if `flip`; then blurred and under noise, each to a degree of its own, so that what cannot be seen moves no verdict.
-    uint8."""
+    """Shift each uint8 image of (N, C, H, W) by up to a sixteenth of its side, edges repeated; mirror half of them if
+    `flip`; then blur them and add noise, to each in a degree of its own, so that what cannot be seen changes no
+    decision. Returns uint8."""
     n, _, height, width = images.shape
     reach = max(height, width) // 16
     down, right = torch.randint(-reach, reach + 1, (2, n, 1))
@@ -145,7 +143,7 @@ def augmented(images: Tensor, flip: bool) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Each image of (N, C, H, W) under a Gaussian of its own deviation (N,) in pixels, at most 1; edges repeated;
+    """Blur each image of (N, C, H, W) by a Gaussian of its own deviation (N,) in pixels, at most 1; edges repeated;
     fp32.
     """
     n, c, height, width = images.shape
@@ -156,7 +154,7 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
     return x.view(n, c, height, width)
 
 
-def _open(home: Path, recipe: dict[str, Any], channels: int, classes: int) -> Judge:
+def _open(home: Path, recipe: dict[str, Any], channels: int, classes: int) -> ImageClassifierJudge:
     """Read a judge; raises Damaged if it is missing, not as written, or made in another way."""
     facts, weights = read_json(home / "judge.json"), home / "judge.safetensors"
     if not isinstance(facts, dict) or {key: facts.get(key) for key in recipe} != recipe:
@@ -164,6 +162,6 @@ def _open(home: Path, recipe: dict[str, Any], channels: int, classes: int) -> Ju
     if not weights.is_file() or sha256(weights) != facts.get("sha256"):
         raise Damaged(weights, "sha256 does not match")
     with torch.random.fork_rng(devices=[]):
-        judge = Judge(channels, classes, facts)
+        judge = ImageClassifierJudge(channels, classes, facts)
     load_weights(judge, read_tensors(weights), weights)
     return judge.eval().requires_grad_(False)

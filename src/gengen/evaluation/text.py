@@ -1,4 +1,4 @@
-"""What `evaluate` says of a language model: how well it predicts, how its samples read beside real text, what they
+"""What `evaluate` measures of a language model: how well it predicts, how its samples read beside real text, what they
 copy, its speed.
 """
 
@@ -7,8 +7,8 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
-from html import escape
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -25,11 +25,11 @@ from gengen.data.text.prepare import PreparedText
 from gengen.data.text.shards import TokenStream
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.data.text.windows import NO_LABEL, batch, shifted
-from gengen.evaluation import report
+from gengen.evaluation import html
 from gengen.evaluation.copying import copied_share, matching_lengths
-from gengen.generation.text.generator import Sample, TextGenerator
+from gengen.generation.base import Sample
+from gengen.generation.text.generator import TextGenerator
 from gengen.io import Say
-from gengen.training.objective import Objective
 
 SCORED, LOGITS = 2**16, 2**24  # validation tokens at most that are looked at one by one; logits held at once
 BINS, BLOCKS = 15, 8  # of confidence; of places in the window
@@ -44,10 +44,11 @@ Tokens = Sequence[int]
 def predictions(
     model: nn.Module, stream: TokenStream, context: int, vocab_size: int, limit: int = SCORED
 ) -> list[Tensor]:
-    """Of N held-out tokens: nats; probability of the likeliest token; whether that was right; place in the window.
-    (N,) each.
+    """Predict N held-out tokens. Returns, (N,) each: nats; probability of the likeliest token; whether that was right;
+    place in the window.
 
-    In the windows that bits-per-byte is measured on; in every k-th of them where they hold more than `limit` tokens.
+    They are those of the windows that bits-per-byte is measured on; of every k-th window where these hold more than
+    `limit` tokens.
     """
     starts = range(0, len(stream) - 1, context)
     starts = starts[:: math.ceil(len(starts) * context / limit)]
@@ -71,9 +72,10 @@ def predictions(
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> Figures:
-    """The reliability curve of the likeliest token, in bins of equal width, and its expected calibration error (Guo et
-    al. 2017, eq. 3): the sum over bins of (share of the tokens) |accuracy - mean confidence|. confidence, correct:
-    (N,)."""
+    """Return the reliability curve of the likeliest token, in bins of equal width, and its expected calibration error
+    (Guo et al. 2017, eq. 3): the sum over bins of (share of the tokens) |accuracy - mean confidence|.
+
+    confidence, correct: (N,)."""
     bins = (confidence * BINS).long().clamp(0, BINS - 1)
     tokens, sure, right = (bins.bincount(x, BINS) for x in (torch.ones_like(confidence), confidence, correct.double()))
     return {
@@ -91,7 +93,7 @@ def calibration(confidence: Tensor, correct: Tensor) -> Figures:
 
 
 def loss_by_place(nats: Tensor, place: Tensor, context: int) -> list[Figures]:
-    """The mean loss of the tokens in each of BLOCKS equal stretches of the window. nats, place: (N,)."""
+    """Return the mean loss of the tokens in each of BLOCKS equal stretches of the window. nats, place: (N,)."""
     blocks = place * BLOCKS // context
     stretches = (blocks == block for block in blocks.unique())
     return [{"from": int(place[s].min()), "to": int(place[s].max()), "loss": nats[s].mean().item()} for s in stretches]
@@ -102,19 +104,19 @@ def ngrams(text: Tokens, n: int) -> list[tuple[int, ...]]:
 
 
 def distinct(texts: Sequence[Tokens], n: int) -> float | None:
-    """Different n-grams / all n-grams of the texts together (Li et al. 2016); falls with the amount of text."""
+    """Return different n-grams / all n-grams of the texts together (Li et al. 2016); falls with the amount of text."""
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repeated(texts: Sequence[Tokens], n: int) -> float | None:
-    """The share of a text's n-grams that it has had before (Welleck et al. 2020), mean over the texts."""
+    """Return the share of a text's n-grams that it has had before (Welleck et al. 2020), mean over the texts."""
     shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := ngrams(text, n))]
     return mean(shares) if shares else None
 
 
 def copies(texts: Sequence[Tokens], matching: Sequence[np.ndarray], tokenizer: TextTokenizer) -> Figures:
-    """What of the texts stands word for word in the training text, as `matching_lengths` found it."""
+    """Return how much of the texts stands word for word in the training text, as `matching_lengths` found it."""
     longest = []  # of each text: in tokens, in bytes
     for text, lengths in zip(texts, matching, strict=True):
         ends = np.cumsum([0, *(len(tokenizer.decode_bytes([token])) for token in text)])
@@ -132,9 +134,8 @@ def copies(texts: Sequence[Tokens], matching: Sequence[np.ndarray], tokenizer: T
 
 
 def real_passages(stream: TokenStream, lengths: Sequence[int], eot: int) -> list[list[int]]:
-    """A held-out passage of each length: from where a document begins, as samples do, if enough are as long; else at
-    even distances.
-    """
+    """Return a held-out passage of each length: from where a document begins, as samples do, if enough are as long;
+    else at even distances."""
     tokens, longest = stream.read(0, len(stream)), max(lengths)
     begins = np.flatnonzero(tokens == eot) + 1
     begins = begins[np.diff(begins, append=len(tokens) + 1) > longest]
@@ -145,7 +146,8 @@ def real_passages(stream: TokenStream, lengths: Sequence[int], eot: int) -> list
 
 
 def text_figures(samples: Sequence[Sample], prepared: PreparedText) -> dict[str, Figures]:
-    """Of the samples, and of as many, equally long `real` passages of held-out text: the scale."""
+    """Return the figures of the samples, and, as their scale, of as many equally long `real` passages of held-out
+    text."""
     drawn = [sample.tokens for sample in samples]
     real = real_passages(prepared.val, [len(text) for text in drawn], prepared.tokenizer.eot)
     matching = matching_lengths(prepared.train, drawn + real)
@@ -159,8 +161,9 @@ def text_figures(samples: Sequence[Sample], prepared: PreparedText) -> dict[str,
     return result
 
 
-def latency(generator: TextGenerator, prompt: str, settings: Figures) -> Figures:
-    """Milliseconds from a prompt to its first token, and from one token to the next, of one text at a time; medians."""
+def latency(generator: TextGenerator, prompt: str, settings: DecodingSettings) -> Figures:
+    """Return the median milliseconds from a prompt to its first token, and from one token to the next, of one text at
+    a time."""
     first, later = [], []
     for draw in range(1 + TIMED):
         ticks = [time.perf_counter()]
@@ -169,7 +172,8 @@ def latency(generator: TextGenerator, prompt: str, settings: Figures) -> Figures
             ticks.append(time.perf_counter())
             return False
 
-        generator.generate(prompt, **settings | {"max_tokens": TIMED_TOKENS, "seed": draw}, interrupted=tick)
+        timed = replace(settings, max_tokens=TIMED_TOKENS, seed=draw)
+        list(generator.samples(prompt, timed, interrupted=tick))
         ticks.append(time.perf_counter())
         if draw:
             first.append(1000 * (ticks[2] - ticks[0]))
@@ -178,80 +182,89 @@ def latency(generator: TextGenerator, prompt: str, settings: Figures) -> Figures
 
 
 def evaluate_text(
-    objective: Objective, generator: TextGenerator, known: Figures, config: TextEvaluation, folder: Path, say: Say
+    generator: TextGenerator,
+    prepared: PreparedText,
+    validation: Figures,
+    config: TextEvaluation,
+    folder: Path,
+    say: Say,
+    autocast: AbstractContextManager[object] | None = None,
 ) -> Figures:
-    """Every figure of a language model beyond the validation metrics that are `known`, and in `folder` a page that
-    shows them all.
+    """Return every figure of a language model beyond its `validation` metrics; in `folder`, write a page that shows
+    them all.
+
+    autocast: the precision that held-out text is predicted in, which the validation metrics were measured in.
     """
-    prepared: PreparedText = getattr(objective, "prepared")
     model, context = generator.model, generator.context
-    with objective.averaged(), objective.autocast():
+    with autocast or nullcontext():
         nats, confidence, correct, place = predictions(model, prepared.val, context, model.vocab_size)
     result: Figures = {
         "validation": {
-            "perplexity": math.exp(known["val/loss"]),
+            "perplexity": math.exp(validation["val/loss"]),
             "tokens": len(prepared.val) - 1,
             "bytes": prepared.val_bytes,
         },
         "calibration": calibration(confidence, correct),
         "loss_by_place": loss_by_place(nats, place, context),
     }
-    settings = {"seed": config.seed} | {f.name: getattr(config, f.name) for f in fields(DecodingSettings)}
-    speed = latency(generator, prepared.tokenizer.decode(prepared.val.read(0, context // 2)), settings)
+    speed = latency(generator, prepared.tokenizer.decode(prepared.val.read(0, context // 2)), config)
     samples: list[Sample] = []
     if config.samples:
         start = time.perf_counter()
-        samples = generator.generate("", n=config.samples, **settings)
+        samples = list(generator.samples("", config, n=config.samples))
         speed["tokens_per_second"] = sum(len(sample.tokens) for sample in samples) / (time.perf_counter() - start)
-        result |= {"settings": settings} | text_figures(samples, prepared)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    on_gpu = generator.engine.device.type == "cuda"
-    speed["peak_memory_mb"] = (torch.cuda.max_memory_allocated(generator.engine.device) if on_gpu else resident) / 1e6
+        result["settings"] = {f.name: getattr(config, f.name) for f in fields(DecodingSettings)}
+        result |= text_figures(samples, prepared)
+    speed["peak_memory_mb"] = peak_memory(generator.engine.device) / 1e6
     result["speed"] = speed | {"parameters": sum(p.numel() for p in model.parameters())}
-    for name in (name for name in ("validation", "calibration", "samples", "real", "speed") if name in result):
-        say(report.in_line(name, result[name]))
-    if samples:
-        say(f"longest copy   {result['samples']['longest_copy']} tokens: {result['samples']['longest_passage']!r}")
+    show(result, say)
     folder.mkdir(exist_ok=True)
-    replace_text(folder / "evaluation.html", redact(page(known | result, samples)))
+    replace_text(folder / "evaluation.html", redact(page(validation | result, samples)))
     say(f"page: {folder}/evaluation.html")
     return result
 
 
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory that was in use so far, in bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(result: Figures, say: Say) -> None:
+    """Show a line for each group of figures."""
+    for name in ("validation", "calibration", "samples", "real", "speed"):
+        if name in result:
+            say(html.in_line(name, result[name]))
+    if "samples" in result:
+        say(f"longest copy   {result['samples']['longest_copy']} tokens: {result['samples']['longest_passage']!r}")
+
+
 def page(result: Figures, samples: Sequence[Sample]) -> str:
-    """All figures and the samples in one file that needs no network."""
+    """Return all figures and the samples in one file that needs no network."""
     facts = result | result["validation"] | result["calibration"] | result["speed"]
     pictures = curves(result["calibration"]["reliability"], result["loss_by_place"])
-    parts = [f"{table({result['checkpoint']: facts})}<h2>Predictions of held-out text</h2>{pictures}"]
+    parts = [side_by_side({result["checkpoint"]: facts}), f"<h2>Predictions of held-out text</h2>{pictures}"]
     if samples:
         columns = {name: result[name] for name in ("samples", "real")}
-        parts.append(
-            f"<h2>Samples beside as much held-out text</h2>{table(columns)}<h3>Longest passages that training text holds</h3>"
-        )
-        parts += [f"<p>{name}</p><pre>{escape(column['longest_passage'])}</pre>" for name, column in columns.items()]
+        parts.append(f"<h2>Samples beside as much held-out text</h2>{side_by_side(columns)}")
+        parts.append("<h3>Longest passages that training text holds</h3>")
+        parts += [f"<p>{name}</p>{html.preformatted(column['longest_passage'])}" for name, column in columns.items()]
         for sample, (tokens, size) in zip(samples, result["samples"]["longest_copies"], strict=True):
             title = f"{sample.index}: {sample.finish_reason}, longest copy {tokens} tokens, {size} bytes"
-            parts.append(f"<h3>{title}</h3><pre>{escape(sample.text)}</pre>")
-    return report.page("Evaluation", *parts)
+            parts.append(f"<h3>{title}</h3>{html.preformatted(sample.text)}")
+    return html.page("Evaluation", *parts)
 
 
-def table(columns: dict[str, Figures]) -> str:
-    """The numbers of each column side by side, in rows by their names."""
-
-    def cell(value: float | None) -> str:
-        return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
+def side_by_side(columns: dict[str, Figures]) -> str:
+    """Return the numbers of each column in rows by their names."""
     names = [name for name, value in next(iter(columns.values())).items() if isinstance(value, (int, float))]
-    rows = [["", *columns], *([name, *(cell(column[name]) for column in columns.values())] for name in names)]
-    return (
-        "<table>"
-        + "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-        + "</table>"
-    )
+    cells = ([name, *(html.number(column[name]) for column in columns.values())] for name in names)
+    return html.table([["", *columns], *cells])
 
 
 def curves(reliability: list[Figures], by_place: list[Figures]) -> str:
-    """An image: accuracy and number of predictions by confidence, and loss by place in the window."""
+    """Draw accuracy and number of predictions by confidence, and loss by place in the window."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -264,4 +277,4 @@ def curves(reliability: list[Figures], by_place: list[Figures]) -> str:
     accuracy.set(xlabel="confidence in the likeliest token", ylabel="share that was right")
     number.set(xlabel="confidence in the likeliest token", ylabel="predictions")
     loss.set(xlabel="place in the window", ylabel="loss, nats a token")
-    return report.drawn(figure)
+    return html.drawn(figure)

@@ -9,27 +9,29 @@ from torch import Tensor
 
 
 def stream(seed: int, index: int) -> np.random.Generator:
-    """The generator of one sample. numpy's, since torch's CPU generator keeps only 32 bits of a seed: among 65,000
-    samples, two would agree."""
+    """Return the generator of one sample. It is numpy's: torch's CPU generator keeps only 32 bits of a seed, so that
+    among 65,000 samples two would agree."""
     return np.random.default_rng(int.from_bytes(sha256(f"{seed}/{index}".encode()).digest()))
 
 
 class Noise:
-    """N(0, 1) for some samples, each from a generator of its own: what is drawn beside a sample does not change it."""
+    """Draws from N(0, 1) for some samples, each from a generator of its own: what else is drawn changes none."""
 
     def __init__(self, seed: int, samples: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"):
         self.shape, self.device = shape, device
         self.streams = [stream(seed, index) for index in samples]
 
     def __call__(self) -> Tensor:
-        """The next draw, (samples, *shape) fp32."""
+        """Return the next draw, (samples, *shape) fp32."""
         drawn = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams])
         return torch.from_numpy(drawn).to(self.device)
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985). Between draws
-    from N(0, 1) all of them have the norm of such draws; on the straight line they would be shorter."""
+    """Return points on the great arc from a to b, (T, ...) for a, b (...) and t (T,) in [0, 1] (Shoemake 1985).
+
+    Between draws from N(0, 1) all of them have the norm of such draws; on the straight line they would be shorter.
+    """
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
     weights = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle)]) / torch.sin(angle)  # (2, T)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gengen.alignment.log_probs import log_probs
-from gengen.models.cross_entropy import rows_at_once
 from gengen.models.gpt import GPT
+from gengen.models.kernels.cross_entropy import rows_at_once
 
 TokenFunction = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """(logits (n, V), the tokens (n,) drawn from them) -> tensors (n,)."""

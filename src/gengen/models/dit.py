@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
         self.modulation = nn.Linear(width, 6 * width)
-        setattr(self.modulation.weight, "parts", [width] * 6)  # for Muon
+        setattr(self.modulation.weight, "stacked_rows", [width] * 6)  # for Muon
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (B, T, D), (B, D) -> (B, T, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=1)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
-        setattr(self.qkv.weight, "parts", [width] * 3)  # for Muon
+        setattr(self.qkv.weight, "stacked_rows", [width] * 3)  # for Muon
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each

@@ -1,4 +1,4 @@
-"""What a transformer remembers of the tokens it has seen: their keys and values, in a fixed block of memory."""
+"""The memory of a transformer that decodes: keys and values of all tokens so far, in a fixed block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Past(NamedTuple):
+class LayerCache(NamedTuple):
     """One layer's part of a cache, and where in it the T new tokens of a forward pass stand."""
 
     keys: Tensor  # (B, KV, S, D)
@@ -40,11 +40,11 @@ class Cache:
         return self.keys[0].shape[2]
 
     def first(self, slots: int) -> "Cache":
-        """The same memory up to a slot: attention costs what is in use rather than what there is room for."""
+        """Return the same memory up to a slot: attention costs what is in use rather than what there is room for."""
         return Cache([k[:, :, :slots] for k in self.keys], [v[:, :, :slots] for v in self.values], self.lengths)
 
     def rows(self, index: Sequence[int]) -> "Cache":
-        """A copy of some rows; a row may be taken several times."""
+        """Return a copy of some rows; a row may be taken several times."""
         return Cache([k[index] for k in self.keys], [v[index] for v in self.values], self.lengths[index])
 
     def replace(self, index: Sequence[int], other: "Cache") -> None:
@@ -54,6 +54,6 @@ class Cache:
         ):
             mine[index] = theirs
 
-    def layers(self, positions: Tensor) -> list[Past]:
-        """What each layer needs for new tokens at positions (B, T)."""
-        return [Past(keys, values, positions) for keys, values in zip(self.keys, self.values, strict=True)]
+    def layers(self, positions: Tensor) -> list[LayerCache]:
+        """Return what each layer needs for new tokens at positions (B, T)."""
+        return [LayerCache(keys, values, positions) for keys, values in zip(self.keys, self.values, strict=True)]

@@ -102,7 +102,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in, self.conv_in = GroupNorm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(condition, 2 * c_out)
-        setattr(self.film.weight, "parts", [c_out, c_out])  # for Muon
+        setattr(self.film.weight, "stacked_rows", [c_out, c_out])  # for Muon
         self.norm_out, self.conv_out = GroupNorm(c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         self.heads = channels // head_size
         self.norm, self.qkv = GroupNorm(channels), nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
-        setattr(self.qkv.weight, "parts", [channels] * 3)  # for Muon
+        setattr(self.qkv.weight, "stacked_rows", [channels] * 3)  # for Muon
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)

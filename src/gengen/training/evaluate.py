@@ -57,6 +57,8 @@ def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
-        result |= evaluate_text(objective, generator, result, wanted, run / "evaluation", say)
+        text: Any = prepared
+        precision = objective.autocast()
+        result |= evaluate_text(generator, text, result, wanted, run / "evaluation", say, precision)
     replace_text(run / "evaluation.json", redact(to_json(result)))
     return result

@@ -1,8 +1,9 @@
 """The language model in three layouts of transformers, both ways: a table of names for each, and functions that follow
 it.
 
-What either side has no word for is refused, by name. Tensors keep their values; but several of theirs are one of ours,
-row below row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks as (in, out).
+What one side has and the other cannot say is refused, by name. Tensors keep their values; but several of theirs are
+one of ours, row below row (q, k, v; gate, up), our vocabulary is padded, and GPT-2 stores the matrices of its blocks
+as (in, out).
 """
 
 import re
@@ -58,9 +59,7 @@ LLAMA = Layout(
     modules={
         "embedding": ["model.embed_tokens"],
         "attention_norm": ["model.layers.*.input_layernorm"],
-        "attention.qkv": [
-            "model.layers.*.self_attn.q_proj", "model.layers.*.self_attn.k_proj", "model.layers.*.self_attn.v_proj",
-        ],
+        "attention.qkv": [f"model.layers.*.self_attn.{part}_proj" for part in "qkv"],
         "attention.out": ["model.layers.*.self_attn.o_proj"],
         "mlp_norm": ["model.layers.*.post_attention_layernorm"],
         "mlp.gate_up": ["model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"],
@@ -121,7 +120,7 @@ SCALED = {"default": [], "linear": ["factor"], "llama3": list(ROPE)}
 
 
 def layout_of(c: GPTConfig) -> Layout:
-    """Return the layout that has words for a model. Raises UserError with all that the nearest one lacks."""
+    """Return the layout that can hold a model. Raises UserError, naming all that stands in the way of the nearest."""
     assert c.width and c.heads
     layout = GPT2 if c.positions == "learned" else QWEN3 if c.qk_norm else LLAMA
     fits: dict[str, Any] = layout.fits | (
@@ -137,7 +136,7 @@ def layout_of(c: GPTConfig) -> Layout:
 
 
 def to_config(layout: Layout, c: GPTConfig, start: int, end: int | list[int], dtype: str) -> dict[str, Any]:
-    """config.json, in words that old and new versions of transformers know."""
+    """Return config.json, in keys that old and new versions of transformers know."""
     tree: dict[str, Any] = {"model_type": layout.name, "architectures": [layout.architecture], "torch_dtype": dtype}
     tree |= {"bos_token_id": start, "eos_token_id": end} | {key: values[0] for key, values in layout.means.items()}
     tree |= {key: getattr(c, field) for field, key, _ in layout.keys}
@@ -149,7 +148,8 @@ def to_config(layout: Layout, c: GPTConfig, start: int, end: int | list[int], dt
 
 
 def from_config(found: dict[str, Any]) -> tuple[Layout, GPTConfig]:
-    """The layout and the model that a config.json describes. Raises UserError for what is missing or not ours."""
+    """Return the layout and the model that a config.json describes. Raises UserError for what is missing or not
+    supported."""
     if (layout := LAYOUTS.get(name := str(found.get("model_type")))) is None:
         raise UserError(f"model_type={name} is not supported: {', '.join(LAYOUTS)} are")
     fields = dict(layout.fits)
@@ -172,7 +172,7 @@ def from_config(found: dict[str, Any]) -> tuple[Layout, GPTConfig]:
 
 
 def rope(found: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """rope_theta, and the fields of GPTConfig for a stretched context; from the old spelling or the new."""
+    """Return rope_theta, and the fields of GPTConfig for a stretched context; from the old spelling or the new."""
     given = found.get("rope_parameters") or found.get("rope_scaling") or {}
     facts = {"rope_type": "default"} | {key: found.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     facts |= {
@@ -193,7 +193,7 @@ def rope(found: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def parts(layout: Layout, c: GPTConfig, name: str, rows: int) -> dict[str, int]:
-    """The tensors of theirs that one of ours holds, and how many of its rows, first to last, are theirs."""
+    """Return the tensors of theirs that one of ours holds, and how many of its rows, first to last, each has."""
     assert c.heads and c.kv_heads and c.head_size and c.ff and c.vocab_size
     q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
     counts = {
@@ -209,7 +209,7 @@ def parts(layout: Layout, c: GPTConfig, name: str, rows: int) -> dict[str, int]:
 
 
 def to_tensors(layout: Layout, c: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors from ours."""
+    """Return their tensors from ours."""
     theirs = {}
     for name, tensor in weights.items():
         counts = parts(layout, c, name, len(tensor))
@@ -221,9 +221,8 @@ def to_tensors(layout: Layout, c: GPTConfig, weights: Mapping[str, Tensor]) -> d
 def from_tensors(
     layout: Layout, c: GPTConfig, found: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Our tensors, fp32 and of the shapes that the model has, from theirs. Raises UserError unless these are exactly
-    what it takes.
-    """
+    """Return our tensors, fp32 and of the shapes that the model has, from theirs. Raises UserError unless these are
+    exactly what it takes."""
     prefix = layout.modules["norm"][0].split(".")[0] + "."  # which base models leave out
     theirs: dict[str, Tensor] = {}
     for name, tensor in found.items():
@@ -256,7 +255,7 @@ def from_tensors(
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, or of the files that its index names."""
+    """Return the tensors of model.safetensors, or of the files that its index names."""
     if (path := folder / "model.safetensors").is_file():
         return read_tensors(path)
     if not (index := folder / "model.safetensors.index.json").is_file():
@@ -284,7 +283,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def ends(*sources: dict[str, Any]) -> tuple[int | str, list[int | str]]:
-    """What begins a prompt and all that ends a text, tokens or ids, by tokenizer_config.json, config.json and
+    """Return what begins a prompt and all that ends a text, tokens or ids, by tokenizer_config.json, config.json and
     generation_config.json. The first end is the one that training writes; without a beginning, a text begins with it.
     """
 

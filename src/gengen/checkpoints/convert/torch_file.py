@@ -3,7 +3,6 @@
 import io
 import zipfile
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +15,18 @@ MAX_BYTES = 2**30  # of the file, and of the tensors in it
 def read_foreign(
     raw: bytes, say: Callable[[str], None] = lambda line: None, name: str = "weights"
 ) -> dict[str, Tensor]:
-    """The tensors of a PyTorch state dict, on the CPU, contiguous and owning their memory. `name` is what errors call
-    the file. Such files are pickles. `weights_only=True` admits nothing but tensors and plain containers: no code of
-    the file is run. What it admits is still checked, as a few bytes may declare any size. Raises UserError for a file
-    that is too large, unreadable, or not a flat mapping of names to dense tensors."""
+    """Return the tensors of a PyTorch state dict, on the CPU, contiguous and owning their memory.
+
+    Such files are pickles. `weights_only=True` admits nothing but tensors and plain containers: no code of the file is
+    run. What it admits is still checked, as a few bytes may declare any size. Raises UserError for a file that is too
+    large, unreadable, or not a flat mapping of names to dense tensors. `name` is what errors call the file.
+    """
     try:
         _limit(name, len(raw), "bytes")
         if zipfile.is_zipfile(io.BytesIO(raw)):
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 _limit(name, sum(member.file_size for member in archive.infolist()), "bytes when unpacked")
-        loaded: Any = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True, mmap=False)
+        loaded: object = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True, mmap=False)
     except UserError:
         raise
     except Exception as error:  # a damaged file makes the unpickler raise almost anything

@@ -1,6 +1,6 @@
 """From a trained autoencoder to images: draws from the prior, paths, traversals, reconstructions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from gengen.config.commands import AutoencoderSampling, EvaluateConfig
+from gengen.config.model import AutoencoderConfig
 from gengen.data.image.decode import decode
 from gengen.errors import UserError
-from gengen.generation.image.files import Drawn, PictureGenerator, batches, to_float, to_uint8
+from gengen.generation.base import Labels, LabelSampler
+from gengen.generation.image.files import Drawn, PictureGenerator, batches, labels_of, to_float, to_uint8
 from gengen.generation.noise import Noise, slerp, stream
 from gengen.models.autoencoder import Autoencoder
 
 SPAN = 3.0  # standard deviations to either side that a traversal goes
 
 
-class AutoencoderGenerator(PictureGenerator):
+class AutoencoderGenerator(PictureGenerator[Autoencoder, AutoencoderSampling]):
     """Draws from, encodes to and decodes from the latents of an autoencoder; what `gengen.load` returns for one.
 
     A VAE with beta=1 can be sampled: its latents are about N(0, 1). Those of the first stage of latent diffusion are
@@ -28,7 +30,7 @@ class AutoencoderGenerator(PictureGenerator):
     batch_size: images at once; changes none of them.
     """
 
-    model: Autoencoder
+    config: AutoencoderConfig
 
     def __init__(self, model: Autoencoder, batch_size: int = 64):
         super().__init__(model)
@@ -46,9 +48,10 @@ class AutoencoderGenerator(PictureGenerator):
         with torch.no_grad():
             return self.model.quantizer.lookup(torch.from_numpy(drawn).to(self.device))
 
-    def generate(self, n: int = 16, *, seed: int = 0, first: int = 0) -> Tensor:
-        """n draws from the prior, number `first` and the next ones, decoded: uint8 (n, C, H, W). Image i is a function
-        of (seed, i) alone."""
+    def generate(self, n: int = 16, labels: Labels = (), *, seed: int = 0, first: int = 0) -> Tensor:
+        """Return n draws from the prior, number `first` and the next ones, decoded: uint8 (n, C, H, W). Image i is a
+        function of (seed, i) alone; there are no classes to choose from."""
+        labels_of(labels, self.classes, n)  # refuses a class
         return to_uint8(self.decode(self.prior(range(first, first + n), seed)))
 
     # --- images and latents
@@ -74,13 +77,11 @@ class AutoencoderGenerator(PictureGenerator):
         """uint8 (steps, C, H, W) from latents a to b, (Z, h, w) each: on the great arc, as befits draws from the
         prior, or straight.
         """
-        t = torch.linspace(0, 1, steps, device=a.device)
-        m = self.model
-        path = (
-            m.unwhitened(slerp(m.whitened(a), m.whitened(b), t))
-            if spherical
-            else torch.lerp(a, b, t[:, None, None, None])
-        )
+        t, m = torch.linspace(0, 1, steps, device=a.device), self.model
+        if spherical:
+            path = m.unwhitened(slerp(m.whitened(a), m.whitened(b), t))
+        else:
+            path = torch.lerp(a, b, t[:, None, None, None])
         return to_uint8(self.decode(path))
 
     def traverse(self, latents: Tensor, steps: int = 8, channels: int = 8) -> tuple[Tensor, list[int]]:
@@ -88,26 +89,24 @@ class AutoencoderGenerator(PictureGenerator):
         C, H, W), and which channels they are, those first that change the picture most."""
         m, total = self.model, len(latents)
         scale, centre = m.latent_std[:, None, None, None], m.latent_mean[:, None, None, None]
-        ends = (
-            torch.linspace(-SPAN, SPAN, steps, device=latents.device)[None, :, None, None] * scale + centre
-        )  # (Z, steps, 1, 1)
+        deviations = torch.linspace(-SPAN, SPAN, steps, device=latents.device)
+        ends = deviations[None, :, None, None] * scale + centre  # (Z, steps, 1, 1)
         moved = latents.expand(total, steps, *latents.shape).clone()  # (Z, steps, Z, h, w)
         each = torch.arange(total)
         moved[each, :, each] = ends.expand(total, steps, *latents.shape[1:])
         images = self.decode(moved.flatten(0, 1)).unflatten(0, (total, steps))
-        strongest = (
-            (images[:, -1] - images[:, 0]).abs().flatten(1).mean(1).argsort(descending=True, stable=True)[:channels]
-        )
+        change = (images[:, -1] - images[:, 0]).abs().flatten(1).mean(1)  # (Z,)
+        strongest = change.argsort(descending=True, stable=True)[:channels]
         return to_uint8(images[strongest]), strongest.tolist()
 
-    def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor] | None:
-        """What `evaluate` judges: a call that draws an image, uint8, for each label, which draws from the prior do not
-        heed; None unless the model was trained on the ELBO, which makes its prior one to draw from."""
+    def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
+        """Return draws from the prior, which do not depend on the labels; None unless the model was trained on the
+        ELBO, which makes its prior one to draw from."""
         if self.model.log_scale is None:
             return None
-        return lambda labels: self.generate(len(labels), seed=config.seed)
+        return LabelSampler(lambda labels: self.generate(len(labels), seed=config.seed))
 
-    # --- the command
+    # --- what `sample` writes
 
     def drawn(self, c: AutoencoderSampling) -> Iterator[Drawn]:
         if c.what == "prior":

@@ -21,7 +21,7 @@ from gengen.data.image.prepare import PreparedImages
 from gengen.data.prepared import build_once
 from gengen.errors import UserError
 from gengen.generation.image.autoencoder import AutoencoderGenerator
-from gengen.generation.load import find_checkpoint, load_generator
+from gengen.generation.load import find_checkpoint, load_as
 from gengen.hardware import pick_device
 from gengen.io import Say, fsync, write_text
 from gengen.models.autoencoder import Autoencoder
@@ -82,7 +82,8 @@ def encode(
     if found != wanted:
         data = f"data={prepared.config.name} has {in_words(wanted)}"
         raise UserError(f"model.codec={config.codec} encodes images of {in_words(found)}, {data}")
-    generator = load_generator(str(source), runs_dir, device="cpu")  # by every rank; one of them encodes
+    # by every rank; one of them encodes
+    generator = load_as(AutoencoderGenerator, str(source), runs_dir, device="cpu")
     facts = {
         "format": FORMAT,
         "codec": codec_hash(generator.model),
@@ -141,5 +142,5 @@ def _open(home: Path, prepared: PreparedImages, fingerprint: str) -> EncodedImag
     if not (home / "meta.json").exists():
         raise UserError(f"{home}: no latents yet")
     verify(home / "codec")
-    model = load_generator(str(home / "codec"), device="cpu").model
+    model = load_as(AutoencoderGenerator, str(home / "codec"), device="cpu").model
     return EncodedImages(home, prepared, fingerprint, model.latent_mean, model.latent_std)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from gengen.config.commands import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
 from gengen.config.model import DiffusionConfig
 from gengen.config.schema import build
+from gengen.diffusion.network import DiffusionNetwork
 from gengen.errors import UserError
 from gengen.generation import diffusion
+from gengen.generation.base import Labels, LabelSampler
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.files import (
     SHOWN,
+    Animation,
     Drawn,
     PictureGenerator,
-    Wanted,
     batches,
     labels_at,
     labels_of,
@@ -27,16 +29,16 @@ from gengen.generation.image.files import (
     to_uint8,
     turn_of,
 )
-from gengen.generation.load import load_generator
+from gengen.generation.load import load_as
 
 
-class ImageGenerator(PictureGenerator):
+class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
     """Draws images with a diffusion model of any network; what `gengen.load` returns for one.
 
     Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
     """
 
-    animation = ("denoising.gif", 3.0)
+    animation = Animation("denoising.gif", seconds=3.0)
     config: DiffusionConfig
 
     def __init__(self, model: nn.Module, codec: AutoencoderGenerator | None = None):
@@ -47,13 +49,14 @@ class ImageGenerator(PictureGenerator):
     def from_checkpoint(cls, model: nn.Module, directory: Path) -> Self:
         self = cls(model)
         if self.config.needs_codec():
-            self.codec = load_generator(str(directory.parent.parent / "codec"), device=str(self.device))
+            folder = directory.parent.parent / "codec"
+            self.codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device))
         return self
 
     def generate(
         self,
         n: int = 16,
-        labels: Wanted = (),
+        labels: Labels = (),
         *,
         seed: int = 0,
         first: int = 0,
@@ -76,19 +79,10 @@ class ImageGenerator(PictureGenerator):
         images after each step. Once `interrupted` answers true, the rest is left undrawn. The other settings are
         explained in DiffusionSettings.
         """
-        settings: DiffusionSettings = build(
-            DiffusionSettings,
-            {
-                "sampler": sampler,
-                "steps": steps,
-                "guidance": guidance,
-                "guide_from": guide_from,
-                "guide_to": guide_to,
-                "rescale": rescale,
-                "precision": precision,
-                "batch_size": batch_size,
-            },
-        )
+        settings: DiffusionSampling = build(DiffusionSampling, {
+            "n": n, "seed": seed, "sampler": sampler, "steps": steps, "guidance": guidance, "guide_from": guide_from,
+            "guide_to": guide_to, "rescale": rescale, "precision": precision, "batch_size": batch_size,
+        })  # fmt: skip
         if guide:
             self.check_guide(guide)
         wanted = labels_of(labels, self.classes, n).to(self.device)
@@ -128,9 +122,9 @@ class ImageGenerator(PictureGenerator):
         """Return samples of these numbers in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of
         each estimate.
         """
-        worse = guide.model if guide else None
+        model, worse = cast(DiffusionNetwork, self.model), cast(DiffusionNetwork, guide.model) if guide else None
         callback = None if movie is None else lambda i, t, x, x0: movie.append(self.pixels(x0))
-        return diffusion.draw(self.model, labels, samples, seed, settings, worse=worse, callback=callback)
+        return diffusion.draw(model, labels, samples, seed, settings, worse=worse, callback=callback)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Return what the model draws, (B, C, R, R), as pixels, (B, C, H, W) uint8."""
@@ -140,15 +134,20 @@ class ImageGenerator(PictureGenerator):
         """Return the model to guide away from, loaded, and the other settings by name, with the guidance that will be
         used.
         """
-        guide_ = load_generator(how.guide, Path(where.runs_dir), device=where.device) if how.guide else None
+        guide_ = None
+        if how.guide:
+            guide_ = load_as(ImageGenerator, how.guide, Path(where.runs_dir), device=where.device)
         settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
         scale = diffusion.guidance_scale(self.config, how.guidance, guide_ is not None)
         return guide_, settings | {"guidance": scale}
 
-    def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
-        """Return what `evaluate` judges: a call that draws an image, uint8, for each label."""
+    def label_sampler(self, config: EvaluateConfig) -> LabelSampler:
+        """Return what `evaluate` draws by: an image for each label."""
         guide_, settings = self.settings(config, config)
-        return lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings)
+        asked = {f.name: getattr(config, f.name) for f in fields(DiffusionSettings)}
+        return LabelSampler(
+            lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings), asked
+        )
 
     def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
         guide_, settings = self.settings(config, config)

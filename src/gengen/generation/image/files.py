@@ -1,5 +1,5 @@
 """Images as files, and what generators of images share: a grid, the single files, an animation, a JSON that says how
-each was drawn.
+each image was drawn.
 """
 
 import io
@@ -8,24 +8,27 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from textwrap import indent
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, Generic, NamedTuple, Self, SupportsIndex, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from gengen.checkpoints.files import replace_bytes, to_json
-from gengen.config.commands import PictureSampling
+from gengen.config.commands import EvaluateConfig, PictureSampling
+from gengen.config.model import ImageModelConfig
 from gengen.errors import UserError, did_you_mean
+from gengen.generation.base import Labels, LabelSampler
 from gengen.io import fsync
 from gengen.models.layers import NO_CLASS
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1] -> the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
+    """Round images in [-1, 1] to the nearest of 0 .. 255: x = v / 127.5 - 1 comes back as v. Out of range is clipped.
 
     Every image that is written or measured goes through here: a network's output that was never rounded is another
     image.
@@ -34,12 +37,15 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """0 .. 255 -> [-1, 1], fp32."""
+    """Scale 0 .. 255 to [-1, 1], fp32."""
     return images.float() / 127.5 - 1
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """(N, C, H, W) uint8 -> (C, H', W'), row by row, on a mid-grey ground. columns: null = about square."""
+    """Lay out images (N, C, H, W) uint8 as one, (C, H', W'), row by row, on a mid-grey ground.
+
+    columns: None = about square.
+    """
     n, c, h, w = images.shape
     columns = columns or max(1, round(n**0.5))
     rows = -(-n // columns)
@@ -51,26 +57,26 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
 
 
 def enlarged(image: Tensor, least: int = 64) -> Tensor:
-    """(..., H, W) with each pixel repeated until the shorter side has `least`: what is tiny can be looked at."""
+    """Repeat each pixel of (..., H, W) until the shorter side has `least`: what is tiny can be looked at."""
     times = max(1, -(-least // min(image.shape[-2:])))
     return image.repeat_interleave(times, -1).repeat_interleave(times, -2)
 
 
 def picture(image: Tensor) -> Image.Image:
-    """(C, H, W) uint8, C = 1 or 3, as a PIL image."""
+    """Return (C, H, W) uint8, C = 1 or 3, as a PIL image."""
     array = image.cpu().numpy()
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """(C, H, W) uint8 to a file, in one step."""
+    """Write (C, H, W) uint8 to a file, in one step."""
     data = io.BytesIO()
     picture(image).save(data, "png")
     replace_bytes(path, data.getvalue())
 
 
 def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
-    """Frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
+    """Write frames (C, H, W) uint8 as an endless animation that stays on its last frame for a while."""
     first, *rest = [picture(frame) for frame in frames]
     each = round(1000 * seconds / len(frames))
     data = io.BytesIO()
@@ -79,22 +85,20 @@ def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:
 
 
 NO_CLASSES = "; this model was trained without classes"
-Wanted = Tensor | Sequence[str | int]
-"""Classes to draw. A number, in a tensor or a sequence, is a class's number, NO_CLASS for none; a text is its name."""
 
 
-def labels_of(wanted: Wanted, classes: Sequence[str], n: int) -> Tensor:
-    """n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NO_CLASS where there are none."""
+def labels_of(wanted: Labels, classes: Sequence[str], n: int) -> Tensor:
+    """Return n labels, (n,) int64 on the CPU: the wanted classes in turn; by default all, NO_CLASS without classes."""
     return labels_at(turn_of(wanted, classes), range(n))
 
 
 def labels_at(turn: Sequence[int], samples: range) -> Tensor:
-    """The labels of samples of these numbers."""
+    """Return the labels of samples of these numbers."""
     return torch.tensor([turn[i % len(turn)] for i in samples])
 
 
-def turn_of(wanted: Wanted, classes: Sequence[str]) -> list[int]:
-    """The labels that samples have in turn: the wanted classes, by default all, NO_CLASS where there are none."""
+def turn_of(wanted: Labels, classes: Sequence[str]) -> list[int]:
+    """Return the labels that samples have in turn: the wanted classes; by default all, NO_CLASS where there are none."""
     names = Names(classes)
     turn: list[int] = []
     for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
@@ -115,13 +119,14 @@ class Names:
         self.numbered = any(name.strip().isdecimal() for name in classes)
 
     def find(self, text: str) -> int | None:
-        """The number of the class of this name. Digits are a class's number too, where no class is named by digits."""
+        """Return the number of the class of this name. Digits are a class's number too, if no class is named by
+        digits."""
         if text.strip().isdecimal() and not self.numbered and int(text) < len(self.classes):
             return int(text)
         return self.exact.get(text, self.folded.get(folded(text)))
 
     def of(self, text: str) -> list[int]:
-        """The numbers of one name, or of several with commas between them."""
+        """Return the numbers of one name, or of several with commas between them."""
         found = []
         for part in [text] if self.find(text) is not None else text.split(","):
             if (number := self.find(part)) is None:
@@ -130,8 +135,8 @@ class Names:
             found.append(number)
         return found
 
-    def checked(self, number: Any) -> int:
-        """A number that a class has, or NO_CLASS."""
+    def checked(self, number: SupportsIndex) -> int:
+        """Return a number that a class has, or NO_CLASS. Raises UserError for any other."""
         try:
             label = index(number)
         except TypeError:
@@ -143,17 +148,17 @@ class Names:
 
 
 def folded(name: str) -> str:
-    """A name without what keyboards and file systems write in different ways."""
+    """Return a name without what keyboards and file systems write in different ways."""
     return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def named(label: int, classes: Sequence[str]) -> dict[str, Any]:
-    """What samples.json says of an image's class: nothing, where it has none."""
+    """Return what samples.json says of an image's class: nothing, where it has none."""
     return {"label": label, "class": classes[label]} if label >= 0 else {}
 
 
 def batches(n: int, size: int) -> Iterator[range]:
-    """The numbers 0 to n - 1, at most so many at once."""
+    """Yield the numbers 0 to n - 1, at most `size` at once."""
     return (range(start, min(n, start + size)) for start in range(0, n, size))
 
 
@@ -161,16 +166,69 @@ SHOWN = 400  # images that grid.png and an animation show at most
 
 
 class Drawn(NamedTuple):
-    """A batch of what `sample` writes."""
+    """A batch of images as `sample` writes them."""
 
     images: Tensor  # uint8 (N, C, H, W)
-    facts: list[dict[str, Any]]  # what there is to say of each
-    columns: int | None = None  # how many make a row
+    facts: list[dict[str, Any]]  # of each image, what samples.json says of it
+    columns: int | None = None  # images in a row of the grid; None = about square
     frames: Iterable[Tensor] = ()  # of an animation, each as `images`
 
 
-def timed(parts: Iterator[Drawn]) -> Iterator[tuple[Drawn, float]]:
-    """Each part with the seconds that it took to come."""
+@dataclass(frozen=True)
+class Animation:
+    """What the frames of `Drawn` become: a file of this name, which plays for so many seconds."""
+
+    name: str
+    seconds: float
+
+
+@dataclass
+class Written:
+    """What `write_drawn` wrote. images: single files; shown: how many of them grid.png shows; seconds: spent on
+    drawing them, not on writing."""
+
+    images: int = 0
+    shown: int = 0
+    seconds: float = 0.0
+
+
+def write_drawn(folder: Path, parts: Iterable[Drawn], animation: Animation | None = None) -> Written:
+    """Write 00000.png ..., samples.json with a dict an image, grid.png and an animation; the single files as soon as
+    their batch is drawn. What there is by an interruption is written whole."""
+    written = Written()
+    shown: list[Drawn] = []
+    try:
+        with listed(folder / "samples.json") as note:
+            for part, seconds in timed(parts):
+                folder.mkdir(parents=True, exist_ok=True)
+                if written.images < SHOWN:
+                    shown.append(part)
+                for image, fact in zip(part.images, part.facts, strict=True):
+                    name = f"{written.images:05}.png"
+                    write_png(folder / name, image)
+                    note({"file": name} | fact)
+                    written.images += 1
+                written.seconds += seconds
+    finally:
+        if shown:
+            written.shown = write_overview(folder, shown, animation)
+    return written
+
+
+def write_overview(folder: Path, parts: Sequence[Drawn], animation: Animation | None) -> int:
+    """Write grid.png and the animation. Returns how many images they show."""
+    columns = parts[0].columns
+    most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
+    images = torch.cat([part.images for part in parts])[:most]
+    write_png(folder / "grid.png", grid(enlarged(images), columns))
+    movies = zip(*(part.frames for part in parts), strict=True)
+    if animation and (frames := [grid(enlarged(torch.cat(movie)[:most])) for movie in movies]):
+        write_gif(folder / animation.name, frames, animation.seconds)
+    return len(images)
+
+
+def timed(parts: Iterable[Drawn]) -> Iterator[tuple[Drawn, float]]:
+    """Yield each part with the seconds that it took to come."""
     start = time.perf_counter()
     for part in parts:
         yield part, time.perf_counter() - start
@@ -178,12 +236,13 @@ def timed(parts: Iterator[Drawn]) -> Iterator[tuple[Drawn, float]]:
 
 
 @contextmanager
-def listed(path: Path) -> Iterator[Callable[[Any], None]]:
-    """A function that adds an item to a JSON list in a file, which is there, and whole, however this ends."""
+def listed(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that adds an item to a JSON list in a file, which is there, and whole, however this ends."""
     with ExitStack() as stack:
-        beside, file = path.with_name(f".{path.name}.{os.getpid()}"), None
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        file: IO[str] | None = None
 
-        def note(item: Any) -> None:
+        def note(item: dict[str, Any]) -> None:
             nonlocal file
             between = ",\n"
             if file is None:
@@ -200,15 +259,21 @@ def listed(path: Path) -> Iterator[Callable[[Any], None]]:
                 os.replace(beside, path)
 
 
-class PictureGenerator:
-    """What `gengen.load` returns for a model of images: a family says how to draw."""
+M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", bound=PictureSampling)
+
+
+class PictureGenerator(Generic[M, S]):
+    """What generators of images share. M: the model, which has a `config`; S: the config of the `sample` command."""
 
     command_hint = "to sample: python scripts/sample.py {run} n=16"
-    animation = ("", 0.0)  # file and length in seconds of what `Drawn.frames` become
-    model: Any
+    animation: Animation | None = None
+    config: ImageModelConfig
 
-    def __init__(self, model: Any):
-        self.model, self.config, self.classes = model, model.config, model.config.classes
+    def __init__(self, model: M):
+        self.model = model
+        self.config = getattr(model, "config")
+        self.classes = self.config.classes
 
     @property
     def device(self) -> torch.device:
@@ -216,7 +281,7 @@ class PictureGenerator:
         return next(self.model.parameters()).device
 
     @classmethod
-    def from_checkpoint(cls, model: Any, directory: Path) -> Self:
+    def from_checkpoint(cls, model: M, directory: Path) -> Self:
         return cls(model)
 
     @contextmanager
@@ -230,39 +295,14 @@ class PictureGenerator:
         finally:
             self.model.train(training)
 
-    def drawn(self, config: Any) -> Iterator[Drawn]:
-        """What a `sample` command asks for, each batch drawn when it is asked for."""
+    def generate(self, n: int = 16, labels: Labels = (), *, seed: int = 0, first: int = 0) -> Tensor:
+        """Return samples number `first` to `first + n - 1`, uint8 (n, C, H, W); see `GeneratesImages`."""
         raise NotImplementedError
 
-    def command(self, config: PictureSampling, say: Callable[[str], None]) -> str:
-        """What `sample` does: draw, and write 00000.png ..., samples.json with a dict an image, grid.png and an
-        animation to the folder `out`, the single files a batch at a time. Returns a line that sums it up."""
-        folder, count, spent = config.folder(), 0, 0.0
-        shown: list[Drawn] = []
-        try:
-            with listed(folder / "samples.json") as note:
-                for part, seconds in timed(self.drawn(config)):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    if count < SHOWN:
-                        shown.append(part)
-                    for image, fact in zip(part.images, part.facts, strict=True):
-                        write_png(folder / f"{count:05}.png", image)
-                        note({"file": f"{count:05}.png"} | fact)
-                        count += 1
-                    spent += seconds
-        finally:  # of what there is, where it was interrupted
-            seen = self.show(folder, shown) if shown else 0
-        say(f"{folder}/grid.png" + (f" of the first {seen}" if count > seen else ""))
-        return f"{count} images in {spent:.2f} s, {count / spent:.3g} images/s"
+    def drawn(self, config: S) -> Iterator[Drawn]:
+        """Yield what a `sample` command asks for, each batch drawn when it is asked for."""
+        raise NotImplementedError
 
-    def show(self, folder: Path, parts: Sequence[Drawn]) -> int:
-        """Write grid.png and the animation. Returns how many images they show."""
-        columns = parts[0].columns
-        most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
-        images = torch.cat([part.images for part in parts])[:most]
-        write_png(folder / "grid.png", grid(enlarged(images), columns))
-        movies = zip(*(part.frames for part in parts), strict=True)
-        if frames := [grid(enlarged(torch.cat(movie)[:most])) for movie in movies]:
-            name, seconds = self.animation
-            write_gif(folder / name, frames, seconds)
-        return len(images)
+    def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
+        """Return what `evaluate` draws by: an image for each label."""
+        return LabelSampler(lambda labels: self.generate(len(labels), labels, seed=config.seed))

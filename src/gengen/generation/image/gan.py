@@ -1,16 +1,18 @@
 """From a trained GAN to images: one pass of the generator, and paths between two z."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gengen.config.commands import EvaluateConfig, GANSampling
+from gengen.config.commands import GANSampling
+from gengen.config.model import AdversarialConfig
+from gengen.generation.base import Labels
 from gengen.generation.image.files import (
+    Animation,
     Drawn,
     PictureGenerator,
-    Wanted,
     batches,
     labels_at,
     labels_of,
@@ -25,49 +27,44 @@ BATCH = 64  # images drawn at once; changes none of them
 FRAMES = 48  # of an animation
 
 
-class GANGenerator(PictureGenerator):
+class GANGenerator(PictureGenerator[GAN, GANSampling]):
     """Draws images; what `gengen.load` returns for a GAN."""
 
-    animation = ("interpolation.gif", 6.0)
-    model: GAN
+    animation = Animation("interpolation.gif", seconds=6.0)
+    config: AdversarialConfig
 
     def latents(self, indices: Sequence[int], seed: int = 0) -> Tensor:
-        """z of samples, (n, Z): row i is a function of (seed, indices[i]) alone."""
+        """Return z of samples, (n, Z): row i is a function of (seed, indices[i]) alone."""
         return Noise(seed, indices, (self.config.latent_size,), self.device)()
 
     def generate(
         self,
         n: int = 16,
-        labels: Wanted = (),
+        labels: Labels = (),
         *,
         seed: int = 0,
         truncation: float = 1.0,
         first: int = 0,
     ) -> Tensor:
-        """n images, (n, C, H, W) uint8, samples `first` and the next ones; image i is a function of (seed, i, its
-        label). labels: names, or numbers as ints or a tensor, in turn; none = all in turn. truncation scales z."""
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; image i is a function of (seed, i,
+        its label). labels: names, or numbers as ints or a tensor, in turn; none = all in turn. truncation scales z."""
         z = truncation * self.latents(range(first, first + n), seed)
         return self.decode(z, labels_of(labels, self.classes, n))
 
     def interpolate(self, a: Tensor, b: Tensor, label: int, steps: int = 8) -> Tensor:
-        """uint8 (steps, C, H, W) on the great arc from a to b, (Z,) each."""
+        """Return uint8 (steps, C, H, W) on the great arc from a to b, (Z,) each."""
         return self.decode(slerp(a, b, torch.linspace(0, 1, steps, device=a.device)), [label] * steps)
 
     def decode(self, z: Tensor, labels: Tensor | Sequence[int]) -> Tensor:
-        """z (n, Z) and n labels -> uint8 (n, C, H, W), on the CPU; in fp32 and evaluation mode."""
-        told = torch.as_tensor(labels, device=self.device)
+        """Turn z (n, Z) and n labels into uint8 (n, C, H, W), on the CPU; in fp32 and evaluation mode."""
+        classes = torch.as_tensor(labels, device=self.device)
         with self.sampling():
-            parts = [self.model.generator(*part) for part in zip(z.split(BATCH), told.split(BATCH), strict=True)]
+            parts = [self.model.generator(*part) for part in zip(z.split(BATCH), classes.split(BATCH), strict=True)]
         return to_uint8(torch.cat(parts)).cpu()
 
-    def judged(self, config: EvaluateConfig) -> Callable[[Tensor], Tensor]:
-        """What `evaluate` judges: a call that draws an image, uint8, for each label."""
-        return lambda labels: self.generate(len(labels), labels, seed=config.seed)
-
     def drawn(self, c: GANSampling) -> Iterator[Drawn]:
-        """Images, a column a class, where all of them are drawn equally often; or paths between draws 2i and 2i + 1, a
-        row each.
-        """
+        """Yield images, a column a class, where all of them are drawn equally often; or paths between draws 2i and
+        2i + 1, a row each."""
         turn = turn_of(c.labels, self.classes)
         how: dict[str, Any] = {"seed": c.seed, "truncation": c.truncation}
         if c.what == "images":
@@ -87,12 +84,13 @@ class GANGenerator(PictureGenerator):
             yield Drawn(images, facts, c.steps, self.there_and_back(c, samples, labels))
 
     def paths(self, c: GANSampling, samples: range, labels: Sequence[int], steps: int) -> Tensor:
-        """Paths between draws 2i and 2i + 1, (paths, steps, C, H, W)."""
+        """Return paths between draws 2i and 2i + 1, (paths, steps, C, H, W)."""
         z = c.truncation * self.latents(range(2 * samples.start, 2 * samples.stop), c.seed)
         ends = z.unflatten(0, (len(samples), 2))
         return torch.stack([self.interpolate(a, b, label, steps) for (a, b), label in zip(ends, labels, strict=True)])
 
     def there_and_back(self, c: GANSampling, samples: range, labels: Sequence[int]) -> Iterator[Tensor]:
-        """The frames of an animation of these paths."""
-        yield from (there := self.paths(c, samples, labels, FRAMES).unbind(1))
+        """Yield the frames of an animation of these paths."""
+        there = self.paths(c, samples, labels, FRAMES).unbind(1)
+        yield from there
         yield from there[::-1]

@@ -1,16 +1,15 @@
 """A language model as it decodes: prompts in one pass, then a token a row at a time."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gengen.models.gpt import GPT
+from gengen.models.kernels.linear import quantized
 from gengen.models.kv_cache import Cache
-from gengen.models.linear import quantized
 
 BLOCK = 64  # slots that a compiled step grows by
 
@@ -30,11 +29,14 @@ class Engine:
         }[precision]()
         self.device, self._step = model.embedding.weight.device, self._logits
         if compile:
-            captured: Any = {"triton.cudagraphs": True} if self.device.type == "cuda" else {}
-            self._step = torch.compile(self._logits, dynamic=True, options=captured)
+            on_cuda = self.device.type == "cuda"
+            options: dict[str, str | int | bool | Callable[..., object]] = (
+                {"triton.cudagraphs": True} if on_cuda else {}
+            )
+            self._step = torch.compile(self._logits, dynamic=True, options=options)
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: int) -> Cache:
-        """A cache with room for `slots` tokens a row that has seen these: one pass over all, padded on the right."""
+        """Read prompts in one pass, padded on the right. Returns their cache, with room for `slots` tokens a row."""
         cache = self.model.empty_cache(len(prompts), self.rounded(slots))
         longest = max(len(prompt) for prompt in prompts)
         if longest:
@@ -44,15 +46,16 @@ class Engine:
         return cache
 
     def rounded(self, slots: int) -> int:
-        """Slots of a compiled step come in blocks."""
+        """Return how many slots a step takes: those of a compiled one come in blocks."""
         return -(-slots // BLOCK) * BLOCK if self.compiled else slots
 
     def step(self, newest: Tensor, cache: Cache, used: int) -> Tensor:
-        """Logits (B, V) fp32 of the token after the newest (B, 1), which join the cache; `used`: slots of its longest
-        row with them.
+        """Return logits (B, V) fp32 of the token after the newest (B, 1), which join the cache.
+
+        used: slots of its longest row with them.
         """
-        seen = cache.first(self.rounded(used))
-        logits = self._step(newest, seen.keys, seen.values, seen.lengths)
+        view = cache.first(self.rounded(used))
+        logits = self._step(newest, view.keys, view.values, view.lengths)
         cache.lengths += 1
         return logits
 

@@ -1,20 +1,16 @@
-"""Rewards of answers under one contract: a reward run, a registered function, or a weighted sum of them; and the best
-of n answers.
-"""
+"""Rewards of answers under one contract: a reward run, a registered function, or a weighted sum of them."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from gengen.checkpoints.layout import read_tokenizer
-from gengen.config.commands import TextSampling
 from gengen.config.stage import weighted_reward
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.data.text.tokenizer import TextTokenizer
@@ -44,9 +40,6 @@ class DrawnText(Protocol):
     tokens: list[int]  # without the one that ended it
     finish_reason: str  # "end": the model ended its text
     index: int  # place among all samples of one call
-
-
-Drawn = TypeVar("Drawn", bound=DrawnText)
 
 
 @dataclass
@@ -122,11 +115,6 @@ class Scorer:
     def raw(self, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool] | None = None) -> Tensor:
         """Return the reward model's own output for each response, (B,)."""
         return self.outputs(self.answers(prompts, responses, ended))
-
-    def command(self, config: TextSampling, say: Callable[[str], None]) -> str:
-        raise UserError(
-            f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}"
-        )
 
 
 class RewardSum:
@@ -236,19 +224,3 @@ def find_reward(name: str, runs_dir: Path, tokenizer: TextTokenizer, device: str
     if not frozen:
         check_scale(name, dict(scorer.model.named_buffers()))
     return scorer
-
-
-def best_of(
-    samples: Iterable[Drawn], prompts: Sequence[list[int]], n: int, of: int, reward: Reward
-) -> Iterator[Drawn]:
-    """Yield n samples of each prompt, each the one with the highest reward of `of` that were drawn for it; the first
-    of these where none can be scored.
-
-    samples: n * of of each prompt, those of one prompt side by side, as `TextGenerator.samples` draws them; they are
-    taken when they are needed. prompts: the tokens of each prompt.
-    """
-    drawn = iter(samples)
-    while some := list(islice(drawn, of * max(1, BATCH // of))):
-        scores = reward([answer_of(prompts[sample.index // (n * of)], sample) for sample in some]).view(-1, of)
-        best = scores.nan_to_num(-torch.inf).argmax(1).tolist()
-        yield from (some[group * of + place] for group, place in enumerate(best))

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from gengen.generation.noise import stream
 def penalized(
     logits: Tensor, prompted: Tensor, drawn: Tensor, repetition: float, presence: float, frequency: float
 ) -> Tensor:
-    """Logits (B, V) less likely to repeat what is there. prompted: whether a token is in the prompt; drawn: how often
-    it was drawn, both (B, V).
+    """Return logits (B, V) that make tokens less likely which are there already.
+
+    prompted: whether a token is in the prompt; drawn: how often it was drawn; both (B, V).
 
     repetition (CTRL, Keskar et al. 2019, section 4.1): positive logits of tokens in the prompt or drawn are divided by
     it, negative ones multiplied. presence and frequency: taken from the logits of drawn tokens, once and once for each
@@ -47,6 +47,7 @@ class Controls:
             self.drawn = torch.zeros(len(prompts), vocab_size, device=device)
 
     def applied(self, logits: Tensor) -> Tensor:
+        """Return logits (B, V) with the bias and the penalties."""
         if self.bias is not None:
             logits = logits + self.bias
         if self.prompted is not None and self.drawn is not None:
@@ -59,7 +60,7 @@ class Controls:
             self.drawn.scatter_add_(1, tokens[:, None], torch.ones_like(tokens[:, None], dtype=torch.float32))
 
     def rows(self, index: Sequence[int]) -> "Controls":
-        """Those of some rows."""
+        """Return those of some rows."""
         part = copy.copy(self)
         if self.prompted is not None and self.drawn is not None:
             part.prompted, part.drawn = self.prompted[index], self.drawn[index]
@@ -73,7 +74,7 @@ def next_token_probabilities(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Tensor:
-    """The distribution to draw from, (B, V) fp32, for logits (B, V).
+    """Return the distribution to draw from, (B, V) fp32, for logits (B, V).
 
     In this order: softmax(logits / temperature), where temperature 0 puts all on the likeliest token; the top_k
     likeliest tokens; the fewest of these that hold top_p of what is left; those at least min_p times as likely as the
@@ -97,7 +98,7 @@ def next_token_probabilities(
 
 
 def among_largest(x: Tensor, k: int) -> Tensor:
-    """Whether each entry of (B, V) is one of its row's k largest: exactly k are, and of equal ones the first."""
+    """Return whether each entry of (B, V) is one of its row's k largest: exactly k are; of equal ones the first."""
     smallest = x.topk(k, dim=-1).values[:, -1:]
     kept = x >= smallest
     if int(kept.sum()) == k * len(x):
@@ -107,9 +108,8 @@ def among_largest(x: Tensor, k: int) -> Tensor:
 
 
 def within_nucleus(probabilities: Tensor, p: float) -> Tensor:
-    """Whether each entry of (B, V) is one of the fewest that together reach p (Holtzman et al. 2020); of equal ones
-    the first.
-    """
+    """Return whether each entry of (B, V) is one of the fewest that together reach p (Holtzman et al. 2020); of equal
+    ones the first."""
     largest, order = probabilities.sort(dim=-1, descending=True, stable=True)
     mass = largest.double().cumsum(dim=-1).float()
     missing = F.pad(mass[:, :-1], (1, 0)) < p  # the likelier tokens fall short; none is likelier than the first
@@ -117,7 +117,7 @@ def within_nucleus(probabilities: Tensor, p: float) -> Tensor:
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens (B,) by inverse CDF: the first whose cumulative probability exceeds uniforms (B,), each in [0, 1).
+    """Draw tokens (B,) by inverse CDF: the first whose cumulative probability exceeds uniforms (B,), each in [0, 1).
 
     probabilities (B, V) need not sum to 1 exactly. A token of probability 0 is never drawn; if any is NaN, V is
     returned.
@@ -130,9 +130,11 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def uniforms(seed: int, indices: Sequence[int], count: int, first: int = 0) -> Tensor:
-    """Draws from [0, 1), (n, count) fp64, the first of them number `first` of its row; row i is a function of
+    """Return draws from [0, 1), (n, count) fp64, the first of them number `first` of its row; row i is a function of
     (seed, indices[i]) alone."""
-    streams: list[Any] = [stream(seed, index) for index in indices]
+    streams = [stream(seed, index) for index in indices]
     for generator in streams:
-        generator.bit_generator.advance(first)  # a draw takes one step of PCG64
+        bits = generator.bit_generator
+        assert isinstance(bits, np.random.PCG64)
+        bits.advance(first)  # a draw takes one step
     return torch.from_numpy(np.stack([generator.random(count) for generator in streams]))

@@ -13,9 +13,10 @@ from gengen.diffusion.parameterizations import network_inputs, target
 from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
 from gengen.generation.diffusion import path_of
+from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import enlarged, grid, write_png
-from gengen.generation.load import load_generator
+from gengen.generation.load import load_as
 from gengen.generation.noise import Noise
 from gengen.models.flops import forward_flops
 from gengen.models.layers import NO_CLASS
@@ -89,7 +90,7 @@ class Diffusion(Objective):
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
         """Write a grid of up to 40 images, a column a class, always of the same seed, to stem.png."""
         folder = self.prepared.dependencies.get("codec")
-        codec = load_generator(str(folder), device=str(self.device)) if folder else None
+        codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device)) if folder else None
         generator = ImageGenerator(self.model, codec)
         labels = range(min(10, len(self.process.classes)))
         columns = len(labels) or 8

@@ -15,9 +15,9 @@ from gengen.data.text.prepare import PreparedText, PreparedTokens
 from gengen.errors import UserError
 from gengen.generation.load import start_from
 from gengen.generation.text.generator import TextGenerator
-from gengen.models.cross_entropy import IGNORED
 from gengen.models.flops import gpt_flops_per_token
 from gengen.models.gpt import GPT
+from gengen.models.kernels.cross_entropy import IGNORED
 from gengen.training.objective import Batch, Objective
 
 

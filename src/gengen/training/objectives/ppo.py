@@ -11,7 +11,8 @@ from gengen.alignment.advantages import gae, token_rewards, whiten
 from gengen.alignment.losses import clipped_value_loss
 from gengen.config.stage import PPOConfig
 from gengen.config.train import TrainConfig
-from gengen.generation.load import load_generator
+from gengen.generation.load import load_as
+from gengen.generation.text.rewards import Scorer
 from gengen.models.gpt import GPT
 from gengen.models.reward import RewardModel
 from gengen.training.objective import Batch, Optimizer
@@ -41,8 +42,7 @@ class PPO(OnlineRL):
         0."""
         for i in range(len(self.stage_config.reward)):
             if (path := frozen_reward(config, i)).exists():
-                reward_model: RewardModel = load_generator(str(path), device="cpu").model
-                return reward_model
+                return load_as(Scorer, str(path), device="cpu").model
         critic = RewardModel(self.model.config)
         critic.load_state_dict(critic.adopted(self.model.state_dict(), self.model.vocab_size), strict=False)
         torch.nn.init.zeros_(critic.value.weight)

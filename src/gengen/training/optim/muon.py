@@ -100,7 +100,7 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(gradient, (1 - group["momentum"]) * kept)
             direction = gradient.lerp(momentum, group["momentum"])
             p.mul_(1 - group["lr"] * group["weight_decay"] * kept)
-            rows = getattr(p, "parts", [len(p)])
+            rows = getattr(p, "stacked_rows", [len(p)])
             for part, update in zip(p.split(rows), direction.split(rows), strict=True):
                 by_shape[(len(part), part[0].numel())].append((part, update.flatten(1)))
         for (m, n), pairs in by_shape.items():

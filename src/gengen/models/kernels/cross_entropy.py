@@ -11,15 +11,15 @@ ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits computed at once; on a CPU th
 
 
 def rows_at_once(weight: Tensor) -> int:
-    """Of which the logits are computed, for a head (V, C)."""
+    """Return how many rows of logits to compute at once for a head (V, C)."""
     return max(ROWS, ELEMENTS[weight.device.type] // len(weight))
 
 
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0
 ) -> Tensor:
-    """Summed cross-entropy in nats, a fp32 scalar, of logits x W^T, softcap * tanh(logits / softcap) where that is
-    given.
+    """Return the summed cross-entropy in nats, a fp32 scalar, of logits x W^T, or of softcap * tanh(logits / softcap)
+    where that is given.
 
     x: (N, C); weight: (V, C); labels: (N,), IGNORED where nothing counts. The gradient is that of nats + z_loss * sum
     of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5); the value is the nats alone, so that it means the
@@ -31,7 +31,7 @@ def linear_cross_entropy(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is found beside the loss, while a chunk's logits are at hand, and only scaled in the backward pass."""
+    """Finds the gradient beside the loss, while a chunk's logits are at hand; the backward pass only scales it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, z_loss: float) -> Tensor:

@@ -1,20 +1,24 @@
-"""What commands that read a run have in common."""
+"""What the commands that read a run have in common: which run, which family, and so which config."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.config.compose import CommandLine, compose_flat, import_plugins, plugins, read_command_line
 from gengen.config.help import flat_help
 from gengen.errors import UserError
-from gengen.registry import MODELS, Entry
+from gengen.registry import MODELS, Entry, family_and_stage
+
+C = TypeVar("C")
 
 
-def asked(command: str, config_of: Callable[[Entry], type], argv: list[str]) -> Any:
-    """The command's config, of a run that exists; None where help was asked for, which is then printed.
-    config_of: the class of the command's config for a family of models."""
+def parse_run_command(command: str, config_of: Callable[[Entry], type[C]], argv: list[str]) -> C | None:
+    """Return the command's config, of a run that exists; None where help was asked for, which is then printed.
+
+    config_of: the class of the command's config for a family of models.
+    """
     line = read_command_line(argv)
     import_plugins(plugins(line))
     where = line.run or line.last("run")
@@ -24,15 +28,11 @@ def asked(command: str, config_of: Callable[[Entry], type], argv: list[str]) -> 
         return None
     if where is None:
         raise UserError(f"which run? python scripts/{command}.py runs/NAME")
-    return compose_flat(config_of(family(where, line)), line)
+    config: C = compose_flat(config_of(family(where, line)), line)
+    return config
 
 
 def family(where: str, line: CommandLine) -> Entry:
-    """The registered family of a run's model. Raises UserError where there is no such run."""
+    """Return the registered family of a run's model. Raises UserError where there is no such run."""
     path = find(where, Path(line.last("runs_dir") or "runs"))
-    config = read_config(path)
-    try:
-        entry: Entry = MODELS[config["model"]["name"]]
-    except (KeyError, TypeError):
-        raise UserError(f"{path / 'config.json'} names no model") from None
-    return entry
+    return family_and_stage(read_config(path), path)[0]

@@ -1,0 +1,73 @@
+"""What `sample` does for a language model: show the texts, and write them to a .jsonl file if `out` names one."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from gengen.config.commands import TextSampling
+from gengen.errors import UserError
+from gengen.generation.base import Generator, Sample
+from gengen.generation.text.best_of import best_of
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import load_reward
+
+
+def sample_text(generator: Generator, config: TextSampling, say: Callable[[str], None]) -> str:
+    """Draw texts, show and write them a batch at a time. Returns a line that sums it up; none of a stream."""
+    if not isinstance(generator, TextGenerator):
+        raise UserError(
+            f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}"
+        )
+    generator.use(config.precision, config.compile)
+    if config.stream:
+        print_stream(generator, config)
+        return ""
+    between = "\n" if generator.tokenizer.chat else ""  # an answer does not go on with its prompt
+    start, tokens = time.perf_counter(), 0
+    with appending(config.out) as write:
+        for sample in drawn(generator, config):
+            write(json.dumps(vars(sample), ensure_ascii=False) + "\n")
+            say(f"--- {sample.index} ({sample.finish_reason})\n{sample.prompt}{between}{sample.text}")
+            tokens += len(sample.tokens)
+    return f"---\n{tokens} tokens, {tokens / (time.perf_counter() - start):.0f} tokens/s"
+
+
+def print_stream(generator: TextGenerator, config: TextSampling) -> None:
+    """Print the first prompt and its text while it is drawn."""
+    prompt = (config.prompt or [""])[0]
+    print(prompt, end="", flush=True)
+    for piece in generator.pieces(prompt, config):
+        print(piece, end="", flush=True)
+    print()
+
+
+def drawn(generator: TextGenerator, config: TextSampling) -> Iterator[Sample]:
+    """Yield the samples, each the best of several if the config names a reward."""
+    prompts = config.prompt or [""]
+    if not config.reward:
+        return generator.samples(prompts, config, n=config.n)
+    reward = load_reward(config.reward, Path(config.runs_dir), generator.tokenizer, str(generator.engine.device))
+    return best_of(generator, prompts, reward, config, n=config.n, of=config.best_of)
+
+
+@contextmanager
+def appending(path: str | None) -> Iterator[Callable[[str], None]]:
+    """Yield a function that appends text to a file, where it can be read at once; without a path it does nothing. The
+    file is new with the first text: until then, what was there stays."""
+    if path is None:
+        yield lambda text: None
+        return
+    with ExitStack() as stack:
+        file: IO[str] | None = None
+
+        def write(text: str) -> None:
+            nonlocal file
+            if file is None:
+                file = stack.enter_context(open(path, "w", encoding="utf8", errors="replace"))
+            file.write(text)
+            file.flush()
+
+        yield write
