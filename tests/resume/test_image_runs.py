@@ -116,7 +116,7 @@ def test_stops_change_nothing(
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=straight"]) == 0
     with without_mfu():
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
-        if family in ON_LATENTS:  # it keeps what it needs: neither its codec's run nor the cached latents must be there
+        if family in ON_LATENTS:  # the run keeps what it needs, whatever becomes of its codec's run and the cache
             shutil.rmtree(next(Path(argv_value(argv, "data.dir")).glob("prepared/[!.]*latents*")))
         assert main(["train", "run=r", f"runs_dir={tmp_path}", "stop_at=11", "data.num_workers=1"]) == 0
         assert main(["train", "run=r", f"runs_dir={tmp_path}", "data.num_workers=0"]) == 0

@@ -98,7 +98,7 @@ def labels_at(turn: Sequence[int], samples: range) -> Tensor:
 
 
 def turn_of(wanted: Labels, classes: Sequence[str]) -> list[int]:
-    """Return the labels that samples have in turn: the wanted classes; by default all, NO_CLASS where there are none."""
+    """Return the labels that samples have in turn: the wanted classes; by default all, NO_CLASS without any."""
     names = Names(classes)
     turn: list[int] = []
     for label in wanted.tolist() if isinstance(wanted, Tensor) else wanted:
