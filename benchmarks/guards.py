@@ -43,7 +43,11 @@ def block(guarded: bool, objective: Any, data: Any, config: Any, steps: int, fol
             for module in ("gengen.training.objective", "gengen.data.loader"):
                 changed.enter_context(patch(f"{module}.fault", lambda point: False))
             changed.enter_context(
-                patch.object(Objective, "accumulate", lambda self, *of, network=None: self.gather(*of, network))
+                patch.object(
+                    Objective,
+                    "backward_with_oom_retry",
+                    lambda self, *of, network=None: self.backward_micro_batches(*of, network),
+                )
             )
             changed.enter_context(patch.object(type(data), "train_dataloader", lambda self: self.loader(0)))
         build_trainer(config, times, steps).fit(objective, datamodule=data)

@@ -67,7 +67,7 @@ def main(
         for part, count, n, seed in (("train", questions, answers, 1), ("val", held_out, 16, 2))
     )
     model = RewardModel(policy.model.config)
-    model.load_state_dict(model.adopted(policy.model.state_dict(), policy.model.vocab_size), strict=False)
+    model.load_state_dict(model.adapt_weights(policy.model.state_dict(), policy.model.vocab_size), strict=False)
     first, second = np.triu_indices(answers, 1)
     likely = sigmoid(LABEL_SCALE * (drawn.gold[:, first] - drawn.gold[:, second]))  # (prompts, pairs)
     labels = torch.tensor(random.random(likely.shape) < likely if noise else likely).float()

@@ -85,7 +85,7 @@ def trained(settings: list[str], seed: int, steps: int) -> tuple[Adversarial, St
 def covered(objective: Adversarial) -> tuple[int, float]:
     """Modes covered by the averaged generator, and the share of samples within 3 standard deviations of some mode."""
     z = torch.randn(SAMPLES, objective.c.latent_size, generator=torch.Generator().manual_seed(1))
-    with objective.averaged():
+    with objective.ema_weights():
         points = objective.model.generator(z, torch.full((SAMPLES,), -1))[:, :, 0, 0]
     angles = 2 * math.pi * torch.arange(MODES) / MODES
     near = torch.cdist(points, RADIUS * torch.stack([angles.cos(), angles.sin()], 1)) < 3 * STD  # (SAMPLES, MODES)

@@ -190,7 +190,7 @@ class SignalDiffusion(Diffusion):
 class SignalGenerator:
     """Draws signals; what `gengen.load` returns for a run of model=signals."""
 
-    command_hint = "to sample: python scripts/sample.py {run} n=8 plugins=[" + __name__ + "]"
+    command_hint = "to sample: python scripts/sample.py {run} n=8"
 
     def __init__(self, model: nn.Module):
         self.model: Any = model

@@ -19,6 +19,7 @@ from gengen.errors import UserError, did_you_mean, raised
 C = TypeVar("C", bound=type)
 Made = TypeVar("Made", bound=Callable[..., object])
 
+OWN_CODE = "\n  what your own code registers is known with plugins=[ITS_MODULE], which every command takes"
 PLUGINS: set[str] = set()
 """The modules that `plugins=` named, once they are imported."""
 
@@ -87,7 +88,8 @@ class Registry:
 
     def __getitem__(self, name: str) -> Entry:
         if not isinstance(name, str) or name not in self.entries:
-            raise UserError(f"no {self.kind} is called {name!r}" + did_you_mean(str(name), self.entries))
+            known = did_you_mean(str(name), self.entries)
+            raise UserError(f"no {self.kind} is called {name!r}{known}{OWN_CODE}")
         return self.entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -185,7 +187,7 @@ def source_class(kind: str, name: str) -> Callable[[Any], Any]:
     """The registered class of a source, imported."""
     known = SOURCES.get(kind, {})
     if name not in known:
-        raise UserError(f"no source of {kind} is called {name!r}" + did_you_mean(name, known))
+        raise UserError(f"no source of {kind} is called {name!r}" + did_you_mean(name, known) + OWN_CODE)
     found: Callable[[Any], Any] = imported(known[name])
     return found
 

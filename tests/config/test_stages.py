@@ -71,7 +71,9 @@ def test_a_stage_has_a_recipe(stage: str) -> None:
     argv = [f"stage={stage}", "init_from=runs/X", *(["stage.reward=requested_words"] * (stage in ("ppo", "grpo")))]
     config = compose_train(read_command_line(argv))
     assert DATA[config.data.name].kind == STAGES[stage].kind and config.optim.name == "adamw"
-    assert config.stage.keeps == (stage not in ("sft", "reward")) and config.stage.drops == (stage == "sft")
+    assert config.stage.needs_reference == (stage not in ("sft", "reward")) and config.stage.allows_dropout == (
+        stage == "sft"
+    )
     assert (config.trainer.max_steps is None) == (not isinstance(config.stage, OnlineConfig))
     typed = compose_train(read_command_line([*argv, "optim.lr=0.5", "data.batch_size=64"]))
     assert (typed.optim.lr, typed.data.batch_size) == (0.5, 64)

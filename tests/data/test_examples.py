@@ -165,7 +165,7 @@ def test_order_is_a_function_of_the_step(prepared, name):
 
 
 def test_validation_passes_over_each_once(prepared, monkeypatch):
-    monkeypatch.setattr(PromptsConfig, "judged_at_once", 100)
+    monkeypatch.setattr(PromptsConfig, "eval_batch_size", 100)
     opened = prepared("prompts")
     ranks = [[batch["index"] for batch in data(opened, batch_size=6, rank=r, world=2).val_batches()] for r in range(2)]
     assert [[len(index) for index in rank] for rank in ranks] == [[100, 100, 4]] * 2

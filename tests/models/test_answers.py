@@ -170,11 +170,11 @@ def test_a_reward_model_is_a_trunk_under_a_head_of_its_own() -> None:
         model.value.weight.std().item() == pytest.approx((width + 1) ** -0.5, rel=0.1) and not model.value.bias.any()
     )
     before = model.value.weight.clone()
-    load_weights(model, model.adopted(unique_state(source), source.vocab_size), None)  # type: ignore[arg-type]
+    load_weights(model, model.adapt_weights(unique_state(source), source.vocab_size), None)  # type: ignore[arg-type]
     assert torch.equal(model.value.weight, before) and torch.equal(model.embedding.weight, source.embedding.weight)
     model.normalize(torch.tensor([1.0, 5.0]))
     again = RewardModel(config)
-    load_weights(again, again.adopted(unique_state(model), model.vocab_size), None)  # type: ignore[arg-type]
+    load_weights(again, again.adapt_weights(unique_state(model), model.vocab_size), None)  # type: ignore[arg-type]
     assert torch.equal(again.value.weight, before) and (again.gain, again.bias) == (0.5, -1.5)
     assert not any(name.startswith("head") for name in unique_state(again))
 
@@ -206,7 +206,7 @@ def test_new_tokens_start_as_the_mean_and_nothing_else_changes(size: int, tied: 
     source, grown = (GPT(GPTConfig(**SHAPE | {"vocab_size": n, "tied": tied})) for n in (size, size + 4))  # type: ignore[arg-type]
     lively(source)
     weights = {name: tensor.clone() for name, tensor in unique_state(source).items()}
-    load_weights(grown, grown.adopted(weights, size), None)  # type: ignore[arg-type]
+    load_weights(grown, grown.adapt_weights(weights, size), None)  # type: ignore[arg-type]
     assert grown.embedding.weight.shape[0] == padded(size + 4) == (128 if size < 128 else 192)
     for old, new in ((source.embedding, grown.embedding), (source.head, grown.head)):
         assert torch.equal(new.weight[:size], old.weight[:size])
@@ -225,4 +225,4 @@ def test_the_same_vocabulary_is_taken_as_it_is() -> None:
     """Rows beyond the vocabulary included."""
     source = lively(GPT(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
     weights = unique_state(source)
-    assert source.adopted(weights, 100) is weights
+    assert source.adapt_weights(weights, 100) is weights

@@ -28,7 +28,7 @@ from gengen.checkpoints import layout as format
 from gengen.checkpoints.convert.huggingface import from_config
 from gengen.checkpoints.files import to_json
 from gengen.checkpoints.migrate import read_config
-from gengen.config.compose import compose_train, lay_over, read_command_line, resolve
+from gengen.config.compose import apply_overrides, compose_train, read_command_line, resolve
 from gengen.config.data import (
     ConversationsConfig,
     ExamplesConfig,
@@ -261,7 +261,7 @@ def test_configs_of_transformers(data: st.DataObject) -> None:
     if isinstance(tree, dict):
         with ours():
             _, model = from_config(tree)
-            assert sum(tensor.numel() for tensor in format.blueprint(GPT, model, 12).parameters()) > 0
+            assert sum(tensor.numel() for tensor in format.meta_model(GPT, model, 12).parameters()) > 0
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,9 @@ def test_values_on_the_command_line(trees: list[Any], known: Any, data: st.DataO
     )
     value = data.draw(VALUES | st.text(max_size=20))
     with ours():
-        assert isinstance(build(TrainConfig, resolve(lay_over(trees[0], [(key, value)], known), known)), TrainConfig)
+        assert isinstance(
+            build(TrainConfig, resolve(apply_overrides(trees[0], [(key, value)], known), known)), TrainConfig
+        )
 
 
 WORDS = st.sampled_from(

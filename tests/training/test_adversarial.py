@@ -109,13 +109,13 @@ def test_a_mean_of_means_would_be_noticed(
     picture_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bug put back: each micro-batch divided by its own count, as a mean would be."""
-    still, right = ["stop_at=1", "optim.lr=1e-12"], Adversarial.backward_share
+    still, right = ["stop_at=1", "optim.lr=1e-12"], Adversarial.backward_one
     whole = moments(train(picture_data, tmp_path, "whole", *still), "exp_avg")
 
     def wrong(self: Adversarial, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
-        return right(self, loss_sum, part, self.count(part))
+        return right(self, loss_sum, part, self.loss_count(part))
 
-    monkeypatch.setattr(Adversarial, "backward_share", wrong)
+    monkeypatch.setattr(Adversarial, "backward_one", wrong)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(
             moments(train(picture_data, tmp_path, "wrong", *still, "data.micro_batch_size=32"), "exp_avg"),
@@ -227,17 +227,19 @@ def test_lazy_penalties_come_every_kth_step_with_k_times_the_weight(picture_data
     eager, lazy = objective_of(), objective_of("model.penalty_every=3")
     losses = []
     for objective in (eager, lazy, objective_of("model.gamma=0")):
-        objective.seen = torch.zeros(3)
+        objective.running_sums = torch.zeros(3)
         losses.append(objective.discriminator_loss_sum(batch_of(objective)).item())
     assert losses[1] - losses[2] == pytest.approx(3 * (losses[0] - losses[2]), rel=1e-4)
 
 
 def test_without_penalties_images_need_no_gradient() -> None:
     objective = objective_of("model.gamma=0")
-    objective.seen = torch.zeros(3)
+    objective.running_sums = torch.zeros(3)
     batch = batch_of(objective)
     objective.discriminator_loss_sum(batch)
-    assert not batch["images"].requires_grad and objective.seen[1:].eq(0).all() and objective.seen[0] != 0
+    assert (
+        not batch["images"].requires_grad and objective.running_sums[1:].eq(0).all() and objective.running_sums[0] != 0
+    )
 
 
 # --- schedules and the average
@@ -362,7 +364,7 @@ def test_flops_are_those_of_a_step(settings: list[str]) -> None:
     objective = objective_of(
         *settings, "model.augment=cutout"
     )  # the counter cannot follow a leaf that a module is given
-    objective.seen = torch.zeros(3)
+    objective.running_sums = torch.zeros(3)
     batch = batch_of(objective, 4)
     with FlopCounterMode(display=False) as counter:
         objective.discriminator_loss_sum(batch).backward()

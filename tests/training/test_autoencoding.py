@@ -148,7 +148,7 @@ def test_the_loss_is_the_negative_elbo(reduction: Any, right: bool) -> None:
     nats = -torch.log(cdf[1] - cdf[0]).sum((1, 2, 3)).mean() + reduction(
         kl_divergence(Normal(mean, std), Normal(0.0, 1.0))
     )
-    loss = objective.loss_sum(batch) / objective.count(batch)
+    loss = objective.loss_sum(batch) / objective.loss_count(batch)
     assert (loss.item() == pytest.approx(nats.item(), rel=1e-5)) is right
 
 
@@ -357,7 +357,7 @@ def test_what_latents_are_like_is_kept_with_the_weights_at_an_evaluation(model: 
     torch.testing.assert_close(m.latent_std.double(), wanted, atol=1e-5, rtol=1e-5)
     if o.ema is not None:
         assert torch.equal(o.ema["latent_std"], m.latent_std) and torch.equal(o.ema["latent_mean"], m.latent_mean)
-        o.follow(torch.tensor(True))
+        o.update_ema(torch.tensor(True))
         assert torch.equal(o.ema["latent_std"], m.latent_std)  # the average of a constant
 
 

@@ -164,12 +164,12 @@ def test_the_average_is_what_is_evaluated_and_holds_buffers_too() -> None:
     with torch.no_grad():
         for tensor in (*o.model.parameters(), *o.model.buffers()):
             tensor.add_(1.0)
-    o.follow(torch.tensor(True))
+    o.update_ema(torch.tensor(True))
     decay = (1 + 4) / (10 + 4)  # warming up: far below 0.999, or early noise would stay for thousands of steps
     for name, tensor in o.ema.items():
         torch.testing.assert_close(tensor, before[name] + (1 - decay), msg=name)
     raw = {name: tensor.clone() for name, tensor in o.model.state_dict().items()}
-    with o.averaged():
+    with o.ema_weights():
         assert all(torch.equal(tensor, o.ema[name]) for name, tensor in o.model.state_dict().items())
     assert all(torch.equal(tensor, raw[name]) for name, tensor in o.model.state_dict().items())
 

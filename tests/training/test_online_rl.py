@@ -468,7 +468,7 @@ def test_a_group_that_is_all_alike_keeps_its_kl(letters: GPT, tmp_path: Path) ->
     answers, scores, _ = judged(objective)
     alike = torch.tensor([len(set(group)) == 1 for group in scores.view(-1, 4).tolist()]).repeat_interleave(4)
     assert 4 <= alike.sum() <= 28 and not rollout_of(objective)["advantages"][alike].any()
-    assert objective.count(rollout_of(objective)) == sum(len(answer.row(0)[1]) for answer in answers)
+    assert objective.loss_count(rollout_of(objective)) == sum(len(answer.row(0)[1]) for answer in answers)
     moved(objective.model)
     objective.rollout = None
     run = fit(objective, 1)
@@ -497,7 +497,7 @@ def moved(model: GPT) -> None:
 def reward_run(folder: Path, policy: GPT) -> RewardModel:
     """A reward model, kept in the run as its first reward."""
     model = RewardModel(policy.config)
-    model.load_state_dict(model.adopted(policy.state_dict(), policy.vocab_size), strict=False)
+    model.load_state_dict(model.adapt_weights(policy.state_dict(), policy.vocab_size), strict=False)
     model.normalize(torch.tensor([1.0, 3.0]))
     config = {"model": vars(policy.config), "stage": {"name": "reward"}}
     (kept := folder / "r" / "reward-0").mkdir(parents=True)

@@ -105,7 +105,7 @@ def test_a_save_sets_the_scale(ema: list[str]) -> None:
     assert objective.model.gain != 1
     torch.testing.assert_close(objective.state_dict(), again.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(objective.ema, again.ema, rtol=0, atol=0)
-    with objective.averaged():
+    with objective.ema_weights():
         scorer = Scorer(objective.model, TOKENIZER)
         sides = [pair.astype(int) for example in examples(objective) for pair in example]
         scores = scorer(
@@ -167,7 +167,7 @@ def test_it_learns_what_can_be_known() -> None:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
         batch, _ = known(128, worth, draw)
-        (objective.loss_sum(batch) / objective.count(batch)).backward()
+        (objective.loss_sum(batch) / objective.loss_count(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()
     metrics = objective.evaluate([held_out])

@@ -21,7 +21,7 @@ def test_a_mode_counts_as_covered_by_a_quarter_of_its_share() -> None:
     """Seen on the data themselves, and on those of three modes."""
     points, objective = (
         RING.Points(),
-        SimpleNamespace(c=SimpleNamespace(latent_size=4), averaged=nullcontext, model=SimpleNamespace()),
+        SimpleNamespace(c=SimpleNamespace(latent_size=4), ema_weights=nullcontext, model=SimpleNamespace()),
     )
     objective.model.generator = lambda z, labels: points.train[: len(z)]
     modes, near = RING.covered(objective)

@@ -78,12 +78,12 @@ def test_a_mean_of_means_would_be_noticed(
 ) -> None:
     """The bug put back: each micro-batch divided by its own count."""
     whole = gradient(tiny, tmp_path, "whole")
-    right = Pretraining.backward_share
+    right = Pretraining.backward_one
 
     def wrong(self: Pretraining, loss_sum: Any, part: dict[str, Tensor], total: Tensor) -> Tensor:
-        return right(self, loss_sum, part, self.count(part).clamp(min=1) * 4)
+        return right(self, loss_sum, part, self.loss_count(part).clamp(min=1) * 4)
 
-    monkeypatch.setattr(Pretraining, "backward_share", wrong)
+    monkeypatch.setattr(Pretraining, "backward_one", wrong)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(
             gradient(tiny, tmp_path, "wrong", "data.micro_batch_size=4"), whole, rtol=0, atol=1e-6

@@ -238,7 +238,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path
             tensor.copy_(weights[name])
 
 
-def blueprint(network: Callable[[Any], torch.nn.Module], config: Any, weights: int) -> torch.nn.Module:
+def meta_model(network: Callable[[Any], torch.nn.Module], config: Any, weights: int) -> torch.nn.Module:
     """A model on the meta device, which takes no memory: what a config that came with so many weights describes.
 
     Raises UserError where that is no model, or, as soon as that shows, one of more than twice as many parameters (tied

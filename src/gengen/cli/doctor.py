@@ -61,11 +61,11 @@ def sound(directory: Path) -> str:
 
     Every file must be as written, and the tensors finite and those of its config's model, the average's as well.
     """
-    from gengen.checkpoints.layout import blueprint, load_weights, pack, read
+    from gengen.checkpoints.layout import load_weights, meta_model, pack, read
 
     saved, moments = read(directory), dict[str, Any]()
     told, stage = build(ModelConfig, saved.config["model"]), saved.config.get("stage", {}).get("name", "")
-    model = blueprint(MODELS[told.name].load_for("model", stage), told, len(saved.model))
+    model = meta_model(MODELS[told.name].load_for("model", stage), told, len(saved.model))
     load_weights(model, saved.model, directory)
     load_weights(model, saved.model | (saved.ema or {}), directory)
     pack(saved.optimizer, moments)
@@ -203,7 +203,7 @@ class Examination:
         rewards = [name for _, name in map(weighted_reward, self.config.stage.rewards())]
         names = [f.name for f in fields(self.config.model) if f.metadata.get("run")] + [
             "reference"
-        ] * self.config.stage.keeps
+        ] * self.config.stage.needs_reference
         return names + [f"reward-{i}" for i, name in enumerate(rewards) if name not in REWARDS]
 
     def needed(self, name: str) -> str:

@@ -73,7 +73,7 @@ class Imported:
 def read_import(folder: Path) -> Imported:
     """Read a folder of weights. Raises UserError for what is missing, damaged or not supported."""
     from gengen.checkpoints.convert.huggingface import ends, from_config, from_tensors, read_folder
-    from gengen.checkpoints.layout import MAX_TOKENIZER, blueprint, unique_state
+    from gengen.checkpoints.layout import MAX_TOKENIZER, meta_model, unique_state
     from gengen.data.text.foreign_tokenizer import ForeignTokenizer
     from gengen.models.gpt import GPT
 
@@ -85,7 +85,7 @@ def read_import(folder: Path) -> Imported:
     assert model.vocab_size
     # 2. its weights, by our names and shapes
     found = read_folder(folder)
-    own = unique_state(blueprint(GPT, model, len(found)))
+    own = unique_state(meta_model(GPT, model, len(found)))
     weights = from_tensors(layout, model, found, {name: tensor.shape for name, tensor in own.items()})
     # 3. its tokenizer
     if not (path := folder / "tokenizer.json").is_file():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gengen.config.compose import read_command_line
 from gengen.config.help import train_help
 from gengen.config.schema import plain
-from gengen.registry import MODELS
+from gengen.registry import MODELS, PLUGINS
 from gengen.training.launch import handed_job
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interrupted, Interruption
@@ -57,12 +57,17 @@ def say_what_is_next(outcome: Outcome, session: Session) -> None:
         return
     if not outcome.is_finished:
         where = "" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}"
-        say(f"to go on:  python scripts/train.py run={run.name}{where}")
+        say(f"to go on:  python scripts/train.py run={run.name}{where}{with_plugins()}")
     if outcome.interrupted and session.interruption.exit_code == 75:
         requeue(say)
     if outcome.step:
         generator = MODELS[config.model.name].load_for("generator", config.stage.name)
-        say(generator.command_hint.format(run=run.path))
+        say(generator.command_hint.format(run=run.path) + with_plugins())
+
+
+def with_plugins() -> str:
+    """Return what a command needs for this run beside its name: the user's own modules, which no run records."""
+    return f" plugins=[{','.join(sorted(PLUGINS))}]" if PLUGINS else ""
 
 
 def requeue(say: Callable[[str], None]) -> None:

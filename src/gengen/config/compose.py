@@ -143,12 +143,12 @@ def resolve(tree: Tree, known: Schema) -> Tree:
     return {str(key): value for key, value in resolved.items()}
 
 
-def verbatim(text: str) -> str:
+def escape_interpolation(text: str) -> str:
     """Escape the text's own ${, so that OmegaConf gives it back as it is."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
-def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree:
+def apply_overrides(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree:
     """Return the tree with each `key=value` put in, parsed by the type of its field.
 
     A list comes item by item or in JSON.
@@ -161,9 +161,13 @@ def lay_over(tree: Tree, settings: list[tuple[str, str]], known: Schema) -> Tree
         base, _ = unwrap(kind)
         if base is str or not is_text(kind):
             value = parse(key, text, f, kind)
-            put(tree, key, verbatim(value) if base is str and value is not None else value)
+            put(tree, key, escape_interpolation(value) if base is str and value is not None else value)
         else:
-            put(tree, key, (get(tree, key) if key in given else []) + [verbatim(item) for item in items(text, f)])
+            put(
+                tree,
+                key,
+                (get(tree, key) if key in given else []) + [escape_interpolation(item) for item in items(text, f)],
+            )
         given.add(key)
     return tree
 
@@ -235,7 +239,7 @@ def train_tree(line: CommandLine) -> tuple[Tree, Schema]:
             and any(text in options for options in groups(line.config_dir).values())
         ):
             raise UserError(f"unknown group {key}={text}" + did_you_mean(key, groups(line.config_dir)))
-    return resolve(lay_over(tree, settings, known), known), known
+    return resolve(apply_overrides(tree, settings, known), known), known
 
 
 def compose_train(line: CommandLine) -> TrainConfig:
@@ -251,4 +255,4 @@ def compose_flat(cls: type, line: CommandLine) -> Any:
     settings = [(key, text) for key, text in line.settings if key != "plugins"]
     if line.run:
         settings.insert(0, ("run", line.run))
-    return build(cls, resolve(lay_over({}, settings, known), known))
+    return build(cls, resolve(apply_overrides({}, settings, known), known))

@@ -4,7 +4,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from gengen.config.compose import CommandLine, compose_groups, field_settings, lay_over, resolve, selections, verbatim
+from gengen.config.compose import (
+    CommandLine,
+    apply_overrides,
+    compose_groups,
+    escape_interpolation,
+    field_settings,
+    resolve,
+    selections,
+)
 from gengen.config.schema import Schema, Tree, build, coerce, get, leaves, plain, put, schema
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
@@ -37,9 +45,9 @@ def escaped(tree: Tree) -> Tree:
     tree = deepcopy(tree)
     for key, value in leaves(tree):
         if isinstance(value, str):
-            put(tree, key, verbatim(value))
+            put(tree, key, escape_interpolation(value))
         elif isinstance(value, list):
-            put(tree, key, [verbatim(item) if isinstance(item, str) else item for item in value])
+            put(tree, key, [escape_interpolation(item) if isinstance(item, str) else item for item in value])
     return tree
 
 
@@ -50,7 +58,7 @@ def wishes(kept: Tree, known: Schema, line: CommandLine) -> Tree:
         composed = resolve(compose_groups(line), known)
         wanted = {k: v for k, v in leaves(composed) if k.split(".")[0] in chosen or chosen & {"experiment", "debug"}}
     settings = field_settings(line)
-    laid = resolve(lay_over(escaped(kept), settings, known), known)
+    laid = resolve(apply_overrides(escaped(kept), settings, known), known)
     wanted |= {key: get(laid, key) for key, _ in settings}
     wanted.pop("init_from", None)  # was about the beginning
     return {key: coerce(key, wanted[key], *known[key]) if key in known else wanted[key] for key in sorted(wanted)}

@@ -24,8 +24,10 @@ class StageConfig:
 
     name: str = option("pretrain", "registered name of the stage")
 
-    drops: ClassVar[bool] = True  # whether model.dropout is kept: log-probabilities that are compared must have none
-    keeps: ClassVar[bool] = False  # whether the run it starts from stays beside it, frozen, as the reference
+    allows_dropout: ClassVar[bool] = (
+        True  # whether model.dropout is kept: log-probabilities that are compared must have none
+    )
+    needs_reference: ClassVar[bool] = False  # whether the run it starts from stays beside it, frozen, as the reference
 
     def rewards(self) -> list[str]:
         """Return the rewards it is trained on, as they were named."""
@@ -58,7 +60,7 @@ class RewardConfig(TuningConfig):
     name: str = option("reward", "registered name of the stage")
     centring: float = option(0.01, "weight of the squared sum of a pair's scores, which keeps them about 0", low=0)
 
-    drops: ClassVar[bool] = False
+    allows_dropout: ClassVar[bool] = False
 
 
 @register_stage("dpo", data="preferences")
@@ -78,8 +80,8 @@ class DPOConfig(TuningConfig):
     beta: float = positive(0.1, "how much leaving the reference costs")
     smoothing: float = option(0.1, "cdpo: the share of preferences taken to be wrong", low=0, below=0.5)
 
-    drops: ClassVar[bool] = False
-    keeps: ClassVar[bool] = True
+    allows_dropout: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
 
     @property
     def takes_mean(self) -> bool:
@@ -132,8 +134,8 @@ class OnlineConfig(StageConfig):
     )
     table_every: int = positive(20, "iterations between tables of answers written to samples/", on_resume="free")
 
-    drops: ClassVar[bool] = False
-    keeps: ClassVar[bool] = True
+    allows_dropout: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
 
     def rewards(self) -> list[str]:
         return self.reward

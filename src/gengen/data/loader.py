@@ -32,10 +32,10 @@ class StepData(L.LightningDataModule):
         if config.batch_size % world:
             raise UserError(f"data.batch_size={config.batch_size} cannot be cut into equal parts for {world} ranks")
         self.config, self.steps, self.rank, self.world = config, steps, rank, world
-        self.passed_over = 0  # batches that a run has left out so far
+        self.skipped_batches = 0  # batches that a run has left out so far
 
     def train_dataloader(self) -> "Unbroken":
-        return Unbroken(self.loader, (self.trainer.global_step if self.trainer else 0) + self.passed_over)
+        return Unbroken(self.loader, (self.trainer.global_step if self.trainer else 0) + self.skipped_batches)
 
     def loader(self, start_step: int) -> DataLoader[Batch]:
         """Yield the batches of start_step, start_step + 1, ..., without end."""
@@ -59,7 +59,7 @@ class StepData(L.LightningDataModule):
         """Yield this rank's validation batches as ranges of 0 .. n - 1, none larger than those it trains on. All ranks
         take one at a time, side by side; what is left at the end is cut into equal parts."""
         share = self.config.batch_size // self.world
-        size = self.config.judged_at_once or min(self.config.micro_batch_size or share, share)
+        size = self.config.eval_batch_size or min(self.config.micro_batch_size or share, share)
         for first in range(0, n, self.world * size):
             block = range(first, min(first + self.world * size, n))
             part = -(-len(block) // self.world)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gengen.checkpoints import store
-from gengen.checkpoints.layout import blueprint, load_weights, read_weights, verify
+from gengen.checkpoints.layout import load_weights, meta_model, read_weights, verify
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import find
 from gengen.config.model import ModelConfig
@@ -40,8 +40,8 @@ def start_from(model: nn.Module, checkpoint: Path) -> None:
     tokens of its own.
     """
     weights = read_weights(checkpoint)
-    if adopted := getattr(model, "adopted", None):
-        weights = adopted(weights, read_config(checkpoint)["model"]["vocab_size"])
+    if adapt_weights := getattr(model, "adapt_weights", None):
+        weights = adapt_weights(weights, read_config(checkpoint)["model"]["vocab_size"])
     load_weights(model, weights, checkpoint)
 
 
@@ -67,7 +67,7 @@ def generator_of(directory: Path, weights: str | None = None, device: str = "aut
     network: Callable[[ModelConfig], nn.Module] = entry.load_for("model", stage)
     model_config: ModelConfig = build(ModelConfig, config["model"])
     stored = read_weights(directory, weights)
-    load_weights(blueprint(network, model_config, len(stored)), stored, directory)
+    load_weights(meta_model(network, model_config, len(stored)), stored, directory)
     # 3. the model, on its device, ready to be used
     model = network(model_config)
     load_weights(model, stored, directory)

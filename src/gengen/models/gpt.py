@@ -133,7 +133,7 @@ class GPT(nn.Module):
             else:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
-    def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    def adapt_weights(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
         """Return the weights of a model that knows `vocab_size` tokens, ours or fewer, as ours: each token new to it
         begins as the mean of its own."""
         for name in ("embedding.weight", "head.weight"):

@@ -49,9 +49,9 @@ class RewardModel(GPT):
         """Return the output at each answer's last token, (B,); tokens and mask as in `completions.token_values`."""
         return at_last_token(self(tokens), mask)
 
-    def adopted(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    def adapt_weights(self, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
         """Return the trunk of a language model, under this model's own head."""
-        weights = super().adopted(weights, vocab_size)
+        weights = super().adapt_weights(weights, vocab_size)
         trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
         value = {"value.weight": self.value.weight, "value.bias": self.value.bias}
         return value | {"gain": self.gain, "bias": self.bias} | trunk

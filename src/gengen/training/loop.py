@@ -59,7 +59,7 @@ class TrainingLoop(L.Callback):
         """Keep gengen's part of the checkpoint, and say where in the data the run is."""
         self.restored = checkpoint["gengen"]
         skipped = self.plan.skipped_batches
-        run_data(trainer).passed_over = self.restored.state.get("passed_over", 0) if skipped is None else skipped
+        run_data(trainer).skipped_batches = self.restored.state.get("passed_over", 0) if skipped is None else skipped
 
     def on_fit_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
         """Decide on the columns of metrics.csv."""
@@ -68,7 +68,7 @@ class TrainingLoop(L.Callback):
             return
         if self.monitors.peak_flops:
             self.flops_per_row = objective.flops_per_row()
-        quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.signals]
+        quality, update = ["train/loss", *objective.metrics], ["lr", "grad_norm", *objective.logged_metrics]
         speed = [f"{objective.unit}_per_second", *(["mfu"] if self.flops_per_row else [])]
         self.metrics = Metrics(self.run.path / "metrics.csv", ["step", "seconds", *quality, *update, *speed])
 
@@ -160,7 +160,7 @@ class TrainingLoop(L.Callback):
             trainer.global_step,
             int(objective.bad_steps),
             int(objective.all_bad_steps),
-            run_data(trainer).passed_over,
+            run_data(trainer).skipped_batches,
         )
         if objective.micro_batch_size != self.micro_batch_size:
             self.micro_batch_size = objective.micro_batch_size
@@ -171,7 +171,7 @@ class TrainingLoop(L.Callback):
         steps, spent = self.laps.lap(trainer.global_step)
         speed = steps * logged["count"] / max(spent, 1e-9)
         row = {"train/loss": logged["loss"], "grad_norm": logged["grad_norm"], f"{objective.unit}_per_second": speed}
-        row |= {name: logged[name] for name in objective.signals}
+        row |= {name: logged[name] for name in objective.logged_metrics}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.monitors.peak_flops and self.flops_per_row:
             rows = steps * self.config.data.batch_size / trainer.world_size
@@ -199,7 +199,7 @@ class TrainingLoop(L.Callback):
             metrics = objective.evaluate(run_data(trainer).val_batches(), self.poll(trainer))
         if metrics is None:
             return {}
-        if (rows := objective.evaluated_at_once) != self.eval_batch_size:
+        if (rows := objective.eval_batch_size) != self.eval_batch_size:
             self.eval_batch_size = rows
             self.console.say(f"warning: memory ran out; from now on {rows} rows are evaluated at once")
         self.evaluated.step, self.evaluated.latest = trainer.global_step, metrics
@@ -221,7 +221,10 @@ class TrainingLoop(L.Callback):
         with self.spared("samples"), self.laps.paused(objective.device):
             self.run.samples.mkdir(exist_ok=True)
             fault("sample")
-            with objective.averaged(), torch.random.fork_rng(devices=[]):  # an ldm loads its codec here, which draws
+            with (
+                objective.ema_weights(),
+                torch.random.fork_rng(devices=[]),
+            ):  # an ldm loads its codec here, which draws
                 line = objective.write_samples(stem, self.interruption)
             if line:
                 self.console.say(f"sample {line}")

@@ -34,19 +34,19 @@ class Objective(L.LightningModule):
     the count of the whole step over all ranks, so the gradient does not depend on how the batch was cut (dropout
     aside, which draws as it goes). A step whose loss or gradient is not finite is a bad step, which changes no weight.
 
-    A subclass writes `loss_sum`, `count` and the evaluation; nothing about precision, ranks or clipping. What happens
-    between steps is in loop.py.
+    A subclass writes `loss_sum`, `loss_count` and the evaluation; nothing about precision, ranks or clipping. What
+    happens between steps is in loop.py.
     """
 
     automatic_optimization = False
     metrics: tuple[str, ...] = ("val/loss",)  # what `evaluation_metrics` returns, the columns of metrics.csv
     monitor = "val/loss"  # the metric whose lowest value makes a checkpoint the best
-    sums = 1  # how many numbers `evaluation_sums` returns
-    signals: tuple[str, ...] = ()
-    """What `updates` leaves in `logged` beside loss and grad_norm: further columns of metrics.csv."""
-    averaged_part = ""  # the part of the model, by name, that an average is kept of; "" = all of it
+    n_eval_sums = 1  # how many numbers `evaluation_sums` returns
+    logged_metrics: tuple[str, ...] = ()
+    """What `optimize` leaves in `logged` beside loss and grad_norm: further columns of metrics.csv."""
+    ema_prefix = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
-    unit = "samples"  # what `count` counts, for the throughput
+    unit = "samples"  # what `loss_count` counts, for the throughput
     companions: tuple[nn.Module, ...] = ()
     """Networks that go where the model goes, such as a reference, but are no part of it."""
 
@@ -59,15 +59,17 @@ class Objective(L.LightningModule):
         self._network: tuple[Any] = (model,)  # in a tuple it is no submodule: weights keep their uncompiled names
         self.ema: dict[str, Tensor] | None = None
         if config.optim.ema:
-            self.ema = {name: tensor.detach().clone() for name, tensor in self.followed().items()}
+            self.ema = {name: tensor.detach().clone() for name, tensor in self.ema_source().items()}
         self.bad_steps = torch.zeros((), dtype=torch.long)  # not finite, or spikes: in a row
         self.all_bad_steps = torch.zeros((), dtype=torch.long)
         self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
         self.micro_batch_size = (
             config.data.micro_batch_size
         )  # halved where memory runs out; None = a step's whole batch
-        self.evaluated_at_once: int | None = None  # rows, once memory has run out in an evaluation
-        self.seen: Tensor = torch.zeros(())  # what `loss_sum` gathers beside the loss, summed over micro-batches
+        self.eval_batch_size: int | None = None  # rows, once memory has run out in an evaluation
+        self.running_sums: Tensor = torch.zeros(
+            ()
+        )  # what `loss_sum` gathers beside the loss, summed over micro-batches
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
 
     @property
@@ -85,10 +87,10 @@ class Objective(L.LightningModule):
         self._network = (torch.compile(self.model),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """The loss summed over everything that `count` counts, fp32 scalar."""
+        """The loss summed over everything that `loss_count` counts, fp32 scalar."""
         raise NotImplementedError
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         """How many tokens or samples of the batch have a loss."""
         raise NotImplementedError
 
@@ -160,12 +162,14 @@ class Objective(L.LightningModule):
         self.seed_dropout()
         fault("step")
         batch = self.with_draws(batch)
-        total = self.all_reduced(self.count(batch))  # tokens or samples of the step, over all ranks
+        total = self.all_reduced(self.loss_count(batch))  # tokens or samples of the step, over all ranks
         self.logged = {"count": total}
-        finite = self.updates(batch, total)  # micro-batches (`accumulate`), then clip, check, optimizer (`update`)
+        finite = self.optimize(
+            batch, total
+        )  # micro-batches (`backward_with_oom_retry`), then clip, check, optimizer (`apply_gradients`)
         self.count_bad_steps(finite)
         if self.ema is not None:
-            self.follow(finite)
+            self.update_ema(finite)
 
     def seed_dropout(self) -> None:
         """With several ranks, give each its own dropout: a function of (seed, step, rank)."""
@@ -176,15 +180,15 @@ class Objective(L.LightningModule):
         self.bad_steps = torch.where(finite, 0, self.bad_steps.to(finite.device) + 1)
         self.all_bad_steps = self.all_bad_steps.to(finite.device) + ~finite
 
-    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+    def optimize(self, batch: Batch, total: Tensor) -> Tensor:
         """Change the weights; returns whether everything was finite.
 
         It is one update of the whole model, unless a subclass has more networks than one.
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert isinstance(optimizer, LightningOptimizer)
-        loss = self.accumulate(self.loss_sum, batch, total)
-        self.logged["loss"], self.logged["grad_norm"], finite = self.update(self.model, optimizer, loss)
+        loss = self.backward_with_oom_retry(self.loss_sum, batch, total)
+        self.logged["loss"], self.logged["grad_norm"], finite = self.apply_gradients(self.model, optimizer, loss)
         return finite
 
     def with_draws(self, batch: Batch) -> Batch:
@@ -202,17 +206,17 @@ class Objective(L.LightningModule):
         for start in range(0, rows, size):
             yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
-    def accumulate(
+    def backward_with_oom_retry(
         self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None = None
     ) -> Tensor:
         """Accumulate the step's gradient; where memory runs out, again with micro-batches of half the size.
 
         `micro_batch_size` keeps that size for the steps to come. Returns this rank's share of the loss.
         """
-        seen = self.seen.clone()
+        sums_before = self.running_sums.clone()
         while True:
             try:
-                return self.gather(loss_sum, batch, total, network)
+                return self.backward_micro_batches(loss_sum, batch, total, network)
             except torch.OutOfMemoryError:
                 rows = len(next(iter(next(self.micro_batches(batch)).values())))
                 if rows == 1 or self.trainer.world_size > 1:  # other ranks would wait for gradients that do not come
@@ -221,10 +225,10 @@ class Objective(L.LightningModule):
                         "a lower data.micro_batch_size, or a smaller model"
                     ) from None
             (network or self.model).zero_grad()
-            self.micro_batch_size, self.seen = rows // 2, seen.clone()
+            self.micro_batch_size, self.running_sums = rows // 2, sums_before.clone()
             torch.cuda.empty_cache()
 
-    def gather(
+    def backward_micro_batches(
         self, loss_sum: Callable[[Batch], Tensor], batch: Batch, total: Tensor, network: nn.Module | None
     ) -> Tensor:
         """Add up the step's gradient over the micro-batches; returns this rank's share of the loss.
@@ -236,9 +240,9 @@ class Objective(L.LightningModule):
         *first, last = self.micro_batches(batch)
         with self.no_sync():
             for part in first if network is None else [*first, last]:
-                loss += self.backward_share(loss_sum, part, total)
+                loss += self.backward_one(loss_sum, part, total)
         if network is None:
-            return loss + self.backward_share(loss_sum, last, total)
+            return loss + self.backward_one(loss_sum, last, total)
         if (world := self.trainer.world_size) > 1:
             gradients = [p.grad for p in network.parameters() if p.grad is not None]
             mean = self.all_reduced(torch.cat([g.flatten() for g in gradients])) / world
@@ -246,7 +250,7 @@ class Objective(L.LightningModule):
                 gradient.copy_(piece.view_as(gradient))
         return loss
 
-    def backward_share(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
+    def backward_one(self, loss_sum: Callable[[Batch], Tensor], part: Batch, total: Tensor) -> Tensor:
         """Add this micro-batch's share of the step's gradient, and return its share of the loss.
 
         total: the count of the whole step over all ranks. DDP averages gradients over ranks, hence the factor.
@@ -263,7 +267,7 @@ class Objective(L.LightningModule):
         self.manual_backward(loss * self.trainer.world_size)
         return loss.detach()
 
-    def update(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def apply_gradients(self, network: nn.Module, optimizer: Optimizer, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clip the network's gradients, check them, and step, without a word from the device to the host.
 
         Returns the loss over all ranks, the norm of the gradient, and whether both were finite and no spikes; where
@@ -289,28 +293,26 @@ class Objective(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * share
 
-    def decay(self) -> float:
+    def ema_decay(self) -> float:
         """The average's decay in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
         assert self.config.optim.ema
         return min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
 
     @torch.no_grad()
-    def follow(self, finite: Tensor) -> None:
+    def update_ema(self, finite: Tensor) -> None:
         """Move the EMA of weights and buffers."""
         assert self.ema is not None
-        decay = self.decay()
-        for name, tensor in self.followed().items():
+        decay = self.ema_decay()
+        for name, tensor in self.ema_source().items():
             average = self.ema[name] = self.ema[name].to(tensor.device)
             if average.is_floating_point():
                 average.lerp_(tensor.detach(), (1 - decay) * finite.to(average.dtype))
             else:
                 average.copy_(tensor)
 
-    def followed(self) -> dict[str, Tensor]:
+    def ema_source(self) -> dict[str, Tensor]:
         """The weights and buffers that an average is kept of."""
-        return {
-            name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.averaged_part)
-        }
+        return {name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.ema_prefix)}
 
     # --- evaluation
 
@@ -322,8 +324,10 @@ class Objective(L.LightningModule):
 
         It leaves every state of the training and every random generator as it was.
         """
-        with self.averaged():
-            sums = torch.zeros(self.sums, dtype=torch.float64, device=self.device)  # all a rank without batches has
+        with self.ema_weights():
+            sums = torch.zeros(
+                self.n_eval_sums, dtype=torch.float64, device=self.device
+            )  # all a rank without batches has
             for batch in batches:
                 if interrupted():
                     return None
@@ -338,13 +342,13 @@ class Objective(L.LightningModule):
                 return [self.evaluation_sums(part) for part in self.micro_batches(batch, rows)]
 
         whole = len(next(iter(batch.values())))
-        (first, *more), rows = in_halves(parts, min(self.evaluated_at_once or whole, whole), "in an evaluation")
+        (first, *more), rows = in_halves(parts, min(self.eval_batch_size or whole, whole), "in an evaluation")
         if rows < whole:
-            self.evaluated_at_once = rows
+            self.eval_batch_size = rows
         return sum(more, first)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Inside, the model is in evaluation mode with the weights it is sampled with: the EMA, where one is kept."""
         trained: dict[str, Tensor] = {}
         if self.ema is not None:

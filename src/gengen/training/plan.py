@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RunData(Protocol):
     """What the loop asks of a datamodule beside what Lightning does."""
 
-    passed_over: int
+    skipped_batches: int
     """Batches that the run has left out so far."""
 
     def val_batches(self) -> Iterable[dict[str, "Tensor"]]:

@@ -105,7 +105,7 @@ def keep_sources(
 
     for name, folder in prepared.dependencies.items():
         copy_folder(folder, run.path / name)
-    frozen = {"reference": sources.init_from} if config.stage.keeps and sources.init_from else {}
+    frozen = {"reference": sources.init_from} if config.stage.needs_reference and sources.init_from else {}
     for name, checkpoint in (frozen | sources.rewards).items():
         copy_weights(checkpoint, run.path / name)
     if tokenizer is not None:

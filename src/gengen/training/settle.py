@@ -50,7 +50,7 @@ def settle_device(config: TrainConfig) -> TrainConfig:
 def settle_model(config: TrainConfig) -> TrainConfig:
     """Dimensions are those of the model's size; a stage that compares log-probabilities has no dropout."""
     model = config.model.resolved()
-    if not config.stage.drops and hasattr(model, "dropout"):
+    if not config.stage.allows_dropout and hasattr(model, "dropout"):
         model = replace(model, dropout=0.0)  # type: ignore[call-arg]
     return replace(config, model=model)
 

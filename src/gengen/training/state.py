@@ -53,7 +53,7 @@ def collect(trainer: L.Trainer, objective: Objective, evaluated: Evaluated, plan
         "bad_steps": int(objective.bad_steps),
         "all_bad_steps": int(objective.all_bad_steps),
         "halved": None if rows == plan.config.data.micro_batch_size else rows,
-        "passed_over": run_data(trainer).passed_over,
+        "passed_over": run_data(trainer).skipped_batches,
         "rng": get_rng(),
     }
     return RunPart(

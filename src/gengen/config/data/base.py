@@ -25,7 +25,7 @@ class DataConfig:
         0.001, "share of unreadable records that is skipped; above it preparing fails", low=0, high=1
     )
 
-    judged_at_once: ClassVar[int | None] = None  # rows of a validation batch; null = as in training
+    eval_batch_size: ClassVar[int | None] = None  # rows of a validation batch; null = as in training
 
     def facts(self) -> dict[str, Any]:
         """What this config alone fixes of the model, before any data is read."""

@@ -84,4 +84,4 @@ class PromptsConfig(ExamplesConfig):
 
     kind = "prompts"
     source: str = choice("files", SourceNames("prompts"), FROM)
-    judged_at_once = 256  # drawing an answer holds nothing for a backward pass
+    eval_batch_size = 256  # drawing an answer holds nothing for a backward pass

@@ -117,11 +117,11 @@ class Autoencoding(Objective):
         self.c = config.model
         self.elbo, self.codes = model.log_scale is not None, model.bottleneck.codes
         self.adversary = PatchAdversary(self.c.resolved()) if self.c.adversarial else None
-        self.signals = ("d_loss", "d_grad_norm") if self.adversary else ()
+        self.logged_metrics = ("d_loss", "d_grad_norm") if self.adversary else ()
         self.metrics = ("val/loss", "val/psnr", "val/perplexity" if self.codes else "val/kl")
         if self.elbo:
             self.metrics += ("val/bits_per_dim",)
-        self.sums = 4 + self.codes + (0 if self.elbo else 3 * model.latent_shape[0])
+        self.n_eval_sums = 4 + self.codes + (0 if self.elbo else 3 * model.latent_shape[0])
 
     # --- a step
 
@@ -150,22 +150,24 @@ class Autoencoding(Objective):
                 lack = lack + self.c.perceptual * images[0].numel() * perceptual_distance(images, shown, self.features)
             return lack
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["images"]), device=batch["images"].device)
 
     # --- a step with an adversary, whose update comes first
 
-    def updates(self, batch: Batch, total: Tensor) -> Tensor:
-        self.logged |= {name: torch.zeros(()) for name in self.signals}
+    def optimize(self, batch: Batch, total: Tensor) -> Tensor:
+        self.logged |= {name: torch.zeros(()) for name in self.logged_metrics}
         if self.adversary is None or not self.adversary.plays(self.global_step, self.trainer.max_steps):
-            return super().updates(batch, total)
+            return super().optimize(batch, total)
         network = self.adversary.network
-        loss, norm, adversary_finite = self.update(
-            network, self.adversary.optimizer, self.accumulate(self.adversary_loss_sum, batch, total, network)
+        loss, norm, adversary_finite = self.apply_gradients(
+            network,
+            self.adversary.optimizer,
+            self.backward_with_oom_retry(self.adversary_loss_sum, batch, total, network),
         )
         self.logged |= {"d_loss": loss, "d_grad_norm": norm}
         network.requires_grad_(False)
-        finite = super().updates(batch, total)
+        finite = super().optimize(batch, total)
         network.requires_grad_(True)
         return finite & adversary_finite
 
@@ -213,7 +215,7 @@ class Autoencoding(Objective):
         loss = self.distortion(images, reconstructions) + self.c.beta * cost.flatten(1).sum(1)
         shown = self.model.decode(self.model.bottleneck(hidden)[0]).clamp(-1, 1)
         likeness = psnr((images + 1) / 2, (shown + 1) / 2).clamp(max=100)
-        sums = torch.stack([loss.sum(), likeness.sum(), cost.sum(), self.count(batch)]).double()
+        sums = torch.stack([loss.sum(), likeness.sum(), cost.sum(), self.loss_count(batch)]).double()
         counts = (
             torch.bincount(self.model.codes(images).flatten(), minlength=self.codes).double()
             if self.codes

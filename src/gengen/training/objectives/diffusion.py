@@ -31,7 +31,7 @@ class Diffusion(Objective):
     overrides `data`, `write_samples` and `unit`.
     """
 
-    sums = 2
+    n_eval_sums = 2
     unit = "images"
 
     def __init__(self, config: TrainConfig, model: nn.Module, prepared: PreparedRows):
@@ -70,7 +70,7 @@ class Diffusion(Objective):
         labels = torch.where(batch["keep_label"], batch["labels"], NO_CLASS)
         return self.errors(self.network, batch, labels).sum()
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
@@ -81,7 +81,7 @@ class Diffusion(Objective):
         noise = Noise(self.config.seed, index.tolist(), self.process.sample_shape(), self.device)
         drawn = {"u": indexed(index), "eps": noise(), "posterior": noise()}
         errors = self.errors(self.model, batch | drawn, batch["labels"])
-        return torch.stack([errors.double().sum(), self.count(batch).double()])
+        return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         error, samples = sums.tolist()

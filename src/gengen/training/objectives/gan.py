@@ -45,9 +45,9 @@ class Adversarial(Objective):
     unit = "images"
     metrics = ("val/loss", "val/kid", "val/coverage")
     monitor = "val/kid"
-    signals = ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2")
-    averaged_part = "generator."
-    sums = 2
+    logged_metrics = ("d_loss", "d_grad_norm", "d_real_minus_fake", "r1", "r2")
+    ema_prefix = "generator."
+    n_eval_sums = 2
     model: GAN
 
     def __init__(self, config: TrainConfig, model: GAN, prepared: FlippableRows):
@@ -88,24 +88,24 @@ class Adversarial(Objective):
         z = torch.randn(rows, 2, self.c.latent_size, generator=generator)
         return {"z": z, "u": torch.rand(rows, 2, 2, DRAWS, generator=generator)}
 
-    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+    def optimize(self, batch: Batch, total: Tensor) -> Tensor:
         generator, discriminator = self.model.generator, self.model.discriminator
-        self.seen = torch.zeros(3, device=self.device)  # D(real) - D(fake), R1 and R2, summed over images
-        loss = self.accumulate(self.discriminator_loss_sum, batch, total, discriminator)
-        d_loss, d_norm, d_finite = self.update(discriminator, self.discriminator_optimizer, loss)
-        gap, *penalties = self.all_reduced(self.seen) / total
+        self.running_sums = torch.zeros(3, device=self.device)  # D(real) - D(fake), R1 and R2, summed over images
+        loss = self.backward_with_oom_retry(self.discriminator_loss_sum, batch, total, discriminator)
+        d_loss, d_norm, d_finite = self.apply_gradients(discriminator, self.discriminator_optimizer, loss)
+        gap, *penalties = self.all_reduced(self.running_sums) / total
         if self.penalty_weight():
             self.penalties = torch.stack(penalties)
 
         discriminator.requires_grad_(False)
-        loss = self.accumulate(self.loss_sum, batch, total, generator)
+        loss = self.backward_with_oom_retry(self.loss_sum, batch, total, generator)
         discriminator.requires_grad_(True)
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
-        g_loss, g_norm, g_finite = self.update(generator, optimizer, loss)
+        g_loss, g_norm, g_finite = self.apply_gradients(generator, optimizer, loss)
 
         signals = [d_loss, d_norm, gap, *self.penalties]
-        self.logged |= {"loss": g_loss, "grad_norm": g_norm} | dict(zip(self.signals, signals, strict=True))
+        self.logged |= {"loss": g_loss, "grad_norm": g_norm} | dict(zip(self.logged_metrics, signals, strict=True))
         return d_finite & g_finite
 
     def discriminator_loss_sum(self, batch: Batch) -> Tensor:
@@ -122,11 +122,11 @@ class Adversarial(Objective):
             images, fakes = images.requires_grad_(penalty_weight > 0), fakes.requires_grad_(penalty_weight > 0)
             real, fake = self.logits(images, labels, real_u), self.logits(fakes, labels, fake_u)
             loss = self.loss.discriminator(real, fake).sum()
-            self.seen[0] += (real - fake).detach().sum()
+            self.running_sums[0] += (real - fake).detach().sum()
             if penalty_weight == 0:
                 return loss
             r1, r2 = gradient_penalty(real, images).sum(), gradient_penalty(fake, fakes).sum()
-            self.seen[1:] += torch.stack([r1, r2]).detach()
+            self.running_sums[1:] += torch.stack([r1, r2]).detach()
             return loss + penalty_weight * self.gamma() / 2 * (r1 + r2)
 
     def loss_sum(self, batch: Batch) -> Tensor:
@@ -142,7 +142,7 @@ class Adversarial(Objective):
             shown = augment(images, u, self.c.augmentations())
         return self.model.discriminator(shown, labels).float()
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["images"]), device=self.device)
 
     # --- schedules
@@ -165,7 +165,7 @@ class Adversarial(Objective):
         for group in optimizer.param_groups:
             group["betas"] = (o.beta1, beta2)
 
-    def decay(self) -> float:
+    def ema_decay(self) -> float:
         """Return the average's decay: its half-life, in steps, rises from 0 to that of optim.ema."""
         assert self.config.optim.ema
         half_life = cosine(self.progress(), 0.0, -math.log(2) / math.log(self.config.optim.ema))
@@ -181,7 +181,7 @@ class Adversarial(Objective):
         losses = self.loss.discriminator(
             self.model.discriminator(images, labels), self.model.discriminator(fakes, labels)
         )
-        return torch.stack([losses.sum(), self.count(batch)]).double()
+        return torch.stack([losses.sum(), self.loss_count(batch)]).double()
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         loss, images = sums.tolist()

@@ -80,7 +80,7 @@ class Pretraining(LanguageObjective):
 
     metrics: tuple[str, ...] = ("val/loss", "val/bpb")
     monitor = "val/bpb"
-    sums = 2
+    n_eval_sums = 2
     unit = "tokens"
 
     def flops_per_row(self) -> float:
@@ -89,12 +89,12 @@ class Pretraining(LanguageObjective):
     def loss_sum(self, batch: Batch) -> Tensor:
         return self.network(batch["tokens"], labels=batch["labels"])
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return (batch["labels"] != IGNORED).sum()
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
         nats = self.model(batch["tokens"], labels=batch["labels"])
-        return torch.stack([nats.double(), self.count(batch).double()])
+        return torch.stack([nats.double(), self.loss_count(batch).double()])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         nats, tokens = sums.tolist()

@@ -7,7 +7,7 @@ An iteration is a rollout (see rollout.py), then `stage.epochs` passes over it i
         score                what each is worth
         with_log_probs       how likely policy and reference find each token
         with_advantages      how much better each token was than expected: PPO's or GRPO's
-    updates                  in each step
+    optimize                 in each step
         with_draws           a minibatch: data.batch_size answers of the rollout
         loss_sum             clipped ratios, KL and entropy, summed over its tokens
         finish_step          the iteration ends with its last minibatch, or early at stage.kl_stop
@@ -60,8 +60,8 @@ class OnlineRL(LanguageObjective):
     """
 
     metrics = ("val/loss", "val/score", "val/kl", "val/ended")
-    signals: tuple[str, ...] = (*ROLLOUT_FIGURES, *STEP_FIGURES)
-    sums = 5
+    logged_metrics: tuple[str, ...] = (*ROLLOUT_FIGURES, *STEP_FIGURES)
+    n_eval_sums = 5
     compiles_on_cpu = False
     prepared: PromptData
     stage_config: OnlineConfig
@@ -70,7 +70,7 @@ class OnlineRL(LanguageObjective):
         super().__init__(config, model, cast(PromptData, prepared))  # None: to build and count, not to train
         assert isinstance(config.stage, OnlineConfig)
         self.stage_config = c = config.stage
-        self.unit = "tokens" if c.aggregate == "token" else "answers"  # what `count` counts
+        self.unit = "tokens" if c.aggregate == "token" else "answers"  # what `loss_count` counts
         self.controller = KLController(c.beta, c.kl_target, c.kl_horizon)
         self.rollout: Rollout | None = None  # of the iteration under way
         self.iteration, self.cursor = 0, 0  # its number, and how many of its steps are done
@@ -209,16 +209,16 @@ class OnlineRL(LanguageObjective):
         assert self.rollout
         return self.rollout.minibatch(self.rows(self.cursor))
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         mask = batch["mask"]
         return mask.sum() if self.stage_config.aggregate == "token" else (mask.sum(1) > 0).sum()
 
-    def updates(self, batch: Batch, total: Tensor) -> Tensor:
-        self.seen = torch.zeros(4, device=self.device)  # see `observe`
+    def optimize(self, batch: Batch, total: Tensor) -> Tensor:
+        self.running_sums = torch.zeros(4, device=self.device)  # see `observe`
         self.logged |= {name: torch.tensor(value) for name, value in self.figures.items()}
-        finite = super().updates(batch, total.clamp(min=1))
-        approx_kl, clipped, entropies = self.seen[:3] / batch["mask"].sum().clamp(min=1)
-        values = (approx_kl, clipped, self.seen[3].exp(), entropies)
+        finite = super().optimize(batch, total.clamp(min=1))
+        approx_kl, clipped, entropies = self.running_sums[:3] / batch["mask"].sum().clamp(min=1)
+        values = (approx_kl, clipped, self.running_sums[3].exp(), entropies)
         self.logged |= dict(zip(STEP_FIGURES, values, strict=True))
         self.finish_step(approx_kl)
         return finite
@@ -226,10 +226,10 @@ class OnlineRL(LanguageObjective):
     def finish_step(self, approx_kl: Tensor) -> None:
         """Move on to the next minibatch, or end the iteration. Raises UserError where the first was off policy."""
         c = self.stage_config
-        if self.cursor == 0 and not self.seen[3] <= ON_POLICY:
+        if self.cursor == 0 and not self.running_sums[3] <= ON_POLICY:
             raise UserError(
-                f"stage={c.name}: the first step sees log-probabilities that are {float(self.seen[3]):.2g} nats from "
-                "those of the policy that drew the answers; ratios would be wrong from the start"
+                f"stage={c.name}: the first step sees log-probabilities that are {float(self.running_sums[3]):.2g} "
+                "nats from those of the policy that drew the answers; ratios would be wrong from the start"
             )
         self.cursor += 1
         if self.cursor == c.epochs * c.minibatches or (c.kl_stop and float(approx_kl) > c.kl_stop):
@@ -259,8 +259,8 @@ class OnlineRL(LanguageObjective):
         entropies; and the largest |log ratio|. All (B, T - 1), 0 off the mask."""
         c = self.stage_config
         clipped = (log_ratios.exp() - 1 > (c.clip_high or c.clip)) | (log_ratios.exp() - 1 < -c.clip)
-        self.seen[:3] += torch.stack([log_ratios.square().sum() / 2, (clipped * mask).sum(), entropies.sum()])
-        self.seen[3] = torch.maximum(self.seen[3], log_ratios.abs().max())
+        self.running_sums[:3] += torch.stack([log_ratios.square().sum() / 2, (clipped * mask).sum(), entropies.sum()])
+        self.running_sums[3] = torch.maximum(self.running_sums[3], log_ratios.abs().max())
 
     # --- checkpoints
 

@@ -29,7 +29,7 @@ class PPO(OnlineRL):
     The critic starts from the reward model where there is one, and has an optimizer of its own.
     """
 
-    signals = (*ROLLOUT_FIGURES, *STEP_FIGURES, "value_loss", "explained_variance")
+    logged_metrics = (*ROLLOUT_FIGURES, *STEP_FIGURES, "value_loss", "explained_variance")
     stage_config: PPOConfig
 
     def __init__(self, config: TrainConfig, model: GPT, prepared: PromptData | None):
@@ -44,7 +44,7 @@ class PPO(OnlineRL):
             if (path := frozen_reward(config, i)).exists():
                 return load_as(Scorer, str(path), device="cpu").model
         critic = RewardModel(self.model.config)
-        critic.load_state_dict(critic.adopted(self.model.state_dict(), self.model.vocab_size), strict=False)
+        critic.load_state_dict(critic.adapt_weights(self.model.state_dict(), self.model.vocab_size), strict=False)
         torch.nn.init.zeros_(critic.value.weight)
         return critic
 
@@ -62,12 +62,12 @@ class PPO(OnlineRL):
         critic = self.critic.network
         return critic.normalized(critic(part["tokens"][:, :-1]))
 
-    def updates(self, batch: Batch, total: Tensor) -> Tensor:
+    def optimize(self, batch: Batch, total: Tensor) -> Tensor:
         """Update the critic first, so that both updates are of the same step."""
         critic, tokens = self.critic, batch["mask"].sum().clamp(min=1)
-        loss = self.accumulate(self.value_loss_sum, batch, tokens, critic.network)
-        self.logged["value_loss"], _, finite = self.update(critic.network, critic.optimizer, loss)
-        return finite & super().updates(batch, total)
+        loss = self.backward_with_oom_retry(self.value_loss_sum, batch, tokens, critic.network)
+        self.logged["value_loss"], _, finite = self.apply_gradients(critic.network, critic.optimizer, loss)
+        return finite & super().optimize(batch, total)
 
     def value_loss_sum(self, batch: Batch) -> Tensor:
         c = self.stage_config

@@ -25,7 +25,7 @@ class DirectPreference(LanguageObjective):
     """
 
     metrics = ("val/loss", "val/accuracy", "val/chosen", "val/rejected")
-    sums = 5
+    n_eval_sums = 5
     unit = "pairs"
 
     def __init__(self, config: TrainConfig, model: GPT, prepared: PreparedExamples):
@@ -51,7 +51,7 @@ class DirectPreference(LanguageObjective):
     def loss_sum(self, batch: Batch) -> Tensor:
         return self.losses(self.log_ratios(cast(GPT, self.network), batch)).sum()
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:

@@ -25,7 +25,7 @@ class RewardModeling(LanguageObjective):
     """
 
     metrics = ("val/loss", "val/accuracy", "val/ece")
-    sums = 3 + 3 * BINS
+    n_eval_sums = 3 + 3 * BINS
     unit = "pairs"
     model: RewardModel
     prepared: PreparedExamples
@@ -44,12 +44,12 @@ class RewardModeling(LanguageObjective):
         chosen, rejected = self.outputs(self.network, batch).unbind(1)
         return bradley_terry(chosen, rejected, batch["margin"], self.stage_config.centring).sum()
 
-    def count(self, batch: Batch) -> Tensor:
+    def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
     def before_save(self) -> None:
         """Set the scale of scores for the weights that are used. Training never reads it, so stops leave no trace."""
-        with self.averaged():
+        with self.ema_weights():
             outputs = self.reference_outputs()
         self.model.normalize(outputs)
         if self.ema is not None:
