@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STILL_OVER = {"lines": 142, "functions": 2, "Any": 174, "print": 5}
+STILL_OVER: dict[str, int] = {}
 """Today's counts of what is being mended: each rule below holds up to its own bar or this. Lower them as they fall."""
 SOURCES = [path for room in ("src", "scripts", "examples") for path in sorted((ROOT / room).rglob("*.py"))]
 BANNED = re.compile(
