@@ -21,6 +21,8 @@ BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
 SHOWN = {
     "pixels": "diffusion on pixels",
     "latents": "latent diffusion",
+    "dit": "diffusion transformer on pixels",
+    "latent_dit": "diffusion transformer on latents",
     "vae": "VAE, prior samples",
     "gan": "GAN",
     "dcgan": "DCGAN",
