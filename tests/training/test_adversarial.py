@@ -193,6 +193,7 @@ def test_an_update_that_is_not_finite_changes_nothing_of_its_network(
 # --- penalties
 
 
+@pytest.mark.slow  # where the CPU has no bf16 units
 def test_penalties_are_fp32_where_training_is_bf16(
     picture_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
