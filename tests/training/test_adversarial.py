@@ -65,7 +65,8 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
     eager = ["model.penalty_every=1", "model.final_gamma=1", f"trainer.max_steps={max_steps}"]
     line = ["model=gan", "data=animals", *SMALL, *MACHINE, *eager, *settings]
     config: TrainConfig = compose_train(read_command_line(line))
-    config = replace(config, model=replace(config.model.resolved(), resolution=16, channels=1, classes=["a", "b"]))  # type: ignore[call-arg]
+    images_are = {"resolution": 16, "channels": 1, "classes": ["a", "b"]}
+    config = replace(config, model=replace(config.model.resolved(), **images_are))
     torch.manual_seed(0)
     images = torch.rand(256, 1, 16, 16) * 2 - 1
 
@@ -74,7 +75,8 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
 
     made = SimpleNamespace(train=range(256), val=range(128), batch=batch)
     objective = Adversarial(config, GAN(config.model), made)  # type: ignore[arg-type]
-    objective._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, world_size=1)  # type: ignore[assignment]
+    trainer = SimpleNamespace(max_steps=max_steps, global_step=step, world_size=1)
+    objective._trainer = trainer  # type: ignore[assignment]
     return objective
 
 
