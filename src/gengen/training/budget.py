@@ -115,6 +115,7 @@ def trial(config: TrainConfig, prepared: PreparedData, say: Say, interrupted: Ca
     """
     begun = time.perf_counter()
     objective = build_objective(replace(config, optim=config.optim.for_steps(TRIAL_STEPS)), prepared)
+    objective.say = say
     compiled = compile_where_it_pays(objective, config, say)
     datamodule = build_datamodule(config, prepared)
     Path(config.runs_dir).mkdir(parents=True, exist_ok=True)

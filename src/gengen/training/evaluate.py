@@ -38,6 +38,7 @@ def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
     config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
     prepared = prepare_data(config, say, brought_tokenizer(run), directory, run)
     objective = build_objective(config, prepared)
+    objective.say = say
     objective.ema = None  # the weights that are asked for are the ones to evaluate
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))

@@ -16,7 +16,9 @@ from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
 from gengen.faults import fault
+from gengen.io import Say
 from gengen.training.memory import in_halves
+from gengen.training.monitor.console import Console
 from gengen.training.monitor.spikes import Spikes
 from gengen.training.optim.groups import build_optimizer, rate
 
@@ -56,6 +58,7 @@ class Objective(L.LightningModule):
             config = replace(config, optim=config.optim.for_steps(steps))
         self.config = config
         self.model = model
+        self.say: Say = Console().say  # a run has its own console here
         self._network: tuple[Any] = (model,)  # in a tuple it is no submodule: weights keep their uncompiled names
         self.ema: dict[str, Tensor] | None = None
         if config.optim.ema:
