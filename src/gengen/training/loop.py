@@ -120,7 +120,7 @@ class TrainingLoop(L.Callback):
     # --- after each step: log, evaluate, sample, save, stop
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, objective: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, objective: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(objective, Objective)
         self.between_steps(trainer, objective)
