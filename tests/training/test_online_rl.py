@@ -243,7 +243,7 @@ CUTS: list[list[str]] = [[], ["data.micro_batch_size=4"], ["data.micro_batch_siz
 
 def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) -> list[dict[str, Tensor]]:
     """Those of every update, by the parameter's name; of what has none, zero."""
-    kept, update = list[dict[str, Tensor]](), Objective.update
+    kept, update = list[dict[str, Tensor]](), Objective.apply_gradients
 
     def recorded(self: Objective, network: Any, optimizer: Any, loss: Tensor) -> Any:
         kept.append(
@@ -252,7 +252,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
         return update(self, network, optimizer, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "update", recorded)
+        patch.setattr(Objective, "apply_gradients", recorded)
         fit(objective, steps)
     return kept
 
