@@ -120,7 +120,8 @@ def speed(draw: Draw, samples: int, tokens: int) -> float:
 
 def main(rounds: int, tokens: int, threads: int, layers: int, only: str) -> None:
     torch.set_num_threads(threads)
-    torch._dynamo.config.recompile_limit = 64  # several compiled models share one class, and with it one count  # type: ignore[attr-defined]
+    # several compiled models share one class, and with it one count
+    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
     logging.set_verbosity_error()
     net = llama(layers)
     model = ours(net)

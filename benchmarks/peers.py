@@ -257,7 +257,8 @@ def nano_loop(
 ) -> Loop:
     """fused: that project fuses AdamW on CUDA alone."""
     torch.manual_seed(seed)
-    return Loop(NanoGPT(**sizes), lambda model: [adamw(model.parameters(), lr, fused)], cosine, bf16, compiled)  # type: ignore[arg-type]
+    network = NanoGPT(**sizes)  # type: ignore[arg-type]
+    return Loop(network, lambda model: [adamw(model.parameters(), lr, fused)], cosine, bf16, compiled)
 
 
 def modern_loop(bf16: bool = True, compiled: bool = True, seed: int = 0, lr: float = 3e-3, **sizes: float) -> Loop:

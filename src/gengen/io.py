@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 Say = Callable[[str], None]
 """Takes one message for people, such as a line of progress or a warning."""
+Json: TypeAlias = Any
+"""What JSON holds: None, a bool, a number, a text, and lists and dicts of these. It is named, but not checked: a
+recursive type would need a cast at each step into a tree."""
 
 
 def fsync(path: Path) -> None:

@@ -183,12 +183,12 @@ def register_source(kind: str, name: str) -> Callable[[type], type]:
     return register
 
 
-def source_class(kind: str, name: str) -> Callable[[Any], Any]:
+def source_class(kind: str, name: str) -> type:
     """The registered class of a source, imported."""
     known = SOURCES.get(kind, {})
     if name not in known:
         raise UserError(f"no source of {kind} is called {name!r}" + did_you_mean(name, known) + OWN_CODE)
-    found: Callable[[Any], Any] = imported(known[name])
+    found: type = imported(known[name])
     return found
 
 

@@ -67,7 +67,8 @@ def test_gaussian_draws_are_of_the_prior_by_the_statistics_held() -> None:
 
 def test_quantizer_draws_are_uniform_codes() -> None:
     g = generator(**VQ, codebook=8)
-    distances = (g.prior(range(500)).movedim(1, -1)[..., None, :] - g.model.quantizer.codebook).square().sum(-1)  # type: ignore[union-attr]
+    codebook = g.model.quantizer.codebook  # type: ignore[union-attr]
+    distances = (g.prior(range(500)).movedim(1, -1)[..., None, :] - codebook).square().sum(-1)
     assert distances.amin(-1).max() < 1e-10
     counts = torch.bincount(distances.argmin(-1).flatten(), minlength=8)
     assert counts.min() > 0.9 * counts.sum() / 8

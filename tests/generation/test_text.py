@@ -206,7 +206,8 @@ def test_where_a_sample_stops_does_not_depend_on_token_borders() -> None:
                 break
         borders = [0, *sorted(some.sample(range(1, 12), 4)), 12]
         pieces = [text[a:b] for a, b in itertools.pairwise(borders)]
-        row = Continuation(Pieces(pieces), [0], DecodingSettings(stop=stop, max_tokens=len(pieces)))  # type: ignore[arg-type]
+        settings = DecodingSettings(stop=stop, max_tokens=len(pieces))
+        row = Continuation(Pieces(pieces), [0], settings)  # type: ignore[arg-type]
         for token in range(1, len(pieces) + 1):
             if not row.finish_reason:
                 row.add(token, 0.0)

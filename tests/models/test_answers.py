@@ -1,6 +1,7 @@
 """A language model read at the tokens of answers, and what it becomes: a reward model, or one of more tokens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -84,7 +85,8 @@ def test_log_probs_and_entropy_are_those_of_the_whole_model(kind: str, temperatu
 def test_neither_padding_nor_company_nor_order_matters(kind: str, half: bool, tolerance: float) -> None:
     """Log-probabilities, entropies, values and scores, of a batch of eight against seven more tokens of padding, other
     padding, batches of one, and rows in another order."""
-    model, critic = (lively(made(GPTConfig(**SHAPE | KINDS[kind]))) for made in (GPT, RewardModel))  # type: ignore[arg-type]
+    config = GPTConfig(**SHAPE | KINDS[kind])  # type: ignore[arg-type]
+    model, critic = lively(GPT(config)), lively(RewardModel(config))
 
     def all_of(tokens: Tensor, mask: Tensor) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
@@ -203,7 +205,8 @@ def test_outputs_are_fp32_under_autocast() -> None:
 @pytest.mark.parametrize("size", [100, 124, 128], ids=["fits the padded rows", "fits them exactly", "does not"])
 def test_new_tokens_start_as_the_mean_and_nothing_else_changes(size: int, tied: bool) -> None:
     """Rows of weights come in blocks of 64: 104 and 128 tokens still fit the 128 of before, 132 do not."""
-    source, grown = (GPT(GPTConfig(**SHAPE | {"vocab_size": n, "tied": tied})) for n in (size, size + 4))  # type: ignore[arg-type]
+    config = GPTConfig(**SHAPE | {"vocab_size": size, "tied": tied})  # type: ignore[arg-type]
+    source, grown = GPT(config), GPT(replace(config, vocab_size=size + 4))
     lively(source)
     weights = {name: tensor.clone() for name, tensor in unique_state(source).items()}
     load_weights(grown, grown.adapt_weights(weights, size), None)  # type: ignore[arg-type]

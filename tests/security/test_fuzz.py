@@ -393,7 +393,8 @@ def test_lines_of_jsonl(kind: str, data: st.DataObject, tmp_path_factory: pytest
 
 @pytest.mark.parametrize("margin", ["1" + "0" * 400, "NaN", "-Infinity", "1e999", '"inf"', "[1]", "{}1"])
 def test_margins_that_are_no_numbers(margin: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": %s}\n' % margin)  # noqa: UP031
+    row = '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": MARGIN}\n'
+    (tmp_path / "x.jsonl").write_text(row.replace("MARGIN", margin))
     with pytest.raises(UserError, match="1 of 1 lines cannot be read"):
         config = PreferencesConfig(name="x", source="files", path=str(tmp_path / "x.jsonl"))
         list(records(config, Skips(0.0), print))

@@ -65,7 +65,8 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
     eager = ["model.penalty_every=1", "model.final_gamma=1", f"trainer.max_steps={max_steps}"]
     line = ["model=gan", "data=animals", *SMALL, *MACHINE, *eager, *settings]
     config: TrainConfig = compose_train(read_command_line(line))
-    config = replace(config, model=replace(config.model.resolved(), resolution=16, channels=1, classes=["a", "b"]))  # type: ignore[call-arg]
+    images_are = {"resolution": 16, "channels": 1, "classes": ["a", "b"]}
+    config = replace(config, model=replace(config.model.resolved(), **images_are))
     torch.manual_seed(0)
     images = torch.rand(256, 1, 16, 16) * 2 - 1
 
@@ -74,7 +75,8 @@ def objective_of(*settings: str, max_steps: int = 100, step: int = 0) -> Adversa
 
     made = SimpleNamespace(train=range(256), val=range(128), batch=batch)
     objective = Adversarial(config, GAN(config.model), made)  # type: ignore[arg-type]
-    objective._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, world_size=1)  # type: ignore[assignment]
+    trainer = SimpleNamespace(max_steps=max_steps, global_step=step, world_size=1)
+    objective._trainer = trainer  # type: ignore[assignment]
     return objective
 
 
@@ -155,7 +157,7 @@ def test_neither_update_moves_the_other_network(
 ) -> None:
     """And the generator's leaves no gradient in the discriminator, which the next step would add to its own."""
     seen: list[tuple[bool, bool]] = []
-    right = Adversarial.update
+    right = Adversarial.apply_gradients
 
     def watched(self: Adversarial, network: Any, optimizer: Any, loss: Tensor) -> Any:
         other = self.model.discriminator if network is self.model.generator else self.model.generator
@@ -165,7 +167,7 @@ def test_neither_update_moves_the_other_network(
         seen.append((all(untouched), all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))))
         return result
 
-    monkeypatch.setattr(Adversarial, "update", watched)
+    monkeypatch.setattr(Adversarial, "apply_gradients", watched)
     train(picture_data, tmp_path, "r", "stop_at=3")
     assert seen == [(True, True)] * 6
 
@@ -268,7 +270,7 @@ def test_schedules_go_from_their_first_to_their_last_values() -> None:
         assert [group["betas"] for group in optimizer.param_groups] == [(0.0, pytest.approx(beta2))] * len(
             optimizer.param_groups
         )
-        assert objective.decay() == pytest.approx(0.5 ** (1 / half_life) if half_life else 0.0, rel=1e-4)
+        assert objective.ema_decay() == pytest.approx(0.5 ** (1 / half_life) if half_life else 0.0, rel=1e-4)
 
 
 def test_the_average_is_the_generators_alone_and_is_what_is_sampled(picture_data: list[str], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Autoencoding: the loss is the ELBO, sums stay sums, every term trains, and a run resumes exactly."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from gengen.cli import main
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.train import TrainConfig
 from gengen.models.autoencoder import Autoencoder
+from gengen.models.efficientnet import EfficientNetLite0
+from gengen.training.loop import TrainingLoop
 from gengen.training.objective import Batch
 from gengen.training.objectives import autoencoder as autoencoding
 from gengen.training.objectives.autoencoder import (
@@ -282,6 +286,19 @@ def test_the_frozen_network_belongs_to_nobody() -> None:
     objective.loss_sum(batch_of(objective)).backward()
     assert set(objective.state_dict()) == before == set(objective.ema or {})
     assert not {id(p) for p in frozen.parameters()} & {id(p) for p in objective.parameters()}
+
+
+def test_the_frozen_networks_download_is_told_by_the_runs_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, said = objective_of("model.perceptual=0.5", model="autoencoder_kl"), list[str]()
+    run = SimpleNamespace(console=SimpleNamespace(say=said.append))
+    TrainingLoop.on_fit_start(run, SimpleNamespace(is_global_zero=False), objective)  # type: ignore[arg-type]
+
+    def downloaded(folder: str, say: Callable[[str], None]) -> EfficientNetLite0:
+        say(f"downloaded into {folder}")
+        return EfficientNetLite0()
+
+    monkeypatch.setattr(autoencoding, "efficientnet", downloaded)
+    assert objective.features and said == [f"downloaded into {objective.config.data.dir}"]
 
 
 def test_flops_are_those_of_a_real_step() -> None:

@@ -132,7 +132,8 @@ def online(folder: Path, policy: GPT, *settings: str, reward: str = "share_of_a"
     config = copy.deepcopy(composed(*settings, f"stage.reward={reward}"))
     config.runs_dir = str(folder)
     texts = [letter * n for n in (1, 2, 3) for letter in LETTERS]
-    prepared = PreparedExamples(config.data, TOKENIZER, {"fingerprint": ""}, prompts(texts[:-4]), prompts(texts[-4:]))  # type: ignore[arg-type]
+    train, val = prompts(texts[:-4]), prompts(texts[-4:])
+    prepared = PreparedExamples(config.data, TOKENIZER, {"fingerprint": ""}, train, val)  # type: ignore[arg-type]
     if not (reference := folder / "r" / "reference").exists():
         reference.mkdir(parents=True)
         write(reference, Checkpoint(0, stored(config), unique_state(policy), tokenizer=TOKENIZER.to_json()))
@@ -242,7 +243,7 @@ CUTS: list[list[str]] = [[], ["data.micro_batch_size=4"], ["data.micro_batch_siz
 
 def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) -> list[dict[str, Tensor]]:
     """Those of every update, by the parameter's name; of what has none, zero."""
-    kept, update = list[dict[str, Tensor]](), Objective.update
+    kept, update = list[dict[str, Tensor]](), Objective.apply_gradients
 
     def recorded(self: Objective, network: Any, optimizer: Any, loss: Tensor) -> Any:
         kept.append(
@@ -251,7 +252,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch, objective: OnlineRL, steps: int) 
         return update(self, network, optimizer, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "update", recorded)
+        patch.setattr(Objective, "apply_gradients", recorded)
         fit(objective, steps)
     return kept
 
@@ -668,7 +669,12 @@ def test_a_signal_while_answers_are_scored_changes_nothing(letters: GPT, tmp_pat
     objective, polls = online(tmp_path, letters, *GRPO, "stage.beta=0.1"), list[int]()
     answers = objective.collect(lambda: False)
     assert answers is not None
-    assert not objective.score_rollout(answers, lambda: polls.append(1) or len(polls) > 5)  # type: ignore[func-returns-value]
+
+    def interrupted() -> bool:
+        polls.append(1)
+        return len(polls) > 5
+
+    assert not objective.score_rollout(answers, interrupted)
     assert objective.rollout is None and not objective.figures and objective.cursor == objective.iteration == 0
     assert objective.score_rollout(answers) and objective.rollout
 

@@ -90,14 +90,14 @@ def prepared(config: TrainConfig, part: Prompts) -> PreparedExamples:
 
 def gradients(monkeypatch: pytest.MonkeyPatch, objective: Objective, prepared: Any) -> dict[str, Tensor]:
     """The model's in the first step."""
-    found, update = dict[str, Tensor](), Objective.update
+    found, update = dict[str, Tensor](), Objective.apply_gradients
 
     def recorded(self: Objective, network: Any, optimizer: Any, loss: Tensor) -> Any:
         found.update({name: p.grad.clone() for name, p in network.named_parameters()})
         return update(self, network, optimizer, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "update", recorded)
+        patch.setattr(Objective, "apply_gradients", recorded)
         build_trainer(objective.config, L.Callback(), 1).fit(
             objective, datamodule=build_datamodule(objective.config, prepared)
         )
@@ -139,10 +139,9 @@ def test_a_packed_row_is_worth_what_its_conversations_are(tuning: FineTuning) ->
     together, alone = packed(*TALKS), [packed(record) for record in TALKS]
     assert len(together["tokens"]) == 1
     nats = [tuning.loss_sum(batch).item() for batch in alone]
-    counts = [tuning.count(batch).item() for batch in alone]
-    assert (
-        counts == [6, 5, 3] and tuning.count(together) == 14
-    )  # every letter the assistant says and the end of what it says
+    counts = [tuning.loss_count(batch).item() for batch in alone]
+    # every letter the assistant says and the end of what it says
+    assert counts == [6, 5, 3] and tuning.loss_count(together) == 14
     assert tuning.loss_sum(together).item() / 14 == pytest.approx(sum(nats) / 14, abs=1e-5)
     metrics = tuning.evaluate([together])
     assert metrics is not None and metrics["val/loss"] == pytest.approx(sum(nats) / 14, abs=1e-5)

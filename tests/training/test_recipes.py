@@ -67,7 +67,8 @@ def test_an_average_is_a_share_of_the_run(model: str) -> None:
 def test_the_root_mean_square_of_the_data_counts_where_none_is_given() -> None:
     """sigma_data=0.5 scaled the network's input for data whose root mean square is .95."""
     unet, ldm, gan = (composed(f"model={name}", "data=animals").model for name in ("unet", "ldm", "gan"))
-    assert unet.with_data(IMAGES).sigma_data == 0.9 and ldm.with_data(IMAGES | {"sigma_data": 1.0}).sigma_data == 1.0  # type: ignore[attr-defined]
+    assert unet.with_data(IMAGES).sigma_data == 0.9  # type: ignore[attr-defined]
+    assert ldm.with_data(IMAGES | {"sigma_data": 1.0}).sigma_data == 1.0  # type: ignore[attr-defined]
     stated = composed("model=unet", "data=animals", "model.sigma_data=0.7").model.with_data(IMAGES)
     assert (stated.sigma_data, stated.resolution) == (0.7, 16)  # type: ignore[attr-defined]
     assert gan.with_data(IMAGES).resolution == 16  # type: ignore[attr-defined]

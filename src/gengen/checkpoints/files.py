@@ -6,11 +6,10 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from gengen.config.limits import parse_json
 from gengen.errors import UserError
-from gengen.io import fsync
+from gengen.io import Json, fsync
 
 MAX_JSON = 16 * 2**20  # bytes
 NOT_FINITE = ("nan", "inf", "-inf")  # as {"float": one of them} in our JSON, which has no numbers for them
@@ -24,7 +23,7 @@ class Damaged(UserError):
         self.path, self.reason = path, reason
 
 
-def without_special_floats(tree: Any) -> Any:
+def without_special_floats(tree: Json) -> Json:
     """The tree with {"float": "nan"}, "inf" or "-inf" in place of each number that is not finite."""
     if isinstance(tree, float) and not math.isfinite(tree):
         return {"float": str(float(tree))}
@@ -33,7 +32,7 @@ def without_special_floats(tree: Any) -> Any:
     return [without_special_floats(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
-def with_special_floats(tree: Any) -> Any:
+def with_special_floats(tree: Json) -> Json:
     """The inverse of `without_special_floats`."""
     if isinstance(tree, dict):
         if set(tree) == {"float"} and tree["float"] in NOT_FINITE:
@@ -42,7 +41,7 @@ def with_special_floats(tree: Any) -> Any:
     return [with_special_floats(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def to_json(tree: Any) -> str:
+def to_json(tree: Json) -> str:
     """Canonical JSON: the same tree is always the same text, which `read_json` makes the same tree again."""
     tree = without_special_floats(tree)
     return json.dumps(tree, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -65,7 +64,7 @@ def read_text(path: Path, limit: int) -> str:
         raise Damaged(path, f"not UTF-8 ({error})") from None
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+def read_json(path: Path, limit: int = MAX_JSON) -> Json:
     """What a JSON file spells; raises Damaged where it is missing, too large, nested too deeply or no JSON."""
     try:
         return with_special_floats(parse_json(read_text(path, limit)))

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +18,9 @@ from gengen.checkpoints.files import Damaged, read_json, read_text, sha256, to_j
 from gengen.checkpoints.migrate import FORMAT, migrated, read_config
 from gengen.config.redact import redact
 from gengen.errors import UserError
-from gengen.io import fsync, write_text
+from gengen.io import Json, fsync, write_text
 
+Config = TypeVar("Config")
 MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
 MAX_TOKENIZER = 32 * 2**20  # bytes
 MAX_NUMBER = 2**27  # of a model's config
@@ -44,7 +45,7 @@ class Checkpoint:
         return sum(map(nbytes, (self.model, self.ema, self.optimizer)))
 
 
-def nbytes(tree: Any) -> int:
+def nbytes(tree: object) -> int:
     """Bytes of all tensors in a tree."""
     if isinstance(tree, Tensor):
         return tree.nbytes
@@ -52,7 +53,7 @@ def nbytes(tree: Any) -> int:
     return sum(map(nbytes, parts))
 
 
-def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+def pack(tree: object, tensors: dict[str, Tensor], name: str = "") -> Json:
     """The tree with each tensor moved into `tensors` and {"tensor": its name} in its place."""
     if isinstance(tree, Tensor):
         tensors[name] = tree.detach().cpu().contiguous()
@@ -64,7 +65,7 @@ def pack(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     return tree
 
 
-def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack(tree: Json, tensors: dict[str, Tensor]) -> Any:
     """The inverse of `pack`; a tuple comes back as a list, a number used as a key as text."""
     if isinstance(tree, dict):
         if set(tree) == {"tensor"}:
@@ -238,7 +239,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], where: Path
             tensor.copy_(weights[name])
 
 
-def meta_model(network: Callable[[Any], torch.nn.Module], config: Any, weights: int) -> torch.nn.Module:
+def meta_model(network: Callable[[Config], torch.nn.Module], config: Config, weights: int) -> torch.nn.Module:
     """A model on the meta device, which takes no memory: what a config that came with so many weights describes.
 
     Raises UserError where that is no model, or, as soon as that shows, one of more than twice as many parameters (tied
@@ -246,7 +247,7 @@ def meta_model(network: Callable[[Any], torch.nn.Module], config: Any, weights: 
     """
     count = 0
 
-    def counted(*_: Any) -> None:
+    def counted(*_: object) -> None:
         nonlocal count
         count += 1
         if count > 2 * weights:

@@ -48,7 +48,7 @@ class Metrics:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow({k: _short(v) for k, v in row.items()})
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> object:
     return f"{value:.7g}" if isinstance(value, float) else value
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gengen.checkpoints.files import Damaged, read_json
 from gengen.errors import UserError
+from gengen.io import Json
 
 Tree = dict[str, Any]
 
@@ -53,7 +54,7 @@ run's own config.json has no format number, so every step is applied to it.
 """
 
 
-def migrated(tree: Tree, part: str, written: Any) -> Tree:
+def migrated(tree: Tree, part: str, written: Json) -> Tree:
     """Return a part of a checkpoint as today's format has it; written: the format it was written in.
 
     Raises UserError for a format that no step leads on from.

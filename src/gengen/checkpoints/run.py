@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
 from gengen.checkpoints.files import replace_text, to_json
@@ -29,7 +29,7 @@ class Run:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
-        self._lock: Any = None
+        self._lock: TextIO | None = None
 
     @property
     def name(self) -> str:

@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from gengen.config.limits import parse_json
-from gengen.config.schema import Schema, Tree, build, get, is_text, leaves, parse, put, schema, unknown_key, unwrap
+from gengen.config.schema import (
+    Config,
+    Schema,
+    Tree,
+    build,
+    get,
+    is_text,
+    leaves,
+    parse,
+    put,
+    schema,
+    unknown_key,
+    unwrap,
+)
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError, did_you_mean, nearest, raised
 from gengen.registry import DATA, MODELS, PLUGINS, STAGES
@@ -248,7 +261,7 @@ def compose_train(line: CommandLine) -> TrainConfig:
     return config
 
 
-def compose_flat(cls: type, line: CommandLine) -> Any:
+def compose_flat(cls: type[Config], line: CommandLine) -> Config:
     """Compose the config of a command without groups (sample, evaluate): fields, and the run as first argument."""
     import_plugins(plugins(line))
     known = schema(cls, {})

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import Field, field
 from typing import Any, Literal
 
+from gengen.io import Json
+
 OnResume = Literal["free", "warned", "fixed"]
 """free: taken silently; warned: taken, with the change printed; fixed: refused."""
 BOUNDS = {
@@ -17,7 +19,7 @@ BOUNDS = {
 
 
 def option(
-    default: Any,
+    default: Json,
     doc: str,
     *,
     low: float | None = None,
@@ -50,7 +52,7 @@ def run_of(doc: str) -> Any:
     return field(default=None, metadata={"doc": doc, "run": True, "on_resume": "fixed"})
 
 
-def allowed(f: "Field[Any]") -> str:
+def allowed(f: "Field[Json]") -> str:
     """What a field accepts, in words; empty if its type says it all."""
     m = f.metadata
     if m.get("choices"):
@@ -58,7 +60,7 @@ def allowed(f: "Field[Any]") -> str:
     return " and ".join(f"{sign} {m[name]:g}" for name, (sign, _) in BOUNDS.items() if m.get(name) is not None)
 
 
-def within(f: "Field[Any]", value: Any) -> bool:
+def within(f: "Field[Json]", value: Json) -> bool:
     """Whether a value of the right type is one the field accepts."""
     m = f.metadata
     if m.get("choices"):

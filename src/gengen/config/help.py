@@ -1,20 +1,20 @@
 """`--help`: groups, fields, types and defaults, printed from the dataclasses without importing torch."""
 
 from dataclasses import MISSING, Field
-from typing import Any
 
 from gengen.config.compose import CommandLine, compose_groups, groups
 from gengen.config.fields import allowed
-from gengen.config.schema import get, schema, type_name
+from gengen.config.schema import Kind, get, schema, type_name
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError, did_you_mean
+from gengen.io import Json
 
 
-def default(f: "Field[Any]") -> Any:
+def default(f: "Field[Json]") -> Json:
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
-def field_line(key: str, f: "Field[Any]", kind: Any, value: Any) -> str:
+def field_line(key: str, f: "Field[Json]", kind: Kind, value: Json) -> str:
     words = "; ".join(part for part in (f.metadata.get("doc", ""), allowed(f)) if part)
     return f"  {key:26} {type_name(kind):13} {'null' if value is None else value!s:<14} {words}"
 

@@ -1,12 +1,13 @@
 """JSON from anyone."""
 
 import json
-from typing import Any
+
+from gengen.io import Json
 
 MAX_DEPTH = 32
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> Json:
     """What a JSON text spells. A ValueError says what is wrong with it; nested deeper than 32 is wrong, too."""
     try:
         tree = json.loads(text)
@@ -16,7 +17,7 @@ def parse_json(text: str) -> Any:
     return tree
 
 
-def _check_depth(tree: Any, left: int = MAX_DEPTH) -> None:
+def _check_depth(tree: Json, left: int = MAX_DEPTH) -> None:
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         if isinstance(part, (dict, list)):
             if left == 1:

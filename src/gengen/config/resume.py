@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 from gengen.config.compose import (
     CommandLine,
@@ -16,6 +15,7 @@ from gengen.config.compose import (
 from gengen.config.schema import Schema, Tree, build, coerce, get, leaves, plain, put, schema
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
+from gengen.io import Json
 
 ONE_COMMAND: Tree = {"resume": "auto", "stop_at": None, "max_time": None, "plugins": [], "dry_run": False}
 """Fields that are about one command, not about the run: they are never stored."""
@@ -29,8 +29,8 @@ def stored(config: TrainConfig) -> Tree:
 @dataclass
 class Change:
     key: str
-    before: Any
-    after: Any
+    before: Json
+    after: Json
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.after}"

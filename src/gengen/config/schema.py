@@ -3,44 +3,52 @@
 import types
 from collections.abc import Iterator
 from dataclasses import Field, asdict, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gengen.config.data import DataConfig
 from gengen.config.fields import allowed, within
 from gengen.config.model import ModelConfig
 from gengen.config.stage import StageConfig
 from gengen.errors import UserError, did_you_mean, nearest
+from gengen.io import Json
 from gengen.registry import DATA, MODELS, STAGES
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config")
 
 CHOSEN_BY_NAME = {ModelConfig: MODELS, DataConfig: DATA, StageConfig: STAGES}
 """Groups whose dataclass depends on the registered name in them."""
 
 Tree = dict[str, Any]
-Schema = dict[str, tuple["Field[Any]", Any]]
+Kind: TypeAlias = type | types.UnionType
+"""The type of a field: a class, a list of one (list[int]), or either with None (int | None)."""
+Schema = dict[str, tuple["Field[Json]", Kind]]
 """dotted key -> its field and its type"""
 
 
-def unwrap(kind: Any) -> tuple[Any, bool]:
+def unwrap(kind: Kind) -> tuple[type, bool]:
     """Return a type without its None, and whether it had one: (int | None) -> (int, True); (int) -> (int, False)."""
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) is Union or isinstance(kind, types.UnionType):
         inner = [k for k in get_args(kind) if k is not type(None)]
         return inner[0], True
     return kind, False
 
 
-def type_name(kind: Any) -> str:
+def type_name(kind: Kind) -> str:
     base, optional = unwrap(kind)
     name = f"list of {get_args(base)[0].__name__}" if get_origin(base) is list else base.__name__
     return name + (" or null" if optional else "")
 
 
-def is_text(kind: Any) -> bool:
+def is_text(kind: Kind) -> bool:
     """Whether values of this type are taken from the command line as they stand."""
     base, _ = unwrap(kind)
     return base is str or base == list[str]
 
 
-def class_of(kind: Any, node: Any) -> Any:
+def class_of(kind: type, node: Json) -> type:
     """The dataclass of a group: the declared one, or the one that the name in it is registered with."""
     if kind in CHOSEN_BY_NAME and isinstance(node, dict) and node.get("name"):
         return CHOSEN_BY_NAME[kind][node["name"]].config
@@ -53,7 +61,7 @@ def schema(cls: type, tree: Tree, prefix: str = "") -> Schema:
     hints = get_type_hints(cls)
     for f in fields(cls):
         kind = hints[f.name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             node = tree.get(f.name) or {}
             leaves |= schema(class_of(kind, node), node, f"{prefix}{f.name}.")
         else:
@@ -74,13 +82,13 @@ def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
     return UserError("\n".join([*lines, f"  --help {group}lists every key"]))
 
 
-def wrong_value(key: str, value: Any, f: "Field[Any]", kind: Any) -> UserError:
+def wrong_value(key: str, value: Json, f: "Field[Json]", kind: Kind) -> UserError:
     wanted = " ".join(part for part in (type_name(kind), allowed(f)) if part)
     hint = did_you_mean(str(value), f.metadata["choices"], all_if_none=False) if f.metadata.get("choices") else ""
     return UserError(f"{key}={value!r} does not fit: {key} is {wanted} ({f.metadata.get('doc', '')}){hint}")
 
 
-def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
+def parse(key: str, text: str, f: "Field[Json]", kind: Kind) -> Json:
     """Read a command-line value as the type of its field; interpolations of numbers and flags stay for later."""
     base, optional = unwrap(kind)
     if base is str:
@@ -102,7 +110,7 @@ def parse(key: str, text: str, f: "Field[Any]", kind: Any) -> Any:
         raise wrong_value(key, text, f, kind) from None
 
 
-def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
+def coerce(key: str, value: Json, f: "Field[Json]", kind: Kind) -> Json:
     """Return a value from YAML or JSON, checked against its field."""
     base, optional = unwrap(kind)
     if value is None and optional:
@@ -120,38 +128,38 @@ def coerce(key: str, value: Any, f: "Field[Any]", kind: Any) -> Any:
     return value
 
 
-def build(cls: type, tree: Tree, prefix: str = "") -> Any:
+def build(cls: type[Config], tree: Tree, prefix: str = "") -> Config:
     """Build the dataclass that a tree describes. Keys left out keep their defaults.
 
     Raises UserError for a key or a value that does not fit, and where fields do not go together.
     """
-    cls = class_of(cls, tree)
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
+    kind = class_of(cls, tree)
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
     for key in tree:
         if key not in known:
-            raise unknown_key(prefix + key, str(tree[key]), schema(cls, tree, prefix), {})
-    values = {}
+            raise unknown_key(prefix + key, str(tree[key]), schema(kind, tree, prefix), {})
+    values: dict[str, Any] = {}
     for name, value in tree.items():
-        kind = hints[name]
-        if is_dataclass(kind):
+        inner = hints[name]
+        if isinstance(inner, type) and is_dataclass(inner):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{name}={value!r} does not fit: {prefix}{name} is a group of keys")
-            values[name] = build(class_of(kind, value), value, f"{prefix}{name}.")
+            values[name] = build(class_of(inner, value), value, f"{prefix}{name}.")
         else:
-            values[name] = coerce(prefix + name, value, known[name], kind)
-    config = cls(**values)
+            values[name] = coerce(prefix + name, value, known[name], inner)
+    config: Config = kind(**values)
     if check := getattr(config, "check", None):
         check()
     return config
 
 
-def plain(config: Any) -> Tree:
+def plain(config: "DataclassInstance") -> Tree:
     """A config as nested dicts."""
     return asdict(config)
 
 
-def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Json]]:
     """Every (dotted key, value) of a tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -160,7 +168,7 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def get(tree: Tree, key: str, default: Any = None) -> Any:
+def get(tree: Tree, key: str, default: Json = None) -> Json:
     for part in key.split("."):
         if not isinstance(tree, dict) or part not in tree:
             return default
@@ -168,7 +176,7 @@ def get(tree: Tree, key: str, default: Any = None) -> Any:
     return tree
 
 
-def put(tree: Tree, key: str, value: Any) -> None:
+def put(tree: Tree, key: str, value: Json) -> None:
     *path, last = key.split(".")
     for part in path:
         tree = tree.setdefault(part, {})

@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import lightning.pytorch as L
 import torch
@@ -17,6 +17,8 @@ from gengen.data.prepared import Batch, FlippableRows, PreparedData, PreparedRow
 from gengen.errors import UserError
 from gengen.faults import fault
 from gengen.registry import DATA
+
+Made = TypeVar("Made")
 
 
 class StepData(L.LightningDataModule):
@@ -67,7 +69,7 @@ class StepData(L.LightningDataModule):
                 yield mine
 
 
-def received(batch: Any) -> Any:
+def received(batch: Made) -> Made:
     """Pass on a batch where it was made: in a worker, if there are any."""
     fault("data:batch")
     return batch

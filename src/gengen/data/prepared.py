@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # text is prepared without torch, which takes seconds to impo
 
 Batch: TypeAlias = "dict[str, Tensor]"
 Opened = TypeVar("Opened")
-Config = TypeVar("Config", bound=DataConfig)
+Config_co = TypeVar("Config_co", bound=DataConfig, covariant=True)
+Config_contra = TypeVar("Config_contra", bound=DataConfig, contravariant=True)
 
 # ---------------------------------------------------------------------------------------------------------- contracts
 
@@ -83,10 +84,10 @@ class FlippableRows(PreparedData, Protocol):
 
 
 @dataclass(frozen=True)
-class PrepareRequest(Generic[Config]):
+class PrepareRequest(Generic[Config_co]):
     """What is asked of a data set's `prepare`."""
 
-    config: Config
+    config: Config_co
     model: ModelConfig
     """Of the model that is to be trained on it: its context, its vocabulary size."""
     say: Say
@@ -98,15 +99,15 @@ class PrepareRequest(Generic[Config]):
     """Whether to make what is missing or damaged, instead of raising `NotPrepared` or the damage."""
 
 
-class Prepare(Protocol):
+class Prepare(Protocol[Config_contra]):
     """How a registered data set is prepared (`register_data(prepare=...)`)."""
 
-    def __call__(self, request: PrepareRequest[Any]) -> PreparedData: ...
+    def __call__(self, request: PrepareRequest[Config_contra]) -> PreparedData: ...
 
 
-def prepare_data(request: PrepareRequest[Any]) -> PreparedData:
+def prepare_data(request: PrepareRequest[DataConfig]) -> PreparedData:
     """Prepare the data set that the config names, or open it where that is done."""
-    prepare: Prepare = DATA[request.config.name].load("prepare")
+    prepare: Prepare[DataConfig] = DATA[request.config.name].load("prepare")
     return prepare(request)
 
 
@@ -171,7 +172,7 @@ class PreparedFolder(ABC, Generic[Opened]):
     FORMAT: ClassVar[int]
     """Raise it when the same source would be prepared differently."""
 
-    def __init__(self, config: DataConfig, source: Source[Any], say: Say, trained_on: str = ""):
+    def __init__(self, config: DataConfig, source: Source[object], say: Say, trained_on: str = ""):
         self.config, self.source, self.say, self.trained_on = config, source, say, trained_on
 
     @abstractmethod

@@ -22,7 +22,7 @@ Shapes: B rows, T tokens, C = width, H = heads, KV = kv_heads, D = head_size, S 
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,7 @@ class GPT(nn.Module):
         fraction of the time that compiling the whole takes."""
         twin = copy.copy(self)
         twin.is_compiled = True
-        blocks: list[Any] = [torch.compile(block) for block in self.blocks]
+        blocks = [cast(nn.Module, torch.compile(block)) for block in self.blocks]
         twin._modules = self._modules | {"blocks": nn.ModuleList(blocks)}
         return twin
 

@@ -19,7 +19,7 @@ from gengen.config.train import TrainConfig, TrainerConfig, seconds
 from gengen.data.prepared import PreparedData
 from gengen.hardware import wait_for
 from gengen.training.build import build_datamodule, build_objective, build_trainer, compile_where_it_pays
-from gengen.training.objective import TRIAL_STEPS, Objective
+from gengen.training.objective import TRIAL_STEPS, Batch, Objective
 from gengen.training.state import RunPart
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ class StepTimes(L.Callback):
         wait_for(objective.device)
         self.begun = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, objective: L.LightningModule, *_: object) -> None:
         wait_for(objective.device)
         self.ends.append(time.perf_counter())
 
@@ -57,7 +57,7 @@ class Costs:
 class Trial(StepTimes):
     """Steps that are timed, and after them an evaluation, samples and a save, as a run has between its steps."""
 
-    def __init__(self, val_batches: Callable[[], Iterable[Any]], folder: Path, interrupted: Callable[[], bool]):
+    def __init__(self, val_batches: Callable[[], Iterable[Batch]], folder: Path, interrupted: Callable[[], bool]):
         super().__init__()
         self.val_batches, self.folder, self.interrupted = val_batches, folder, interrupted
         self.costs = Costs(0.0)
@@ -115,6 +115,7 @@ def trial(config: TrainConfig, prepared: PreparedData, say: Say, interrupted: Ca
     """
     begun = time.perf_counter()
     objective = build_objective(replace(config, optim=config.optim.for_steps(TRIAL_STEPS)), prepared)
+    objective.say = say
     compiled = compile_where_it_pays(objective, config, say)
     datamodule = build_datamodule(config, prepared)
     Path(config.runs_dir).mkdir(parents=True, exist_ok=True)

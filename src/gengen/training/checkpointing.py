@@ -24,7 +24,7 @@ class SafeCheckpointIO(CheckpointIO):
     failure: store.SaveFailed | None = None
     """Why the last save failed, if it did. It is not raised here, where other ranks wait."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         own: RunPart = checkpoint["gengen"]
         whole = Checkpoint(
             step=checkpoint["global_step"],
@@ -42,7 +42,9 @@ class SafeCheckpointIO(CheckpointIO):
         except store.SaveFailed as failure:
             self.failure = failure
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         saved = read(Path(path))
         return {
             "epoch": 0,
@@ -56,7 +58,7 @@ class SafeCheckpointIO(CheckpointIO):
             "gengen": RunPart(saved.state, saved.ema, saved.optimizer.get("extra", {}), saved.facts),
         }
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         raise AssertionError("checkpoints are pruned by gengen.checkpoints.store")
 
 

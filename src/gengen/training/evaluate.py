@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gengen.checkpoints.files import replace_text, to_json
 from gengen.checkpoints.migrate import read_config
@@ -14,6 +14,10 @@ from gengen.config.train import TrainConfig
 from gengen.registry import MODELS, Entry
 from gengen.training.data import brought_tokenizer, prepare_data
 
+if TYPE_CHECKING:
+    from gengen.data.image.prepare import PreparedImages
+    from gengen.data.text.prepare import PreparedText
+
 EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
 """kind of data -> the config of `evaluate` for models of it; of another kind, the objective's own metrics are all"""
 
@@ -22,7 +26,7 @@ def evaluation_config(family: Entry) -> type[RunConfig]:
     return EVALUATIONS.get(family.kind, RunConfig)
 
 
-def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate_run(wanted: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Evaluate the checkpoint that a config of EVALUATIONS names; returns what evaluation.json then holds.
 
     It is {"checkpoint": name, "weights": ema, raw or None, metric: number, ...}, with a dict for each further group.
@@ -38,6 +42,7 @@ def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
     config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
     prepared = prepare_data(config, say, brought_tokenizer(run), directory, run)
     objective = build_objective(config, prepared)
+    objective.say = say
     objective.ema = None  # the weights that are asked for are the ones to evaluate
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))
@@ -51,14 +56,15 @@ def evaluate_run(wanted: Any, say: Callable[[str], None]) -> dict[str, Any]:
         from gengen.evaluation.images import evaluate_run as evaluate_images
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
-        pixels: Any = getattr(prepared, "pixels", prepared)
-        result |= evaluate_images(generator, pixels, wanted, run / "evaluation", say)
+        pixels = cast("PreparedImages", getattr(prepared, "pixels", prepared))  # what latents were made of
+        images_wanted = cast(EvaluateConfig, wanted)
+        result |= evaluate_images(generator, pixels, images_wanted, run / "evaluation", say)
     elif kind == "text" and config.stage.name == "pretrain":  # a later stage has its own metrics
         from gengen.evaluation.text import evaluate_text
 
         generator = MODELS[config.model.name].load("generator").from_checkpoint(objective.model, directory)
-        text: Any = prepared
-        precision = objective.autocast()
-        result |= evaluate_text(generator, text, result, wanted, run / "evaluation", say, precision)
+        text, precision = cast("PreparedText", prepared), objective.autocast()
+        text_wanted = cast(TextEvaluation, wanted)
+        result |= evaluate_text(generator, text, result, text_wanted, run / "evaluation", say, precision)
     replace_text(run / "evaluation.json", redact(to_json(result)))
     return result

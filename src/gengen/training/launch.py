@@ -17,6 +17,7 @@ from typing import Any
 from gengen.config.schema import plain
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
+from gengen.training.monitor.console import last_words
 
 HANDED = "GENGEN_JOB"
 """Environment variable of a rank above 0: the path of the job it is part of."""
@@ -127,7 +128,7 @@ def end_with_ranks(ranks: list["subprocess.Popen[bytes]"], over: threading.Event
     """End this process if one of the ranks fails and it does not notice: it may be waiting for that rank for ever."""
     while not over.wait(0.5):
         if (failed := first_failed(ranks, 0)) is not None and not over.wait(GRACE):
-            print(f"error: {failed}", file=sys.stderr, flush=True)
+            last_words(f"error: {failed}")
             for rank in ranks:
                 rank.kill()
             os._exit(failed.exit_code)

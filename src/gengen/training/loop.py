@@ -62,8 +62,9 @@ class TrainingLoop(L.Callback):
         run_data(trainer).skipped_batches = self.restored.state.get("passed_over", 0) if skipped is None else skipped
 
     def on_fit_start(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
-        """Decide on the columns of metrics.csv."""
+        """Let the objective speak through the run's console, and decide on the columns of metrics.csv."""
         assert isinstance(objective, Objective)
+        objective.say = self.console.say
         if not trainer.is_global_zero:
             return
         if self.monitors.peak_flops:
@@ -119,7 +120,7 @@ class TrainingLoop(L.Callback):
     # --- after each step: log, evaluate, sample, save, stop
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, objective: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, objective: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(objective, Objective)
         self.between_steps(trainer, objective)

@@ -1,11 +1,11 @@
 """What every objective shares: one batch in, one step out."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import lightning.pytorch as L
 import torch
@@ -16,7 +16,9 @@ from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
 from gengen.faults import fault
+from gengen.io import Say
 from gengen.training.memory import in_halves
+from gengen.training.monitor.console import Console
 from gengen.training.monitor.spikes import Spikes
 from gengen.training.optim.groups import build_optimizer, rate
 
@@ -56,7 +58,9 @@ class Objective(L.LightningModule):
             config = replace(config, optim=config.optim.for_steps(steps))
         self.config = config
         self.model = model
-        self._network: tuple[Any] = (model,)  # in a tuple it is no submodule: weights keep their uncompiled names
+        self.say: Say = Console().say  # a run has its own console here
+        # in a tuple it is no submodule: weights keep their uncompiled names
+        self._network: tuple[nn.Module] = (model,)
         self.ema: dict[str, Tensor] | None = None
         if config.optim.ema:
             self.ema = {name: tensor.detach().clone() for name, tensor in self.ema_source().items()}
@@ -84,7 +88,7 @@ class Objective(L.LightningModule):
         return super()._apply(fn, recurse)
 
     def use_compiled(self) -> None:
-        self._network = (torch.compile(self.model),)
+        self._network = (cast(nn.Module, torch.compile(self.model)),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss summed over everything that `loss_count` counts, fp32 scalar."""
@@ -363,10 +367,10 @@ class Objective(L.LightningModule):
                 load_weights(self.model, trained, Path("trained"))
             self.model.train()
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
-    def no_sync(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[object]:
         """Inside, gradients stay on their rank."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
@@ -379,8 +383,8 @@ class Objective(L.LightningModule):
 
     # What Lightning saves and restores as the module's state is the model's own, each shared tensor once.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
         return {name: tensor.detach() for name, tensor in unique_state(self.model).items()}
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> None:
-        load_weights(self.model, state_dict, Path("checkpoint"))
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
+        load_weights(self.model, dict(state_dict), Path("checkpoint"))

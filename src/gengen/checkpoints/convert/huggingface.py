@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from gengen.checkpoints.layout import read_tensors
 from gengen.config.model import GPTConfig
 from gengen.config.schema import build
 from gengen.errors import UserError
+from gengen.io import Json
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class Layout:
 
     name: str
     architecture: str
-    keys: list[tuple[str, str, Any]]
+    keys: list[tuple[str, str, Json | EllipsisType]]
     """(field of ours, name in config.json, what it means to leave it out: `...` = an error, None = it follows from the
     others).
     """
     fits: dict[str, Any]
     """Fields of ours with the one value that the layout can hold."""
-    means: dict[str, list[Any]]
+    means: dict[str, list[Json]]
     """Other names in config.json with the values that are ours, of which the first is written."""
     modules: dict[str, list[str]]
     """Module of ours -> theirs, in the order of our rows; * is the number of the block."""
@@ -167,11 +169,12 @@ def from_config(found: dict[str, Any]) -> tuple[Layout, GPTConfig]:
             )
         fields[field] = value
     c = build(GPTConfig, fields | {"kv_heads": fields.get("kv_heads") or fields["heads"]})
+    assert c.width  # a missing one is refused above
     c = replace(c, ff=c.ff or 4 * c.width).resolved()
     return layout, replace(c, size=c.size_name() or c.size)
 
 
-def rope(found: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def rope(found: dict[str, Any]) -> tuple[Json, dict[str, Any]]:
     """Return rope_theta, and the fields of GPTConfig for a stretched context; from the old spelling or the new."""
     given = found.get("rope_parameters") or found.get("rope_scaling") or {}
     facts = {"rope_type": "default"} | {key: found.get(key) for key in ("rope_theta", "partial_rotary_factor")}

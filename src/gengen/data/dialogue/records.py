@@ -17,7 +17,7 @@ from gengen.data.dialogue.sources.base import Row
 from gengen.data.dialogue.template import read_messages
 from gengen.data.sources.base import Source, source_for
 from gengen.data.sources.skips import Skips
-from gengen.io import Say
+from gengen.io import Json, Say
 
 Record = dict[str, Any]
 Optional = TypeVar("Optional", bool, float)
@@ -49,7 +49,7 @@ def records(config: ExamplesConfig, skips: Skips, say: Say) -> Iterator[Record]:
     skips.check()
 
 
-def value(row: Any, *keys: str) -> Any:
+def value(row: Json, *keys: str) -> Json:
     """Return what a row has under the first of these keys that is there and not null; else raise ValueError."""
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, not an object with the key {keys[0]!r}")
@@ -72,19 +72,19 @@ def optional(row: dict[str, Any], key: str, default: Optional) -> Optional:
     return found
 
 
-def conversation(row: Any) -> Record:
+def conversation(row: Json) -> Record:
     """Return the row's messages."""
     return {"messages": read_messages(value(row, "messages"), "messages")}
 
 
-def prompt(row: Any) -> Record:
+def prompt(row: Json) -> Record:
     """Return the row with its prompt as messages, but for a last one of the assistant, which is to speak there."""
     messages = read_messages(value(row, "prompt", "messages"), "messages")
     answered = messages[-1]["role"] == "assistant"
     return {**row, "prompt": read_messages(messages[:-1] if answered else messages, "messages")}
 
 
-def preference(row: Any) -> Record:
+def preference(row: Json) -> Record:
     """Return the prompt as messages and the responses as strings. Where the row has no prompt, it is what stands
     before the last message of `chosen`."""
     chosen = value(row, "chosen")

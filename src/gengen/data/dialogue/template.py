@@ -7,15 +7,15 @@ message that has "<|end|>" in it is plain text.
 """
 
 import sys
-from typing import Any
 
 from gengen.data.text.tokenizer import ROLES, TextTokenizer
+from gengen.io import Json
 
 Messages = list[dict[str, str]]
 """[{"role": one of ROLES, "content": text}, ...]"""
 
 
-def read_messages(value: Any, key: str, speaker: str = "user") -> Messages:
+def read_messages(value: Json, key: str, speaker: str = "user") -> Messages:
     """Return the messages that a record's key holds: a list of them, or a string, which is the speaker's. A ValueError
     says what is wrong."""
     value = [{"role": speaker, "content": value}] if isinstance(value, str) else value

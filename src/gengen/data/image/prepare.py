@@ -23,7 +23,7 @@ from torch import Tensor
 from gengen.config.data import ImageConfig
 from gengen.data.image.sources.base import Picture, composed, image_source
 from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest, naming
-from gengen.data.sources.base import read_records
+from gengen.data.sources.base import Source, read_records
 from gengen.data.sources.skips import Skips
 from gengen.errors import UserError
 from gengen.io import Say, write_text
@@ -123,6 +123,7 @@ def prepare(config: ImageConfig, say: Say, *, trained_on: str = "", allow_build:
 class ImagesFolder(PreparedFolder[PreparedImages]):
     FORMAT = 1
     config: ImageConfig
+    source: Source[Picture]
 
     def __init__(self, config: ImageConfig, say: Say, trained_on: str = ""):
         super().__init__(config, image_source(config), say, trained_on)

@@ -44,7 +44,7 @@ def hub_facts(name: str | None) -> tuple[str, str]:
     return info.sha, str((info.card_data or {}).get("license") or "unknown")
 
 
-def hub_rows(name: str | None) -> Iterator[tuple[int, Any]]:
+def hub_rows(name: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) of the train split, streamed."""
     revision, _ = hub_facts(name)
     try:

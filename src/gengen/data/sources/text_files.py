@@ -6,12 +6,16 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, AnyStr
+from typing import IO, TYPE_CHECKING, Any, AnyStr
 
 from gengen.config.limits import parse_json
 from gengen.data.sources.files import ending
 from gengen.data.sources.skips import Skips
 from gengen.data.sources.wheels import MAX_RATIO
+from gengen.io import Json
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_LINE = 16 * 2**20  # bytes of one jsonl line
 BOM = codecs.BOM_UTF8
@@ -32,12 +36,13 @@ class Bounded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        found = self.file.read(min(len(buffer), self.left + 1))
-        self.left -= len(found)
-        if self.left < 0:
-            raise ValueError(f"more than {self.limit:,} bytes when unpacked; no more are read")
-        buffer[: len(found)] = found
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        with memoryview(buffer).cast("B") as space:
+            found = self.file.read(min(len(space), self.left + 1))
+            self.left -= len(found)
+            if self.left < 0:
+                raise ValueError(f"more than {self.limit:,} bytes when unpacked; no more are read")
+            space[: len(found)] = found
         return len(found)
 
 
@@ -96,7 +101,7 @@ def sound_lines(raw: bytes, path: Path, skips: Skips) -> str:
     return "".join(good)
 
 
-def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Json]]:
     """Yield (line number, what the line spells) of a jsonl file; blank lines are passed over."""
     with opened(path) as file:
         encoding = encoding_of(file.peek(4), telling=2)  # JSON begins in ASCII
@@ -120,7 +125,7 @@ def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr | None]:
             line = file.readline(MAX_LINE + 1)
 
 
-def field_text(row: Any, field: str) -> str:
+def field_text(row: Json, field: str) -> str:
     """Return the string in a row's field; a ValueError says why there is none."""
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, not an object with the key {field!r}")

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from gengen.data.text.tokenizer import SETTINGS, TextTokenizer, answered, byte_alphabet, parsed
+from gengen.io import Json
 
 MAX_SIZE = 2**20  # ids of a foreign vocabulary
 NEEDED = {9, 10, 13, *range(32, 127), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
@@ -34,7 +35,7 @@ for character in "a1 \n!'\u00e9\u65e5":
 """
 
 
-def types(part: Any) -> set[str]:
+def types(part: Json) -> set[str]:
     """Return the types of a part of a tokenizer.json and of what is inside it."""
     inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     return set().union(*map(types, inside)) | ({part["type"]} if isinstance(part, dict) and "type" in part else set())

@@ -14,7 +14,7 @@ import numpy as np
 
 from gengen.config.data import TextConfig
 from gengen.data.prepared import FromMeta, PreparedData, PreparedFolder, PrepareRequest
-from gengen.data.sources.base import read_records
+from gengen.data.sources.base import Source, read_records
 from gengen.data.sources.skips import Skips
 from gengen.data.text.shards import TokenStream, write_shards
 from gengen.data.text.sources.base import Document, settle_source, text_source
@@ -114,6 +114,7 @@ class TextFolder(PreparedFolder[PreparedText]):
 
     FORMAT = 2
     config: TextConfig
+    source: Source[Document]
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from gengen.config.limits import parse_json
 from gengen.errors import UserError
+from gengen.io import Json
 from gengen.registry import imported
 
 END_OF_TEXT = "<|endoftext|>"
@@ -64,7 +65,7 @@ def encodable(text: str) -> str:
         return text.encode(errors="replace").decode()
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str) -> Json:
     """Parse a JSON text of at most MAX_JSON bytes."""
     if (size := len(text.encode())) > MAX_JSON:
         raise ValueError(f"{size:,} bytes, at most {MAX_JSON:,} are allowed")

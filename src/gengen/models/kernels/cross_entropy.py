@@ -65,6 +65,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x_grad, w_grad = ctx.saved_tensors
         return grads[0] * x_grad, grads[0] * w_grad, None, None, None

@@ -11,6 +11,11 @@ from gengen.config.redact import redact
 PLAIN_EVERY = 10.0  # seconds between progress lines where none can be redrawn
 
 
+def last_words(line: str) -> None:
+    """Print a line to stderr for a process that ends at once, past the console, which another thread may be using."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class MovingLine(Protocol):
     """A line that is redrawn in place."""
 

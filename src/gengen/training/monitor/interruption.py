@@ -6,13 +6,14 @@ ends the process at once.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
 
 REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM sends ahead of a time limit
 CAUGHT = (signal.SIGTERM, signal.SIGINT, *REQUEUED)
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.getsignal` returns: a function, SIG_DFL or SIG_IGN, or None for a handler that C code has set."""
 
 
 class Interrupted(Exception):
@@ -35,7 +36,7 @@ class Interruption:
         self.signal: int | None = None
         self.polls = 0  # how often it was asked: while training goes on, this grows
         self.waits = False  # for other ranks
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def __call__(self) -> bool:
         self.polls += 1

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from gengen.training.monitor.console import last_words
+
 
 class Watchdog:
     """While entered, ends the process with exit code 70 if `beats` stands still for `limit` seconds.
@@ -39,10 +41,8 @@ class Watchdog:
         with self.path.open("a", encoding="utf8") as file:
             for target in (file, sys.__stderr__ or file):
                 faulthandler.dump_traceback(target, all_threads=True)
-        print(
+        last_words(
             f"error: nothing has moved for {self.limit:.0f} s (trainer.watchdog); "
-            f"the stacks of all threads are in {self.path}",
-            file=sys.stderr,
-            flush=True,
+            f"the stacks of all threads are in {self.path}"
         )
         os._exit(70)

@@ -277,7 +277,7 @@ class Autoencoding(Objective):
     @cached_property
     def features(self) -> Features:
         """The frozen network's. It is no submodule, so it is in no optimizer, EMA or checkpoint."""
-        network = efficientnet(self.config.data.dir, print)
+        network = efficientnet(self.config.data.dir, self.say)
         return network.to(self.device).perceptual_features
 
     def flops_per_row(self) -> float:

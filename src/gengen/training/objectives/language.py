@@ -3,18 +3,19 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gengen.checkpoints.files import replace_text
+from gengen.config.model import GPTConfig
 from gengen.config.redact import redact
 from gengen.config.train import TrainConfig
 from gengen.data.text.prepare import PreparedText, PreparedTokens
 from gengen.errors import UserError
 from gengen.generation.load import start_from
-from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.generator import Prompt, TextGenerator
 from gengen.models.flops import gpt_flops_per_token
 from gengen.models.gpt import GPT
 from gengen.models.kernels.cross_entropy import IGNORED
@@ -26,7 +27,7 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes
 
 
-def fits(generator: TextGenerator, prompt: Any) -> bool:
+def fits(generator: TextGenerator, prompt: Prompt) -> bool:
     """Whether the model's context holds the prompt."""
     try:
         return bool(generator.prompt_tokens(prompt))
@@ -71,7 +72,8 @@ class LanguageObjective(Objective):
         return None
 
     def work_per_row(self) -> float:
-        c: Any = self.config.model
+        c = cast(GPTConfig, self.config.model)
+        assert c.context
         return c.context * gpt_flops_per_token(c, c.context)
 
 

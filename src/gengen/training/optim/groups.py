@@ -69,7 +69,7 @@ def fitting(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
             raise ValueError("hyper-parameters of other types than ours")
 
 
-def form(value: Any) -> Any:
+def form(value: object) -> object:
     """Return the tree with the type of each leaf in its place; numbers are all "number"."""
     if isinstance(value, dict):
         return {key: form(part) for key, part in value.items()}

@@ -1,6 +1,8 @@
 """One row of a dialogue as a source yields it, not yet looked at."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from gengen.io import Json
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -12,4 +14,4 @@ class Row(NamedTuple):
     """Where it was read."""
     split: str | None
     """train or val, where the source comes divided."""
-    content: Any
+    content: Json

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from gengen.config.data import TextConfig
 from gengen.data.sources.base import Source, source_for
@@ -10,7 +9,7 @@ from gengen.data.sources.hub import hub_facts
 from gengen.data.sources.skips import Skips
 from gengen.data.sources.text_files import field_text
 from gengen.errors import UserError
-from gengen.io import Say
+from gengen.io import Json, Say
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def settle_source(config: TextConfig, say: Say) -> TextConfig:
         return replace(config, source="wheel")
 
 
-def row_document(row: Any, field: str, origin: str, unit: str, number: int, skips: Skips) -> Iterator[Document]:
+def row_document(row: Json, field: str, origin: str, unit: str, number: int, skips: Skips) -> Iterator[Document]:
     """Yield the document in a row, if there is one; an empty text is no document, and no fault either."""
     try:
         text = field_text(row, field)
