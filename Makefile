@@ -33,8 +33,9 @@ slow: .venv/installed  ## the tests that take over five seconds each, but for th
 faults: .venv/installed  ## every fault the tests can inject, in under half an hour, and the table of what held
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fault tests/[a-z]*/
 
-lint: .venv/installed  ## ruff and mypy
+lint: .venv/installed  ## ruff, its format, and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet src tests scripts benchmarks examples
 	$(BIN)/mypy
 
 .venv/docs: .venv/installed
