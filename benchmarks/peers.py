@@ -346,9 +346,7 @@ class PlainPPO:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         for _ in range(2):
             for rows in torch.randperm(len(tokens)).chunk(4):
-                self.update(
-                    tokens[rows], mask[rows], old[rows], values[rows], advantages[rows], returns[rows]
-                )
+                self.update(tokens[rows], mask[rows], old[rows], values[rows], advantages[rows], returns[rows])
 
     def update(
         self,
