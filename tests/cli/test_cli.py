@@ -439,3 +439,9 @@ def test_a_secret_of_the_environment_is_not_written(
     assert main(["train", *argv]) == 0
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"hunter2hunter2" not in path.read_bytes(), path
+
+
+def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0 and "commands: train, sample, evaluate" in capsys.readouterr().out
+    assert main(["trian"]) == 2 and "did you mean train" in capsys.readouterr().err

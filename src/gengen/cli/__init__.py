@@ -23,10 +23,11 @@ def main(argv: list[str] | None = None) -> int:
 def answered(argv: list[str]) -> int:
     """Run a command, print its errors, and return its exit code."""
     try:
-        if not argv or argv[0] not in COMMANDS:
-            raise UserError(
-                f"no such command: {argv[0] if argv else '(none)'}" + did_you_mean(argv[0] if argv else "", COMMANDS)
-            )
+        if argv in ([], ["--help"], ["-h"], ["help"]):
+            print(f"gengen COMMAND ...\n  commands: {', '.join(COMMANDS)}\n  gengen COMMAND --help lists its settings")
+            return 0
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no such command: {argv[0]}" + did_you_mean(argv[0], COMMANDS))
         code: int = import_module(f"gengen.cli.{argv[0]}").main(argv[1:])
         return code
     except UserError as error:
