@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gengen.checkpoints.files import read_json
+from gengen.checkpoints.migrate import read_config
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
 from gengen.data.image.prepare import prepare
@@ -25,7 +25,7 @@ COUNT = 1_000
 
 
 def main(run: Path) -> None:
-    config: TrainConfig = build(TrainConfig, read_json(run / "config.json"))
+    config: TrainConfig = build(TrainConfig, read_config(run))
     prepared = prepare(config.data, print)  # type: ignore[arg-type]
     judge = judge_for(prepared, print)
     assert judge is not None
