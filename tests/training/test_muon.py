@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gengen.cli import main
 from gengen.config.model import GPTConfig
 from gengen.config.train import OptimConfig
+from gengen.hardware import has_bf16
 from gengen.models.gpt import GPT
 from gengen.training.optim.groups import build_optimizer, parameter_groups, rate
 from gengen.training.optim.muon import Muon, orthogonalized
@@ -28,6 +30,9 @@ SMALL = {
     "context": 32,
 }
 MUON = OptimConfig(name="muon", lr=0.01, muon_lr=0.05, momentum=0.9, weight_decay=0.2, muon_weight_decay=0.3, eps=1e-6)
+
+EXACT = replace(MUON, muon_precision="fp32")  # formulas can be compared to more than two digits
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def matrix(*shape: int, seed: int = 0) -> Tensor:
@@ -70,16 +75,20 @@ def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
     assert not orthogonalized(torch.zeros(shape)).any()
 
 
-@pytest.fixture
-def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the roundings to bf16, formulas can be compared to more than two digits."""
-    monkeypatch.setattr(Tensor, "bfloat16", lambda self: self)
-
-
 @pytest.mark.parametrize("shape", [(3, 96, 24), (2, 3, 24, 96), (40, 40)])
-def test_the_iteration_is_a_quintic_of_the_singular_values(shape: tuple[int, ...], unrounded: None) -> None:
+def test_the_iteration_is_a_quintic_of_the_singular_values(shape: tuple[int, ...]) -> None:
     x = matrix(*shape).double()
-    torch.testing.assert_close(orthogonalized(x), by_singular_values(x), atol=1e-6, rtol=1e-6)
+    found = orthogonalized(x, dtype=torch.float64)
+    torch.testing.assert_close(found, by_singular_values(x), atol=1e-6, rtol=1e-6)
+    assert orthogonalized(x).dtype == torch.bfloat16  # by default rounded as its authors do
+
+
+def test_precision_is_recorded_and_is_what_the_hardware_is_faster_in(tiny: list[str], tmp_path: Path) -> None:
+    """A run of optim=muon settles it; its configs of before, without a word of it, are of bf16."""
+    assert main(["train", *tiny, "optim=muon", f"runs_dir={tmp_path}", "run=r", "trainer.max_steps=2"]) == 0
+    recorded = json.loads((tmp_path / "r" / "config.json").read_text())["optim"]["muon_precision"]
+    assert recorded == ("bf16" if has_bf16("cpu") else "fp32") and OptimConfig().muon_precision == "bf16"
+    assert built(Maps(), replace(MUON, muon_precision=recorded)).dtype == DTYPES[recorded]
 
 
 def test_the_norm_is_that_of_each_matrix() -> None:
@@ -123,12 +132,12 @@ def built(model: nn.Module, c: OptimConfig = MUON) -> Muon:
     return optimizer
 
 
-def test_three_steps_by_hand(unrounded: None) -> None:
+def test_three_steps_by_hand() -> None:
     """w <- (1 - lr wd) w - lr sqrt(max(1, m / n)) O(g + b (v - g)), v <- b v + (1 - b) g, in fp64 and by singular
     values.
     """
     model = Maps()
-    optimizer, w = built(model), {name: p.detach().double() for name, p in model.blocks.items()}
+    optimizer, w = built(model, EXACT), {name: p.detach().double() for name, p in model.blocks.items()}
     v = {name: torch.zeros_like(x) for name, x in w.items()}
     factor = {"tall": 2.0, "also": 2.0, "wide": 1.0, "square": 1.0}
     for step in range(3):

@@ -36,6 +36,11 @@ class OptimConfig:
     muon_lr: float = positive(0.04, "peak learning rate of Muon", on_resume="warned")
     momentum: float = option(0.95, "Muon's decay of the gradient's average", low=0, below=1)
     muon_weight_decay: float = option(0.05, "Muon's decoupled decay", low=0)
+    muon_precision: str = choice(
+        "bf16",
+        ["auto", "bf16", "fp32"],
+        "of Muon's matrix products; auto = bf16 where the hardware has it, as recorded",
+    )
     beta1: float = option(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = option(0.95, "decay of the second moment", low=0, below=1)
     eps: float = positive(1e-8, "added to the root of the second moment")

@@ -41,10 +41,11 @@ def settle_source(config: TrainConfig, init_from: Path | None) -> TrainConfig:
 
 
 def settle_device(config: TrainConfig) -> TrainConfig:
-    """Device and precision are those of this machine."""
+    """Device and precisions are those of this machine."""
     device = pick_device(config.trainer.device, config.trainer.devices)
     precision = pick_precision(config.trainer.precision, device)
-    return replace(config, trainer=replace(config.trainer, device=device, precision=precision))
+    optim = replace(config.optim, muon_precision=pick_precision(config.optim.muon_precision, device))
+    return replace(config, optim=optim, trainer=replace(config.trainer, device=device, precision=precision))
 
 
 def settle_model(config: TrainConfig) -> TrainConfig:

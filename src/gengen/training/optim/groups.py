@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gengen.config.train import OptimConfig
+from gengen.hardware import pick_precision
 from gengen.training.optim.muon import Muon
 
 
@@ -45,7 +46,9 @@ def build_optimizer(model: nn.Module, c: OptimConfig, hidden_maps: str = "") -> 
         raise ValueError(f"optim=muon finds no hidden maps in {type(model).__name__} by {hidden_maps!r}")
     optimizer: torch.optim.Optimizer
     if c.name == "muon":
-        optimizer = Muon(groups, lr=c.peak_lr, momentum=c.momentum, betas=betas, eps=c.eps)
+        precision = pick_precision(c.muon_precision, next(model.parameters()).device.type)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimizer = Muon(groups, lr=c.peak_lr, momentum=c.momentum, betas=betas, eps=c.eps, dtype=dtype)
     else:
         optimizer = torch.optim.AdamW(groups, lr=c.peak_lr, betas=betas, eps=c.eps, fused=True)
     optimizer.register_load_state_dict_pre_hook(fitting)
