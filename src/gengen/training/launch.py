@@ -66,6 +66,16 @@ def end_with_leader(leader: int) -> None:
     os._exit(1)
 
 
+def leader_is_gone(leader: int, patience: float = 2.0) -> bool:
+    """Say whether the process of rank 0 is gone, or is so within seconds: its connections close a little before."""
+    until = time.monotonic() + patience
+    while os.getppid() == leader:
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 @contextmanager
 def other_ranks(job: Job, world: int) -> Iterator[None]:
     """Run ranks 1 to world-1 beside this process, which becomes rank 0; they end with it, and it with them.

@@ -19,7 +19,7 @@ from gengen.config.train import TrainConfig
 from gengen.data.prepared import PreparedData
 from gengen.errors import NoCheckpoint, UserError
 from gengen.training.data import brought_tokenizer, prepare_data
-from gengen.training.launch import Job, job, other_ranks
+from gengen.training.launch import Job, job, leader_is_gone, other_ranks
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interruption
 from gengen.training.plan import Outcome, Plan, Session
@@ -246,4 +246,8 @@ def execute_as_rank(handed: Job) -> int:
             fit(Plan(config, run, prepared, init_from, checkpoint), session)
     except (TrainingFailed, SaveFailed) as failure:  # all ranks end so together
         return failure.exit_code
+    except RuntimeError:  # as of a collective whose other end is gone; rank 0 has said what there is to say
+        if leader_is_gone(handed.leader):
+            return 1
+        raise
     return 0
