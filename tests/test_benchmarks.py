@@ -19,6 +19,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         ["rounds=1", "iterations=1", "threads=1", "only=gengen GRPO,gengen PPO,plain", "trainer.compile=false"],
         r"gengen PPO / plain PPO: \d",
     ),
+    "before_after": ([str(FOLDER.parent), "blocks=1", "steps=1", "{text}"], r"this / other \d"),
     "calibration": (["{codec}"], r"blurred by \.8 pixels +\d"),
     "collapse": (["{pictures}"], r"250 different images: coverage \d"),
     "decoding": (
