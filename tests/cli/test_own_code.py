@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gengen import faults
+from gengen.checkpoints import store
 from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.cli import main
 from gengen.registry import CALLBACKS, DATA, MODELS, PLUGINS, PROFILERS, REWARDS, STAGES
@@ -228,6 +229,28 @@ def test_a_callback_that_raises_is_one_message_and_no_damage(
         "trainer.profiler=simpel: nothing is registered by that name\n  did you mean simple?"
         in capsys.readouterr().err
     )
+
+
+STOPS = """
+import lightning.pytorch as L
+from gengen.registry import register_callback
+
+class Stops(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 2
+
+@register_callback("stops")
+def stops():
+    return Stops()
+"""
+
+
+def test_what_a_callback_stops_is_saved(plugin: Callable[[str], None], tiny: list[str], tmp_path: Path) -> None:
+    plugin(STOPS)
+    argv = [*tiny, "trainer.max_steps=5", "trainer.save_every=9", "plugins=[plugin_x]", "trainer.callbacks=stops"]
+    assert once(argv, tmp_path) == 0
+    newest = store.newest(tmp_path / "r" / "checkpoints")
+    assert newest is not None and store.step_of(newest) == 2
 
 
 # --- the run's name

@@ -50,6 +50,7 @@ class TrainingLoop(L.Callback):
         self.restored: RunPart | None = None  # what the checkpoint holds
         self.begun = False  # everything that the checkpoint holds is in its place
         self.failed_saves = 0  # in a row
+        self.saved_step = -1  # of the last save that this rank took part in
         self.micro_batch_size = c.data.micro_batch_size  # as last said
         self.eval_batch_size: int | None = None  # likewise
 
@@ -124,6 +125,12 @@ class TrainingLoop(L.Callback):
     ) -> None:
         assert isinstance(objective, Objective)
         self.between_steps(trainer, objective)
+
+    def on_train_end(self, trainer: L.Trainer, objective: L.LightningModule) -> None:
+        """Save what a user's own callback has stopped; where we stop, that is done already."""
+        assert isinstance(objective, Objective)
+        if objective.logged and self.saved_step != trainer.global_step:
+            self.save(trainer, is_best=False, stop=True)
 
     def between_steps(self, trainer: L.Trainer, objective: Objective) -> None:
         """Do what is due at this step, in this order. Right after a resume, what an interruption left undone."""
@@ -237,7 +244,7 @@ class TrainingLoop(L.Callback):
 
         One that cannot be written is tried again with the next row, unless training stops here. Raises SaveFailed.
         """
-        step = trainer.global_step
+        step = self.saved_step = trainer.global_step
         with self.laps.paused(trainer.strategy.root_device):
             trainer.lightning_module.before_save()  # type: ignore[operator]
             with nullcontext() if trainer.is_global_zero else self.interruption.waiting():
