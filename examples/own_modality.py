@@ -137,7 +137,7 @@ class SignalConfig(DiffusionProcess):
 
 
 class SignalNetwork(nn.Module):
-    """A `gengen.diffusion.network.DiffusionNetwork` on (B, 1, length)."""
+    """A `gengen.models.diffusion_network.DiffusionNetwork` on (B, 1, length)."""
 
     def __init__(self, config: SignalConfig):
         super().__init__()

@@ -3,7 +3,7 @@
     python scripts/train.py model=convmixer data=animals plugins=[examples.own_network] --config-dir=examples/configs
     python scripts/sample.py runs/NAME n=16 plugins=[examples.own_network]
 
-What diffusion asks of a network is `gengen.diffusion.network.DiffusionNetwork`. Its config adds dimensions to
+What diffusion asks of a network is `gengen.models.diffusion_network.DiffusionNetwork`. Its config adds dimensions to
 `DiffusionConfig`, which has the process (path, prediction, ...) and what the data fixes (resolution, channels,
 classes).
 With a field `codec: str | None = run_of("...")` in the config it would be trained on latents.

@@ -30,6 +30,8 @@ from gengen.registry import DATA
 if TYPE_CHECKING:  # text is prepared without torch, which takes seconds to import
     from torch import Tensor
 
+    from gengen.data.text.tokenizer import TextTokenizer
+
 Batch: TypeAlias = "dict[str, Tensor]"
 Opened = TypeVar("Opened")
 Config_co = TypeVar("Config_co", bound=DataConfig, covariant=True)
@@ -81,6 +83,17 @@ class FlippableRows(PreparedData, Protocol):
 
     def batch(self, split: str, index: "Tensor", flipped: "Tensor | None" = None) -> Batch:
         """Return these rows. flipped: (B,) bool, which of them to mirror; None = none."""
+
+
+class CaptionedRows(PreparedRows, Protocol):
+    """Rows with captions, for a model that reads these; batches then hold their tokens, too."""
+
+    @property
+    def tokenizer(self) -> "TextTokenizer":
+        """The tokenizer of the captions."""
+
+    def held_out_captions(self, n: int) -> list[str]:
+        """Return up to n different captions of what is held out, evenly spaced."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -9,13 +10,14 @@ from torch import Tensor
 from gengen.config.commands import DiffusionSettings
 from gengen.config.model import DiffusionProcess
 from gengen.diffusion.guidance import Denoiser, guide
-from gengen.diffusion.network import DiffusionNetwork
 from gengen.diffusion.parameterizations import denoiser
 from gengen.diffusion.paths import PATHS, NoisePath
 from gengen.diffusion.samplers import SAMPLERS, Callback
 from gengen.errors import UserError
 from gengen.generation.noise import Noise
+from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.layers import NO_CLASS
+from gengen.models.text_encoder import TextCondition, TextFeatures, empty_captions, mixed
 
 GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
 
@@ -25,11 +27,54 @@ def path_of(config: DiffusionProcess) -> NoisePath:
     return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
 
 
-def denoiser_of(model: DiffusionNetwork, labels: Tensor) -> Denoiser:
-    """Return the model as a function (x_t, t) -> x_0 for samples of these classes (B,)."""
-    c = model.config
+@dataclass(frozen=True)
+class Condition:
+    """What each of B samples is asked to be.
+
+    labels: (B,), NO_CLASS for none. captions: (B, L), tokens of what it shows. towards, share: of a remix the captions
+    that it goes to, (B, L), and how far each has gone, (B,) from 0 to 1. negative: (B, L), what guidance leads away
+    from in place of the empty caption. All on one device.
+    """
+
+    labels: Tensor
+    captions: Tensor | None = None
+    towards: Tensor | None = None
+    share: Tensor | None = None
+    negative: Tensor | None = None
+
+    def rows(self, rows: range) -> "Condition":
+        """Return what some of the samples are asked to be."""
+        part = slice(rows.start, rows.stop)
+        given = (getattr(self, f.name) for f in fields(self))
+        return Condition(*(None if tensor is None else tensor[part] for tensor in given))  # type: ignore[arg-type]
+
+    def features(self, model: DiffusionNetwork) -> TextFeatures | None:
+        """Return the captions as the model's own text encoder reads them; None for a model without."""
+        text: TextCondition | None = getattr(model, "text", None)
+        if text is None:
+            return None
+        captions = self.captions if self.captions is not None else self.empty(model)
+        features: TextFeatures = text(captions, len(self.labels))
+        if self.towards is None or self.share is None:
+            return features
+        return mixed(features, text(self.towards, len(self.labels)), self.share)
+
+    def without(self, model: DiffusionNetwork) -> "Condition":
+        """Return what guidance leads away from: no class, and the negative or the empty caption."""
+        captions = self.negative if self.negative is not None else self.empty(model)
+        return Condition(torch.full_like(self.labels, NO_CLASS), captions)
+
+    def empty(self, model: DiffusionNetwork) -> Tensor:
+        return empty_captions(len(self.labels), model.config.text_context).to(self.labels.device)
+
+
+def denoiser_of(model: DiffusionNetwork, condition: Condition) -> Denoiser:
+    """Return the model as a function (x_t, t) -> x_0 for samples of this condition, whose text is encoded once."""
+    c, labels = model.config, condition.labels
     assert c.sigma_data, "a run records what its data says (with_data)"
-    return denoiser(lambda x, level: model(x, level, labels), path_of(c), c.prediction, c.sigma_data)
+    text = condition.features(model)
+    given = {} if text is None else {"text": text}
+    return denoiser(lambda x, level: model(x, level, labels, **given), path_of(c), c.prediction, c.sigma_data)
 
 
 def guidance_scale(config: DiffusionProcess, wanted: float | None, has_guide: bool) -> float:
@@ -38,31 +83,33 @@ def guidance_scale(config: DiffusionProcess, wanted: float | None, has_guide: bo
     Raises UserError where there is nothing to guide away from: without a model to do so, that is the model's own
     estimate without a class, which a model trained with drop_condition=0 never learnt.
     """
-    if has_guide or (config.classes and config.drop_condition > 0):
+    conditional = config.text or config.classes
+    if has_guide or (conditional and config.drop_condition > 0):
         return GUIDANCE if wanted is None else wanted
-    if config.classes and wanted not in (None, 1.0):
+    if conditional and wanted not in (None, 1.0):
+        what = "caption" if config.text else "class"
         raise UserError(
-            f"guidance={wanted:g}: the model always saw its class (model.drop_condition=0), so it has no estimate "
+            f"guidance={wanted:g}: the model always saw its {what} (model.drop_condition=0), so it has no estimate "
             "without one to guide away from; leave guidance out, or name another model by guide="
         )
     return 1.0
 
 
 def guided_denoiser(
-    model: DiffusionNetwork, labels: Tensor, settings: DiffusionSettings, worse: DiffusionNetwork | None = None
+    model: DiffusionNetwork, condition: Condition, settings: DiffusionSettings, worse: DiffusionNetwork | None = None
 ) -> Denoiser:
-    """Return the denoiser of these classes (B,), guided away from the worse model, or else from no class."""
+    """Return the denoiser of this condition, guided away from the worse model, or else from none."""
     path, scale = path_of(model.config), guidance_scale(model.config, settings.guidance, worse is not None)
-    reference = denoiser_of(worse, labels) if worse else denoiser_of(model, torch.full_like(labels, NO_CLASS))
+    reference = denoiser_of(worse, condition) if worse else denoiser_of(model, condition.without(model))
     shares = settings.guide_from, settings.guide_to
     start, end = (math.inf if share == 1 else path.time_at(share / (1 - share)) for share in shares)
-    return guide(denoiser_of(model, labels), reference, scale, (start, end), settings.rescale)
+    return guide(denoiser_of(model, condition), reference, scale, (start, end), settings.rescale)
 
 
 @torch.inference_mode()
 def draw(
     model: DiffusionNetwork,
-    labels: Tensor,
+    condition: Condition,
     samples: Sequence[int],
     seed: int,
     settings: DiffusionSettings,
@@ -70,13 +117,14 @@ def draw(
     worse: DiffusionNetwork | None = None,
     callback: Callback = None,
 ) -> Tensor:
-    """Return samples of these numbers and of these labels (B,), (B, *sample_shape) fp32, on the device of the labels.
+    """Return samples of these numbers and of this condition, (B, *sample_shape) fp32, on the condition's device.
 
     The noise of sample i is a function of (seed, i) alone. callback: see `gengen.diffusion.samplers`.
     """
     path = path_of(model.config)
-    noise = Noise(seed, samples, model.config.sample_shape(), labels.device)
+    device = condition.labels.device
+    noise = Noise(seed, samples, model.config.sample_shape(), device)
     times = path.times(settings.steps)
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        denoise = guided_denoiser(model, labels, settings, worse)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        denoise = guided_denoiser(model, condition, settings, worse)
         return SAMPLERS[settings.sampler](denoise, path.sigma(times[0]) * noise(), times, path, noise, callback)

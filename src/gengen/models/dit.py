@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model.dit import DiTConfig
 from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, attend, zeroed
+from gengen.models.text_encoder import CrossAttention, TextCondition, TextFeatures
 
 FREQUENCIES = 256  # sines and cosines of the noise level
 
@@ -29,11 +30,16 @@ class DiT(nn.Module):
         self.embed = nn.Linear(c.channels * c.patch**2, c.width)
         self.level = LevelEmbedding(FREQUENCIES, c.width)
         self.classes = ClassEmbedding(len(config.classes), c.width)
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, config.dropout) for _ in range(c.layers))
+        reads = range(c.layers) if config.text_attention is None else config.text_attention
+        self.blocks = nn.ModuleList(
+            Block(c.width, c.heads, config.dropout, config.text_width if config.text and i in reads else None)
+            for i in range(c.layers)
+        )
         self.modulation_out = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, c.channels * c.patch**2)
         self.register_buffer("positions", sines_2d(self.side, c.width), persistent=False)
         self.initialise()
+        self.text = TextCondition(config, c.width) if config.text else None
 
     positions: Tensor
 
@@ -47,39 +53,55 @@ class DiT(nn.Module):
             nn.init.normal_(weight, std=0.02)
         for block in self.blocks:
             zeroed(block.modulation)  # type: ignore[arg-type]
+            if block.reading is not None:
+                zeroed(block.reading.out)  # type: ignore[union-attr, arg-type]
         zeroed(self.modulation_out)
         zeroed(self.out)
 
-    def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Tensor | TextFeatures | None = None
+    ) -> Tensor:
         """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels:
-        (B,), NO_CLASS where no class is given. Returns (B, C, R, R), fp32."""
+        (B,), NO_CLASS where no class is given; text: see `DiffusionNetwork`. Returns (B, C, R, R), fp32."""
         if labels is None:
             labels = torch.full((len(x),), NO_CLASS, device=x.device)
-        condition = F.silu(self.level(level) + self.classes(labels))  # (B, D)
+        condition, words = self.level(level) + self.classes(labels), None  # (B, D)
+        if self.text is not None:
+            words = self.text(text, len(x))
+            condition = condition + self.text.pooled(words.pooled)
+        condition = F.silu(condition)
         tokens = self.embed(to_patches(x, self.patch)) + self.positions  # (B, T, D)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
+                tokens = checkpoint(block, tokens, condition, words, use_reentrant=False)
             else:
-                tokens = block(tokens, condition)
+                tokens = block(tokens, condition, words)
         shift, scale = self.modulation_out(condition).chunk(2, dim=1)
         return from_patches(self.out(modulated(tokens, shift, scale)).float(), self.side, self.patch)
 
 
 class Block(nn.Module):
-    """x + gate * attention(norm(x)), then x + gate * mlp(norm(x)): six vectors of the condition modulate both."""
+    """x + gate * attention(norm(x)), then x + gate * mlp(norm(x)): six vectors of the condition modulate both.
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    Between them, where it reads captions, cross-attention to these, without a gate (Chen et al. 2024, PixArt-alpha).
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, text_width: int | None):
         super().__init__()
         self.attention = Attention(width, heads)
+        self.reading = CrossAttention(width, text_width, width // heads) if text_width else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
         self.modulation = nn.Linear(width, 6 * width)
         setattr(self.modulation.weight, "stacked_rows", [width] * 6)  # for Muon
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (B, T, D), (B, D) -> (B, T, D)
+    def forward(self, x: Tensor, condition: Tensor, words: TextFeatures | None) -> Tensor:
+        """x: (B, T, D), condition: (B, D). Returns (B, T, D)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=1)
         x = x + gate_a[:, None] * self.dropout(self.attention(modulated(x, shift_a, scale_a)))
+        if self.reading is not None:
+            assert words is not None
+            x = x + self.reading(F.layer_norm(x, x.shape[-1:], eps=1e-6), words)
         return x + gate_m[:, None] * self.dropout(self.mlp(modulated(x, shift_m, scale_m)))
 
 

@@ -57,11 +57,14 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, (B, heads, T, D). On a CPU in fp32, whose backward pass is faster there than
     bf16's.
+
+    mask: (B, S) bool, which of the S keys may be attended to; None = all.
     """
+    allowed = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, allowed)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), allowed).to(q.dtype)

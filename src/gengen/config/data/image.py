@@ -8,6 +8,8 @@ from gengen.config.fields import choice, option, positive
 from gengen.errors import UserError
 from gengen.registry import SOURCES, SourceNames, register_data
 
+VOCABULARY = 1024
+
 SOURCES["image"] = {
     "animals": "gengen.data.image.sources.animals:Animals",
     "mnist": "gengen.data.image.sources.digits:Digits",
@@ -43,6 +45,16 @@ class ImageConfig(DataConfig):
         False, "mirror half of the training images, drawn anew each epoch; only where a mirrored image keeps its class"
     )
     validation: float = option(0.1, "share held out for validation", above=0, below=1)
+    holdout: str = choice(
+        "groups",
+        ["groups", "combinations"],
+        "validation is a share of the groups of each class, or of the combinations of what captions ask for "
+        "(colour x shape), each part of which stays in training",
+    )
+    vocab_size: int = option(VOCABULARY, "tokens that BPE of the captions is trained to at most", low=257)
+    max_uncaptioned: float = option(
+        0.0, "share of images without a caption that a model of text is trained on, as unconditional", low=0, high=1
+    )
 
     def facts(self) -> dict[str, Any]:
         return {"resolution": self.resolution, "channels": self.channels}

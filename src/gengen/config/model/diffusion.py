@@ -18,6 +18,9 @@ from gengen.config.model.base import (
 from gengen.errors import UserError
 from gengen.registry import register_model
 
+START, PADDING = 0, -1
+"""A caption is a row of tokens: START, its words, and PADDING in the slots behind. START alone is the empty one."""
+
 
 @dataclass
 class DiffusionProcess(ModelConfig):
@@ -37,7 +40,15 @@ class DiffusionProcess(ModelConfig):
     sigma_data: float | None = positive(
         None, "root mean square of the data; null = as measured on the training samples"
     )
-    drop_condition: float = option(0.1, "share of samples trained without their class, drawn each", low=0, below=1)
+    drop_condition: float = option(
+        0.1, "share of samples trained without their class or their caption, drawn each", low=0, below=1
+    )
+    text: bool = option(False, "condition on captions, by a text encoder that is trained with the network")
+    text_width: int = positive(128, "features of a token of a caption")
+    text_layers: int = positive(2, "transformer blocks of the text encoder")
+    text_heads: int = positive(4, "attention heads of the text encoder")
+    text_context: int = option(32, "tokens of a caption at most, the start token included", low=2)
+    text_vocab_size: int | None = positive(None, "tokens of the captions' tokenizer; a run records what its data has")
 
     measured: ClassVar[tuple[str, ...]] = ("sigma_data",)
 
@@ -46,6 +57,8 @@ class DiffusionProcess(ModelConfig):
         raise NotImplementedError
 
     def check(self) -> None:
+        if self.text_width % self.text_heads:
+            raise UserError(f"model.text_width={self.text_width} is no multiple of model.text_heads={self.text_heads}")
         if self.prediction == "eps" and self.path != "edm":
             raise UserError(
                 f"model.prediction=eps divides by zero where model.path={self.path} is pure noise: take velocity, v "
@@ -73,7 +86,8 @@ Config = TypeVar("Config", bound=type[DiffusionConfig])
 
 def register_diffusion(name: str, *, model: str) -> Callable[[Config], Config]:
     """Register a network for diffusion of images, or of their latents: its class as "module:Class", which is given
-    the config and is a `gengen.diffusion.network.DiffusionNetwork`. Objective, generator and codec are diffusion's.
+    the config and is a `gengen.models.diffusion_network.DiffusionNetwork`. Objective, generator and codec are
+    diffusion's.
     """
 
     def register(config: Config) -> Config:
@@ -120,6 +134,9 @@ class UNetConfig(DiffusionConfig):
     widths: list[int] | None = option(None, "channels of each level, finest first; each level halves the resolution")
     blocks: int | None = positive(None, "residual blocks a level on the way down; one more on the way up")
     attention: list[int] | None = option(None, "levels with self-attention, counted from 0, the finest")
+    text_attention: list[int] | None = option(
+        None, "model.text: levels that read the caption by cross-attention; null = those with self-attention"
+    )
     patch: int | None = positive(None, "pixels a side that enter the network as one position")
     head_size: int = positive(32, "channels of an attention head")
     dropout: float = option(0.0, "dropped share inside each residual block", low=0, below=1)
@@ -128,7 +145,7 @@ class UNetConfig(DiffusionConfig):
     )
 
     sizes: ClassVar[SizeTable] = UNET_SIZES
-    hidden_maps: ClassVar[str] = r"^(down|middle|up)\."
+    hidden_maps: ClassVar[str] = r"^(down|middle|up|text\.encoder\.blocks)\."
 
     def shape(self) -> UNetShape:
         return shape_of(self, UNetShape)
@@ -137,11 +154,12 @@ class UNetConfig(DiffusionConfig):
         super().check()
         c = self.resolved()
         assert c.widths and c.attention is not None and c.patch
-        if bad := [level for level in c.attention if not 0 <= level < len(c.widths)]:
-            raise UserError(
-                f"model.attention={c.attention} names level {bad[0]}; model.widths={c.widths} has levels 0 to "
-                f"{len(c.widths) - 1}"
-            )
+        for key, levels in {"attention": c.attention, "text_attention": c.text_attention or []}.items():
+            if bad := [level for level in levels if not 0 <= level < len(c.widths)]:
+                raise UserError(
+                    f"model.{key}={levels} names level {bad[0]}; model.widths={c.widths} has levels 0 to "
+                    f"{len(c.widths) - 1}"
+                )
         if bad := [width for width in c.widths if width < 1 or width % c.head_size]:
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
         check_levels(c.resolution, c.patch, c.widths)

@@ -39,13 +39,16 @@ class DiTConfig(DiffusionConfig):
     width: int | None = positive(None, "features of a token; a multiple of 4 and of heads")
     heads: int | None = positive(None, "attention heads")
     patch: int | None = positive(None, "pixels (or latents) a side that are one token")
+    text_attention: list[int] | None = option(
+        None, "model.text: blocks that read the caption by cross-attention, counted from 0; null = all"
+    )
     dropout: float = option(0.0, "dropped share of each residual branch in training", low=0, below=1)
     activation_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third more work"
     )
 
     sizes: ClassVar[SizeTable] = DIT_SIZES
-    hidden_maps: ClassVar[str] = r"^blocks\."
+    hidden_maps: ClassVar[str] = r"^(text\.encoder\.)?blocks\."
 
     def shape(self) -> DiTShape:
         return shape_of(self, DiTShape)
@@ -59,6 +62,11 @@ class DiTConfig(DiffusionConfig):
         assert c.width and c.heads and c.patch
         if c.width % c.heads or c.width % 4:
             raise UserError(f"model.width={c.width} is no multiple of model.heads={c.heads} and of 4 (positions)")
+        if bad := [block for block in c.text_attention or [] if not 0 <= block < (c.layers or 0)]:
+            raise UserError(
+                f"model.text_attention={c.text_attention} names block {bad[0]}; there are blocks 0 to "
+                f"{(c.layers or 0) - 1}"
+            )
         if c.resolution and c.resolution % c.patch:
             raise UserError(
                 f"resolution {c.resolution} is no multiple of model.patch={c.patch}: an image must be whole patches"

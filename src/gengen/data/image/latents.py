@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from gengen.data.image.prepare import PreparedImages
+from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 
 Posterior = tuple[Tensor, Tensor]
@@ -109,7 +110,16 @@ class EncodedImages:
     def model_facts(self) -> dict[str, Any]:
         """Return what the data fixes of the model; whitened latents have a root mean square of 1."""
         channels, side, _ = self.train[0][0].shape
-        return {"resolution": side, "channels": channels, "classes": self.classes, "sigma_data": 1.0}
+        return self.pixels.model_facts | {"resolution": side, "channels": channels, "sigma_data": 1.0}
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """Return the tokenizer of the captions; see `PreparedImages`."""
+        return self.pixels.tokenizer
+
+    def held_out_captions(self, n: int) -> list[str]:
+        """Return up to n different captions of what is held out, evenly spaced."""
+        return self.pixels.held_out_captions(n)
 
     @property
     def dependencies(self) -> dict[str, Path]:
@@ -134,9 +144,10 @@ class EncodedImages:
         flips = [False] * len(index) if flipped is None else flipped.tolist()
         rows = [(self.mirrored if flip else plain)[i] for i, flip in zip(index.tolist(), flips, strict=True)]
         mean, std = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+        words = self.pixels.words.rows(split, index) if self.pixels.words else {}
         return {
             "mean": (mean - self.mean) / self.std,
             "std": std / self.std,
             "labels": pixels.labels[index],
             "index": index,
-        }
+        } | words

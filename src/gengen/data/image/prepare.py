@@ -1,9 +1,11 @@
 """Pictures -> a folder of pixels ready to be drawn from.
 
-    <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  captions.json  meta.json
+    <data.dir>/prepared/<name>-<fingerprint>/  train.safetensors  val.safetensors  descriptions.json  tokenizer.json
+    meta.json
 
 A picture whose pixels another one has is dropped before any is held out, so no image is on both sides. The first is
-kept, with its label and caption; copies that have another are counted. Every class has a picture to train on.
+kept, with its label and captions; copies that have others are counted. Every class has a picture to train on.
+tokenizer.json is trained on the captions of the training part, where there are any.
 """
 
 import hashlib
@@ -21,10 +23,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
+from gengen.config.data.image import VOCABULARY
+from gengen.config.model import DiffusionProcess
+from gengen.data.image.captions import CaptionTokenizer, CaptionTokens, Description
+from gengen.data.image.holdout import held_out, shows_any, unseen_combinations
 from gengen.data.image.sources.base import Picture, composed, image_source
 from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest, naming
 from gengen.data.sources.base import Source, read_records
 from gengen.data.sources.skips import Skips
+from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.io import Say, write_text
 
@@ -33,34 +40,40 @@ PARTS = ("train", "val")
 
 
 class ImageSet:
-    """One split. images: (N, C, R, R) uint8, memory-mapped; labels: (N,) int64, -1 = none; captions: "" = none."""
+    """One split. images: (N, C, R, R) uint8, memory-mapped; labels: (N,) int64, -1 = none; descriptions: N."""
 
-    def __init__(self, path: Path, captions: list[str]):
+    def __init__(self, path: Path, descriptions: list[Description]):
         try:
             with safe_open(path, "pt") as file:
                 self.images: Tensor = file.get_tensor("images")
                 self.labels: Tensor = file.get_tensor("labels")
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        self.captions = captions
+        self.descriptions = descriptions
         self._path = path
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __reduce__(self) -> tuple[type, tuple[Path, list[str]]]:
+    def __reduce__(self) -> tuple[type, tuple[Path, list[Description]]]:
         """A spawned loader worker opens the file itself: a memory map would be copied to it whole."""
-        return ImageSet, (self._path, self.captions)
+        return ImageSet, (self._path, self.descriptions)
 
 
 @dataclass(frozen=True)
 class PreparedImages(FromMeta):
-    """The images of the two parts. `config` is the one given."""
+    """The images of the two parts. `config` is the one given.
+
+    caption_tokenizer: trained on their captions; None where there are none. words: their captions in tokens, for a
+    model that reads these; None for others.
+    """
 
     config: ImageConfig
     meta: dict[str, Any]
     train: ImageSet
     val: ImageSet
+    caption_tokenizer: TextTokenizer | None = None
+    words: CaptionTokens | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -71,10 +84,23 @@ class PreparedImages(FromMeta):
     def model_facts(self) -> dict[str, Any]:
         """What the data fixes of the model, and sigma_data, which is measured on it."""
         fixed = {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
+        if self.words:  # a model that reads captions is told no classes beside
+            fixed |= {"classes": [], "text_vocab_size": self.words.tokenizer.vocab_size}
         return fixed | {"sigma_data": root_mean_square(self.train.images)}
 
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """Return the tokenizer of the captions, which a model that reads them keeps with its weights."""
+        return self.words.tokenizer if self.words else None
+
+    def held_out_captions(self, n: int) -> list[str]:
+        """Return up to n different captions of what is held out, evenly spaced."""
+        captions = list(dict.fromkeys(row.caption for row in self.val.descriptions if row.captions))
+        return [captions[i * len(captions) // n] for i in range(n)] if len(captions) > n else captions
+
     def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> Batch:
-        """Return images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index.
+        """Return images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index; for a model that reads
+        captions, their tokens too (see `CaptionTokens.rows`).
 
         split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right; None = none.
         """
@@ -83,13 +109,14 @@ class PreparedImages(FromMeta):
         if flipped is not None:
             rows = flipped.nonzero().flatten()
             images.index_copy_(0, rows, images.index_select(0, rows).flip(-1))
-        return {"images": images, "labels": part.labels.index_select(0, index), "index": index}
+        words = self.words.rows(split, index) if self.words else {}
+        return {"images": images, "labels": part.labels.index_select(0, index), "index": index} | words
 
     def describe(self) -> list[str]:
         """Return what it is, in aligned lines."""
         m, names = self.meta, self.classes
         some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
-        captioned = sum(map(bool, self.train.captions + self.val.captions))
+        captioned = sum(bool(row.captions) for row in self.train.descriptions + self.val.descriptions)
         facts = {
             "images": f"{len(self.train):,} for training, {len(self.val):,} for validation ({m['split']})",
             "pixels": f"{m['resolution']} x {m['resolution']}, {'grey' if m['channels'] == 1 else 'RGB'}",
@@ -110,8 +137,14 @@ def root_mean_square(images: Tensor) -> float:
 
 
 def prepare_for(request: PrepareRequest[ImageConfig]) -> PreparedImages:
-    """Prepare images, the same for every model."""
-    return prepare(request.config, request.say, trained_on=request.trained_on, allow_build=request.allow_build)
+    """Prepare images, the same for every model; for one that reads captions, with their tokens."""
+    found = prepare(request.config, request.say, trained_on=request.trained_on, allow_build=request.allow_build)
+    model = request.model
+    if isinstance(model, DiffusionProcess) and model.text:
+        brought = TextTokenizer.from_json(request.tokenizer) if request.tokenizer else found.caption_tokenizer
+        parts = {"train": found.train.descriptions, "val": found.val.descriptions}
+        found = replace(found, words=CaptionTokens.of(parts, brought, model.text_context, request.config))
+    return found
 
 
 def prepare(config: ImageConfig, say: Say, *, trained_on: str = "", allow_build: bool = True) -> PreparedImages:
@@ -121,7 +154,7 @@ def prepare(config: ImageConfig, say: Say, *, trained_on: str = "", allow_build:
 
 
 class ImagesFolder(PreparedFolder[PreparedImages]):
-    FORMAT = 1
+    FORMAT = 2  # 1: one caption a picture, in captions.json
     config: ImageConfig
     source: Source[Picture]
 
@@ -130,22 +163,36 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
 
     def facts(self) -> dict[str, Any]:
         keys = ("source", "resolution", "channels", "validation", "max_bad")
-        return {key: getattr(self.config, key) for key in keys} | {"kind": "image"}
+        later = {"holdout": "groups", "vocab_size": VOCABULARY}  # fields that came later, and what was done before
+        changed = {key: value for key, was in later.items() if (value := getattr(self.config, key)) != was}
+        return {key: getattr(self.config, key) for key in keys} | {"kind": "image"} | changed
 
     def opened(self, meta: dict[str, Any]) -> PreparedImages:
         c = self.config
-        with naming(self.home / "captions.json"):
-            captions = json.loads((self.home / "captions.json").read_bytes())
+        descriptions = self.descriptions(meta["format"])
         parts = []
         for part in PARTS:
             with naming(path := self.home / f"{part}.safetensors"):
-                found = ImageSet(path, captions[part])
-                shapes = tuple(found.images.shape), tuple(found.labels.shape), len(captions[part])
+                found = ImageSet(path, descriptions[part])
+                shapes = tuple(found.images.shape), tuple(found.labels.shape), len(descriptions[part])
                 n = meta[part]["images"]
                 if shapes != (expected := ((n, c.channels, c.resolution, c.resolution), (n,), n)):
                     raise ValueError(f"shapes {shapes}, expected {expected}")
             parts.append(found)
-        return PreparedImages(c, meta, *parts)
+        tokenizer = None
+        if (path := self.home / "tokenizer.json").exists():
+            with naming(path):
+                tokenizer = TextTokenizer.from_json(path.read_text(encoding="utf8"))
+        train, val = parts
+        return PreparedImages(c, meta, train, val, tokenizer)
+
+    def descriptions(self, version: int) -> dict[str, list[Description]]:
+        """Read what the pictures of each part show."""
+        with naming(path := self.home / ("descriptions.json" if version > 1 else "captions.json")):
+            found = json.loads(path.read_bytes())
+            if version == 1:
+                found = {part: [{"captions": [text] if text else []} for text in found[part]] for part in PARTS}
+            return {part: [Description.from_json(row) for row in found[part]] for part in PARTS}
 
     def build(self, folder: Path, spool: Path, skips: Skips) -> dict[str, Any]:
         """Read the source once into a spool on disk, choose what is held out, and write each part from there."""
@@ -153,11 +200,17 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
         source, licence = self.source.describe()
         rows, copies = _write_spool(spool, read_records(self.source, skips, self.say), self.say)
         in_val = np.array([row.split == "val" for row in rows])
-        if not (divided := in_val.any()):
+        how = "as the source is divided"
+        if c.holdout == "combinations":
+            shown = [row.things for row in rows]
+            unseen = unseen_combinations(shown, c.validation)
+            in_val, how = shows_any(shown, unseen), f"{len(unseen)} combinations of attributes are held out"
+        elif not in_val.any():
             in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], c.validation)
+            how = "a share of each class"
         _check_classes(rows, in_val, copies, c.validation)
         classes = sorted({row.label for row in rows if row.label is not None})
-        parts, captions = {}, {}
+        parts, descriptions = {}, dict[str, list[Description]]()
         for part in PARTS:
             index = np.flatnonzero(in_val == (part == "val"))
             if not len(index):
@@ -165,16 +218,19 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
                 raise UserError(f"data: the {part} part is empty: {settings}")
             shape = (c.channels, c.resolution, c.resolution)
             _write_images(folder / f"{part}.safetensors", spool, index, numbered(rows, classes), shape)
-            captions[part] = [rows[i].caption for i in index]
+            descriptions[part] = [Description.of(rows[i]) for i in index]
             counts = Counter(rows[i].label or "" for i in index)
             parts[part] = {"images": len(index), "classes": dict(sorted(counts.items()))}
-        write_text(folder / "captions.json", json.dumps(captions))
+        as_json = {part: [row.to_json() for row in found] for part, found in descriptions.items()}
+        write_text(folder / "descriptions.json", json.dumps(as_json))
+        if captions := [caption for row in descriptions["train"] for caption in row.captions]:
+            write_text(folder / "tokenizer.json", CaptionTokenizer.of(captions, c.vocab_size).to_json())
         if disagree := of_which(copies.disagreeing()):
             self.say(f"data: copies of other pictures that were dropped: {copies.dropped:,}{disagree}{copies.pairs()}")
         return {
             "format": self.format, "fingerprint": self.fingerprint, "name": c.name, "source": source,
             "licence": licence, "resolution": c.resolution, "channels": c.channels,
-            "split": "as the source is divided" if divided else "a share of each class",
+            "split": how,
             "classes": classes, **parts, "duplicates": copies.dropped, "disagreeing": copies.disagreeing(),
         }  # fmt: skip
 
@@ -196,7 +252,7 @@ class Copies:
 
     def add(self, kept: Picture, copy: Picture) -> None:
         self.dropped += 1
-        self.captions += kept.caption != copy.caption
+        self.captions += kept.captions[:1] != copy.captions[:1]
         if kept.label != copy.label:
             self.labels[kept.label, copy.label] += 1
 
@@ -253,21 +309,6 @@ def _check_classes(rows: list[Picture], in_val: np.ndarray, copies: Copies, shar
             f"data: class {names} is left without a picture to train on: all of them are held out"
             f"\n  (by data.validation={share:g}, or as the source is divided); each class needs one for training"
         )
-
-
-def held_out(groups: list[str], labels: list[str], share: float) -> np.ndarray:
-    """Return which pictures are for validation, (N,) bool: all of a group or none, and of each class the share, to
-    within a group.
-
-    Groups are laid out by class, and in a class by the hash of their names, which no order of files changes; along
-    that line one is taken each time `share` of one more has passed.
-    """
-    label_of: dict[str, str] = {}
-    for group, label in zip(groups, labels, strict=True):
-        label_of.setdefault(group, label)
-    line = sorted(label_of, key=lambda group: (label_of[group], hashlib.sha256(group.encode()).digest()))
-    taken = {group for i, group in enumerate(line) if int((i + 1) * share) > int(i * share)}
-    return np.array([group in taken for group in groups], bool)
 
 
 def _write_images(path: Path, spool: Path, index: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int]) -> None:

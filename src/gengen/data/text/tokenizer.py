@@ -22,6 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 MAX_JSON = 32 * 2**20  # bytes
 FOREIGN = "gengen.data.text.foreign_tokenizer:read_foreign"
 """What reads a tokenizer that came with imported weights; imported where one is met."""
+CAPTIONS = "gengen.data.image.captions:read_captions"
+"""What reads a tokenizer of captions, likewise."""
 BYTE_JSON = json.dumps({"gengen": "byte"})
 SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}  # for transformers
 ROLES = ("system", "user", "assistant")  # of the messages of a conversation
@@ -139,6 +141,9 @@ class TextTokenizer:
             if found.get("gengen") == "foreign":
                 foreign: TextTokenizer = imported(FOREIGN)(found)
                 return foreign
+            if found.get("gengen") == "captions":
+                captions: TextTokenizer = imported(CAPTIONS)(found)
+                return captions
             if found.get("gengen") == "chat":
                 return cls.from_json(found["tokenizer"]).with_chat()
             return cls.from_bpe(text, found["model"])

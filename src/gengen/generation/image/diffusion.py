@@ -1,20 +1,23 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from gengen.checkpoints.layout import read_tokenizer
 from gengen.config.commands import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
 from gengen.config.model import DiffusionConfig
 from gengen.config.schema import build
-from gengen.diffusion.network import DiffusionNetwork
+from gengen.data.image.captions import caption_tokens
+from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation import diffusion
 from gengen.generation.base import Labels, LabelSampler
+from gengen.generation.diffusion import Condition
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.files import (
@@ -30,6 +33,20 @@ from gengen.generation.image.files import (
     turn_of,
 )
 from gengen.generation.load import load_as
+from gengen.models.diffusion_network import DiffusionNetwork
+from gengen.models.layers import NO_CLASS
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn: a condition, and the number of each sample, which its noise is a function of."""
+
+    condition: Condition
+    samples: Sequence[int]
+
+    def rows(self, rows: range) -> "Request":
+        """Return some rows of it."""
+        return Request(self.condition.rows(rows), self.samples[rows.start : rows.stop])
 
 
 class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
@@ -41,9 +58,15 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
     animation = Animation("denoising.gif", seconds=3.0)
     config: DiffusionConfig
 
-    def __init__(self, model: nn.Module, codec: AutoencoderGenerator | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: AutoencoderGenerator | None = None,
+        tokenizer: TextTokenizer | None = None,
+    ):
+        """codec: of a model of latents; tokenizer: of a model that reads captions."""
         super().__init__(model)
-        self.codec = codec
+        self.codec, self.tokenizer = codec, tokenizer
 
     @classmethod
     def from_checkpoint(cls, model: nn.Module, directory: Path) -> Self:
@@ -51,6 +74,8 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         if self.config.needs_codec():
             folder = directory.parent.parent / "codec"
             self.codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device))
+        if self.config.text:
+            self.tokenizer = TextTokenizer.from_json(read_tokenizer(directory) or "")
         return self
 
     def generate(
@@ -58,6 +83,8 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         n: int = 16,
         labels: Labels = (),
         *,
+        prompts: str | Sequence[str] = (),
+        negative: str = "",
         seed: int = 0,
         first: int = 0,
         sampler: str = "heun",
@@ -72,12 +99,14 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         frames: list[Tensor] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Tensor:
-        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones.
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; with prompts, n of each, those of one
+        prompt side by side, from the same noise for each prompt.
 
-        labels: names, or numbers as ints or a tensor, in turn; none = all in turn. guide: a smaller or earlier model
-        to guide away from, instead of this one without its class. frames: a list that receives the estimates of all
-        images after each step. Once `interrupted` answers true, the rest is left undrawn. The other settings are
-        explained in DiffusionSettings.
+        labels: names, or numbers as ints or a tensor, in turn; none = all in turn. prompts: what a model that reads
+        captions is to show; none = whatever comes, as for "". negative: a text to guide away from, instead of the
+        empty one. guide: a smaller or earlier model to guide away from, instead of this one without its condition.
+        frames: a list that receives the estimates of all images after each step. Once `interrupted` answers true, the
+        rest is left undrawn. The other settings are explained in DiffusionSettings.
         """
         settings: DiffusionSampling = build(DiffusionSampling, {
             "n": n, "seed": seed, "sampler": sampler, "steps": steps, "guidance": guidance, "guide_from": guide_from,
@@ -85,46 +114,71 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         })  # fmt: skip
         if guide:
             self.check_guide(guide)
-        wanted = labels_of(labels, self.classes, n).to(self.device)
+        request = self.request(n, labels, [prompts] if isinstance(prompts, str) else prompts, negative, first)
         images, movies = [], []
         with self.sampling():
-            for rows in batches(n, batch_size):
+            for rows in batches(len(request.samples), batch_size):
                 if interrupted():
                     break
                 movie: list[Tensor] | None = None if frames is None else []
-                samples = range(first + rows.start, first + rows.stop)
-                drawn = self.draw(wanted[rows.start : rows.stop], samples, seed, settings, guide, movie)
-                images.append(self.pixels(drawn))
+                images.append(self.pixels(self.draw(request.rows(rows), seed, settings, guide, movie)))
                 movies.append(movie)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
         return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
 
+    def request(self, n: int, labels: Labels, prompts: Sequence[str], negative: str, first: int) -> "Request":
+        """Return what is to be drawn: n samples, or n of each prompt. Raises UserError for words to a model that reads
+        none, and for classes to one that does.
+        """
+        if not self.config.text:
+            if prompts or negative:
+                example = f"labels={self.classes[0]}" if self.classes else "neither prompts nor labels"
+                known = f"{len(self.classes)} classes" if self.classes else "no conditions"
+                raise UserError(
+                    f"prompt={(prompts or [negative])[0]!r}: this run knows {known} and no texts: {example}; "
+                    "model.text=true trains one that reads captions"
+                )
+            return Request(Condition(labels_of(labels, self.classes, n).to(self.device)), range(first, first + n))
+        if len(labels):
+            raise UserError('labels: this run knows texts and no classes: prompt="..." says what to show')
+        count = n * max(1, len(prompts))
+        each = self.tokens(prompts or [""]).repeat_interleave(n, 0)
+        away = self.tokens([negative]).expand(count, -1) if negative else None
+        none = torch.full((count,), NO_CLASS, device=self.device)
+        return Request(Condition(none, each, negative=away), [*range(first, first + n)] * max(1, len(prompts)))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return the tokens of texts, (N, L). Raises UserError for one that is too long."""
+        assert self.tokenizer, "a model that reads captions comes with its tokenizer"
+        return caption_tokens(self.tokenizer, texts, self.config.text_context, "a prompt").to(self.device)
+
     def check_guide(self, guide: "ImageGenerator") -> None:
-        """Raise UserError unless both models mean the same by x_t and by a label."""
-        for key in ("path", "shift", "resolution", "channels", "classes"):
+        """Raise UserError unless both models mean the same by x_t, by a label and by a token."""
+        for key in ("path", "shift", "resolution", "channels", "classes", "text", "text_context"):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
                 raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
         ours, theirs = (generator.codec and codec_hash(generator.codec.model) for generator in (self, guide))
         if ours != theirs:
             raise UserError("guide: its latents are another codec's than this model's")
+        if (self.tokenizer and self.tokenizer.hash) != (guide.tokenizer and guide.tokenizer.hash):
+            raise UserError("guide: its captions are another tokenizer's than this model's")
 
     def draw(
         self,
-        labels: Tensor,
-        samples: range,
+        request: "Request",
         seed: int,
         settings: DiffusionSettings,
         guide: "ImageGenerator | None" = None,
         movie: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return samples of these numbers in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of
-        each estimate.
-        """
+        """Return samples in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of each estimate."""
         model, worse = cast(DiffusionNetwork, self.model), cast(DiffusionNetwork, guide.model) if guide else None
         callback = None if movie is None else lambda i, t, x, x0: movie.append(self.pixels(x0))
-        return diffusion.draw(model, labels, samples, seed, settings, worse=worse, callback=callback)
+        return diffusion.draw(
+            model, request.condition, request.samples, seed, settings, worse=worse, callback=callback
+        )
 
     def pixels(self, x: Tensor) -> Tensor:
         """Return what the model draws, (B, C, R, R), as pixels, (B, C, H, W) uint8."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gengen.config.model import DiffusionProcess
 from gengen.config.train import TrainConfig
-from gengen.data.prepared import PreparedRows
+from gengen.data.prepared import CaptionedRows, PreparedRows
 from gengen.diffusion.parameterizations import network_inputs, target
 from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
@@ -18,8 +19,10 @@ from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import enlarged, grid, write_png
 from gengen.generation.load import load_as
 from gengen.generation.noise import Noise
+from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.flops import forward_flops
 from gengen.models.layers import NO_CLASS
+from gengen.models.text_encoder import empty_captions
 from gengen.training.objective import Batch, Objective
 
 
@@ -27,7 +30,7 @@ class Diffusion(Objective):
     """The weighted squared error of the network's output at a drawn time, averaged over a sample's values.
 
     A batch is {"images"} in [-1, 1], or {"mean", "std"} of whitened latents, of which one is drawn anew each time;
-    with labels and the index. The model is a `gengen.diffusion.network.DiffusionNetwork`. Another modality
+    with labels and the index. The model is a `gengen.models.diffusion_network.DiffusionNetwork`. Another modality
     overrides `data`, `write_samples` and `unit`.
     """
 
@@ -46,41 +49,60 @@ class Diffusion(Objective):
         drawn = {
             "u": stratified(rows, generator),
             "eps": torch.randn(shape, generator=generator),
-            "keep_label": torch.rand(rows, generator=generator) >= self.process.drop_condition,
+            "keep_condition": torch.rand(rows, generator=generator) >= self.process.drop_condition,
         }
         if self.prepared.dependencies:  # latents: a point of each one's posterior
             drawn["posterior"] = torch.randn(shape, generator=generator)
+        if self.process.text:
+            drawn["which_caption"] = torch.rand(rows, generator=generator)
         return drawn
+
+    def conditions(self, batch: Batch) -> Batch:
+        """Return the labels, and for a network of text the captions, that each row is trained with: one of its own,
+        or none where the condition is dropped.
+        """
+        keep, given = (
+            batch["keep_condition"],
+            {"labels": torch.where(batch["keep_condition"], batch["labels"], NO_CLASS)},
+        )
+        if self.process.text:
+            which = (batch["which_caption"] * batch["caption_count"]).long()
+            captions = batch["captions"][torch.arange(len(which), device=which.device), which]
+            empty = empty_captions(*captions.shape).to(captions.device)
+            given["text"] = torch.where(keep[:, None], captions, empty)
+        return given
 
     def data(self, batch: Batch) -> Tensor:
         """Return what is to be generated, (B, *sample_shape): images, or a draw of their latents."""
         return batch["mean"] + batch["std"] * batch["posterior"] if "mean" in batch else batch["images"]
 
-    def errors(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Batch, labels: Tensor) -> Tensor:
-        """Return the weighted squared error of each sample, (B,) fp32. network: see `DiffusionNetwork`."""
+    def errors(self, network: DiffusionNetwork, batch: Batch, conditions: Batch) -> Tensor:
+        """Return the weighted squared error of each sample, (B,) fp32. conditions: what the network is told of each
+        row, by the names it has for that.
+        """
         c, x0, eps = self.process, self.data(batch), batch["eps"]
         assert c.sigma_data, "the data says it (with_data)"
         t = TIME_SAMPLERS[c.times](batch["u"], self.path).to(x0.dtype)
         x_t, level = network_inputs(self.path.add_noise(x0, eps, t), t, self.path, c.sigma_data)
         wanted = target(c.prediction, x0, eps, t, self.path, c.sigma_data)
-        error = (network(x_t, level, labels).float() - wanted).square().mean(dim=tuple(range(1, x0.dim())))
+        error = (network(x_t, level, **conditions).float() - wanted).square().mean(dim=tuple(range(1, x0.dim())))
         return weight(c.weighting, t, self.path, c.prediction, c.sigma_data) * error
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        labels = torch.where(batch["keep_label"], batch["labels"], NO_CLASS)
-        return self.errors(self.network, batch, labels).sum()
+        return self.errors(cast(DiffusionNetwork, self.network), batch, self.conditions(batch)).sum()
 
     def loss_count(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
         """Return summed errors and a count, at times and with noise that are a function of the sample's index: the
-        same at every evaluation.
+        same at every evaluation. No condition is dropped, and the captions are the plainest.
         """
         index = batch["index"]
         noise = Noise(self.config.seed, index.tolist(), self.process.sample_shape(), self.device)
         drawn = {"u": indexed(index), "eps": noise(), "posterior": noise()}
-        errors = self.errors(self.model, batch | drawn, batch["labels"])
+        conditions = {"labels": batch["labels"]} | ({"text": batch["captions"][:, 0]} if self.process.text else {})
+        errors = self.errors(cast(DiffusionNetwork, self.model), batch | drawn, conditions)
         return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
@@ -88,19 +110,24 @@ class Diffusion(Objective):
         return {"val/loss": error / samples}
 
     def write_samples(self, stem: Path, interrupted: Callable[[], bool]) -> str | None:
-        """Write a grid of up to 40 images, a column a class, always of the same seed, to stem.png."""
+        """Write a grid of up to 40 images, always of the same seed, to stem.png: a column a class, or a row a held-out
+        caption.
+        """
         folder = self.prepared.dependencies.get("codec")
         codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device)) if folder else None
-        generator = ImageGenerator(self.model, codec)
+        captioned = cast(CaptionedRows, self.prepared) if self.process.text else None
+        generator = ImageGenerator(self.model, codec, captioned.tokenizer if captioned else None)
         labels = range(min(10, len(self.process.classes)))
-        columns = len(labels) or 8
+        captions = captioned.held_out_captions(10) if captioned else []
+        columns = 4 if captions else len(labels) or 8
+        n = columns if captions else 4 * columns
         images = generator.generate(
-            4 * columns, labels, seed=self.config.seed, sampler="dpmpp_2m", interrupted=interrupted
+            n, labels, prompts=captions, seed=self.config.seed, sampler="dpmpp_2m", interrupted=interrupted
         )
         if interrupted():
             return None
-        write_png(stem.with_suffix(".png"), grid(enlarged(images), columns))
-        return str(stem.with_suffix(".png"))
+        write_png(path := stem.with_suffix(".png"), grid(enlarged(images), columns))
+        return f"{path}" + (f", a row each: {'; '.join(captions)}" if captions else "")
 
     def flops_per_row(self) -> float:
         """Count three forward passes: the backward pass costs two."""

@@ -1,7 +1,8 @@
 """A picture as a source yields it, and the one way a file becomes one."""
 
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,10 +17,24 @@ HELD_OUT = ("validation", "val", "test")  # names of the folder or split that is
 
 
 @dataclass(frozen=True)
+class Thing:
+    """One thing in a picture: what may be asked for of it by words, and where it is."""
+
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Attribute -> value, such as {"shape": "heart", "colour": "red"}. Two or more together are a combination."""
+    centre: tuple[float, float] | None = None
+    """(x, y) of its middle from the top left corner, in shares of the side; None where it is not known."""
+
+
+@dataclass(frozen=True)
 class Picture:
     pixels: Tensor  # (C, R, R) uint8
     label: str | None = None
-    caption: str = ""
+    captions: tuple[str, ...] = ()
+    """What it shows in words, the plainest first; training draws one of them anew each time."""
+    things: tuple[Thing, ...] = ()
+    category: str = ""
+    """What kind of request its captions are, by which judges report: "colour", "position", ...; "" = none."""
     group: str | None = None
     """Pictures of one group are never divided between training and validation."""
     split: str | None = None

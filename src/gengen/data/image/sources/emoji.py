@@ -40,7 +40,7 @@ class Emoji(ArchivedPictures):
                         pixels = decode_or_skip(io.BytesIO(opened.read(file)), self.config, skips, file)
                         if pixels is not None:
                             caption = (entry["name"] or entry["short_name"]).lower() + in_tone(tone)
-                            yield Picture(pixels, entry["category"], caption, base_of(entry["unified"]))
+                            yield Picture(pixels, entry["category"], (caption,), group=base_of(entry["unified"]))
 
 
 def codes_of(entry: dict[str, Any]) -> dict[str, str]:

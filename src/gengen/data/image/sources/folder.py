@@ -41,11 +41,11 @@ class ImageFolder:
             rows = read_metadata([path for path in files if path.name == METADATA], images, skips)
             for path in images:
                 inside = path.relative_to(root).parts
-                label, caption = rows.get(path, (None, ""))
+                label, captions = rows.get(path, (None, ()))
                 label = label or (inside[0] if len(inside) > 1 else None)
                 found[composed(label or "")] += 1
                 if (pixels := decode_or_skip(path, self.config, skips, str(path))) is not None:
-                    yield Picture(pixels, label, caption, split=split)
+                    yield Picture(pixels, label, captions, split=split)
                 else:
                     unread[composed(label or "")] += 1
         skips.check()
@@ -114,10 +114,13 @@ def first_ten(names: list[str]) -> str:
     return ", ".join(names[:10]) + f" and {len(names) - 10:,} more" * (len(names) > 10)
 
 
-def read_metadata(paths: list[Path], images: list[Path], skips: Skips) -> dict[Path, tuple[str | None, str]]:
-    """Image -> (label, caption), from rows {"file_name": relative to the metadata's folder, "text": ..., "label": ...}
+def read_metadata(
+    paths: list[Path], images: list[Path], skips: Skips
+) -> dict[Path, tuple[str | None, tuple[str, ...]]]:
+    """Image -> (label, captions) by rows {"file_name": relative to the metadata's folder, "text": ..., "label": ...}
     where a name is that of the image which has it, in this or another Unicode form."""
-    found, exact = {}, set(images)
+    found: dict[Path, tuple[str | None, tuple[str, ...]]] = {}
+    exact = set(images)
     forms: dict[str, list[Path]] = {}
     for image in images:
         forms.setdefault(composed(str(image)), []).append(image)
@@ -130,7 +133,8 @@ def read_metadata(paths: list[Path], images: list[Path], skips: Skips) -> dict[P
                     if len(alike) != 1:
                         raise ValueError(f"{'no' if not alike else 'more than one'} image {row['file_name']!r}")
                     caption = field_text(row, "text") if "text" in row else ""
-                    found[alike[0]] = (None if row.get("label") is None else str(row["label"]), caption)
+                    captions = (caption,) if caption else ()
+                    found[alike[0]] = (None if row.get("label") is None else str(row["label"]), captions)
                     skips.good["line"] += 1
                 except ValueError as error:
                     skips.skip("line", f"{path} line {number}", str(error))

@@ -66,4 +66,5 @@ class HubPictures:
             label = features[classes].int2str(row[classes]) if known else None
             file = io.BytesIO(row[column]["bytes"] or b"")
             if (pixels := decode_or_skip(file, self.config, skips, f"{where} row {number}")) is not None:
-                yield Picture(pixels, label, str(row.get("text") or ""), split=split)
+                captions = (str(row["text"]),) if row.get("text") else ()
+                yield Picture(pixels, label, captions, split=split)

@@ -1,10 +1,13 @@
 """What diffusion asks of a network."""
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
 from gengen.config.model import DiffusionProcess
+from gengen.models.text_encoder import TextFeatures
+
+Text: TypeAlias = Tensor | TextFeatures
 
 
 class DiffusionNetwork(Protocol):
@@ -13,11 +16,13 @@ class DiffusionNetwork(Protocol):
     @property
     def config(self) -> DiffusionProcess: ...
 
-    def __call__(self, x: Tensor, level: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Text | None = None) -> Tensor:
         """Return the parameterization's target, in fp32 whatever the network computes in.
 
         x: (B, *config.sample_shape()) fp32, noisy data scaled to a variance of about 1.
         level: (B,) fp32, a number of order one that says how noisy x is.
         labels: (B,) int64, the class of each row, NO_CLASS where it is not given; None = not given for any row.
+        text: captions, as tokens (B, L) int64 or as the network's text encoder encoded them; None = empty ones. It is
+        given to networks with config.text only.
         Returns (B, *config.sample_shape()).
         """

@@ -1,0 +1,152 @@
+"""What the pictures of a data set show, in words: captions, and the tokens of captions that a network reads."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gengen.config.data import ImageConfig
+from gengen.config.model.diffusion import PADDING, START
+from gengen.data.image.sources.base import Picture, Thing
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+
+SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a picture shows: see `Picture`."""
+
+    captions: tuple[str, ...] = ()
+    things: tuple[Thing, ...] = ()
+    category: str = ""
+
+    @classmethod
+    def of(cls, picture: Picture) -> Self:
+        return cls(picture.captions, picture.things, picture.category)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        things = [
+            Thing(thing["attributes"], (float(at[0]), float(at[1])) if (at := thing.get("centre")) else None)
+            for thing in found.get("things", [])
+        ]
+        return cls(tuple(found.get("captions", [])), tuple(things), found.get("category", ""))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a tree for JSON, without what is empty."""
+        things = [
+            {"attributes": dict(thing.attributes)} | ({"centre": list(thing.centre)} if thing.centre else {})
+            for thing in self.things
+        ]
+        facts = {"captions": list(self.captions), "things": things, "category": self.category}
+        return {name: value for name, value in facts.items() if value}
+
+    @property
+    def caption(self) -> str:
+        """The plainest caption; "" where there is none."""
+        return self.captions[0] if self.captions else ""
+
+
+class CaptionTokenizer(TextTokenizer):
+    """Byte-level BPE of captions, which also knows their words: others are drawn as well, but were never learnt."""
+
+    def __init__(self, inner: TextTokenizer, words: Sequence[str]):
+        self.words = frozenset(words)
+        text = json.dumps({"gengen": "captions", "words": sorted(words), "tokenizer": inner.to_json()})
+        super().__init__(text, inner._bytes, inner._bpe, inner.start, inner.eot)
+
+    @classmethod
+    def of(cls, captions: Sequence[str], vocab_size: int) -> Self:
+        """Train BPE of at most vocab_size tokens on captions. Words it has never met fall to bytes."""
+        return cls(TextTokenizer.train(captions, vocab_size), sorted({w for text in captions for w in words_of(text)}))
+
+    def unseen(self, text: str) -> dict[str, str]:
+        """Return the words of a text that no caption had, each with the nearest that one had, or ""."""
+        missing = [word for word in words_of(text) if word not in self.words]
+        near = {word: difflib.get_close_matches(word, self.words, 1) for word in missing}
+        return {word: found[0] if found else "" for word, found in near.items()}
+
+
+def read_captions(found: dict[str, Any]) -> CaptionTokenizer:
+    """Read what `CaptionTokenizer.to_json` wrote, parsed."""
+    return CaptionTokenizer(TextTokenizer.from_json(found["tokenizer"]), [str(word) for word in found["words"]])
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def caption_tokens(tokenizer: TextTokenizer, texts: Sequence[str], slots: int, what: str) -> Tensor:
+    """Return the tokens of texts, (N, slots) int64, PADDING behind each.
+
+    Every row begins with START, which alone is the row of the empty text. Raises UserError where a text has more
+    tokens than there are slots; `what` names such a text.
+    """
+    rows = torch.full((len(texts), slots), PADDING)
+    for row, text, ids in zip(rows, texts, tokenizer.encode_batch(list(texts)), strict=True):
+        if len(ids) >= slots:
+            raise UserError(
+                f"{what} is too long: {len(ids)} tokens, the model reads model.text_context - 1 = {slots - 1}"
+                f"\n  {text[:200]!r}"
+            )
+        row[: len(ids) + 1] = torch.tensor([START, *ids])
+    return rows
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """The captions of both parts of a data set as a network reads them.
+
+    tokens: part -> (N, K, slots) int32, K the most captions that a picture has; counts: part -> (N,), how many of them
+    each has. A picture without a caption has one, the empty text, and so is trained on as unconditional.
+    """
+
+    tokenizer: TextTokenizer
+    tokens: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        parts: Mapping[str, Sequence[Description]],
+        tokenizer: TextTokenizer | None,
+        slots: int,
+        config: ImageConfig,
+    ) -> Self:
+        """Encode all captions. Raises UserError where too many are missing or one is too long, and for captions that
+        are not true of a mirrored picture where data.flip is on.
+        """
+        rows = [row for part in parts.values() for row in part]
+        bare = sum(not row.captions for row in rows)
+        if tokenizer is None or bare > config.max_uncaptioned * len(rows):
+            raise UserError(
+                f"model.text=true: {bare:,} of {len(rows):,} images have no caption: name them in metadata.jsonl, or "
+                f"raise data.max_uncaptioned (now {config.max_uncaptioned:g}): they then train as unconditional"
+            )
+        if config.flip and (sided := next((c for row in rows for c in row.captions if SIDES.search(c)), None)):
+            raise UserError(
+                f"data.flip=true mirrors pictures, and a caption would no longer be true: {sided[:200]!r}"
+                "\n  data.flip=false, or captions without left and right"
+            )
+        tokens, counts = {}, {}
+        for part, found in parts.items():
+            texts = [row.captions or ("",) for row in found]
+            most = max(map(len, texts))
+            flat = caption_tokens(tokenizer, [text for row in texts for text in row], slots, f"a caption ({part})")
+            counts[part] = torch.tensor([len(row) for row in texts])
+            tokens[part] = torch.full((len(found), most, slots), PADDING, dtype=torch.int32)
+            tokens[part][torch.arange(most) < counts[part][:, None]] = flat.int()
+        return cls(tokenizer, tokens, counts)
+
+    def rows(self, part: str, index: Tensor) -> dict[str, Tensor]:
+        """Return {"captions": (B, K, slots) int64, "caption_count": (B,) int64} of pictures of one part."""
+        return {"captions": self.tokens[part][index].long(), "caption_count": self.counts[part][index]}
