@@ -1,4 +1,4 @@
-"""Which pictures are held out: a share of the groups of each class, or of the combinations of what can be asked for."""
+"""Which pictures are held out: a share of the groups of each class, or of combinations of what can be asked for."""
 
 import hashlib
 import json

@@ -99,8 +99,8 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         frames: list[Tensor] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Tensor:
-        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; with prompts, n of each, those of one
-        prompt side by side, from the same noise for each prompt.
+        """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; with prompts, n of each, those of
+        one prompt side by side, from the same noise for each prompt.
 
         labels: names, or numbers as ints or a tensor, in turn; none = all in turn. prompts: what a model that reads
         captions is to show; none = whatever comes, as for "". negative: a text to guide away from, instead of the
