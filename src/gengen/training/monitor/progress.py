@@ -9,6 +9,11 @@ def duration(s: float) -> str:
     return f"{s // 3600}h{s % 3600 // 60:02}m" if s >= 3600 else f"{s // 60}m{s % 60:02}s" if s >= 60 else f"{s}s"
 
 
+def speed(rate: float) -> str:
+    """A rate in three digits: 9.87, 31, 987, 9.9k."""
+    return f"{rate / 1000:.1f}k" if rate >= 1000 else f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}"
+
+
 def progress_line(
     step: int, max_steps: int, seconds: float, row: Mapping[str, float], evaluation: Mapping[str, float]
 ) -> str:
@@ -21,7 +26,7 @@ def progress_line(
         parts.append(f"loss {row['train/loss']:.3f}")
     parts += [f"{name} {value:.4f}" for name, value in evaluation.items() if name != "val/loss"]
     parts += [
-        f"{value / 1000:.1f}k {name.removesuffix('_per_second')}/s"
+        f"{speed(value)} {name.removesuffix('_per_second')}/s"
         for name, value in row.items()
         if name.endswith("_per_second")
     ]
