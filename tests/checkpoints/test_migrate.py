@@ -139,6 +139,8 @@ def test_format_1_could_ask_a_unet_for_cross_attention() -> None:
     assert migrate.migrated(new, "config", 1) == new
     with pytest.raises(UserError, match="cross-attention"):
         migrate.migrated({"model": {"name": "unet", "text_width": 12}}, "config", 1)
+    today = {"model": {"name": "unet", "text": True, "text_width": 128}}  # the name of another thing
+    assert migrate.migrated(today, "config", 1) == today
 
 
 def test_format_3_has_ratios_by_their_names(old_run: Path) -> None:

@@ -16,10 +16,11 @@ FORMAT = 3
 def without_text_width(config: Tree) -> Tree:
     """Drop `model.text_width`: format 2 has no cross-attention in a UNet, which was never given a text.
 
-    Raises UserError for a model that has some.
+    Raises UserError for a model that has some. Models that read captions, by a text encoder of their own, have the
+    name again, beside `model.text`, which no format 1 had.
     """
     model = config.get("model")
-    if not isinstance(model, dict) or "text_width" not in model:
+    if not isinstance(model, dict) or "text_width" not in model or "text" in model:
         return config
     if model["text_width"] is not None:
         raise UserError("the model has cross-attention to a text (model.text_width), which this gengen does not have")
