@@ -168,6 +168,47 @@ def picture_data(pictures: Path, shared_data: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def captioned_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 small PNGs, a red, green or blue circle or square each, with captions such as "a red circle"."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("captioned")
+    rows, columns = np.mgrid[0:16, 0:16] - 7.5
+    colours, lines = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}, []
+    for i in range(60):
+        colour, shape, draw = list(colours)[i % 3], ("circle", "square")[i // 3 % 2], random.Random(i)
+        y, x = abs(rows - draw.uniform(-2, 2)), abs(columns - draw.uniform(-2, 2))
+        inside = draw.uniform(3, 5.5) > (np.hypot(y, x) if shape == "circle" else np.maximum(y, x))
+        pixels = np.where(inside[:, :, None], np.array(colours[colour]), 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": f"a {colour} {shape}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_data(captioned_pictures: Path, shared_data: Path) -> list[str]:
+    """Settings of those pictures as data, prepared once a session."""
+    return ["data=imagefolder", f"data.path={captioned_pictures}", f"data.dir={shared_data}", "data.resolution=16"]
+
+
+@pytest.fixture(scope="session")
+def text_run(captioned_data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small UNet that has read those captions for some steps."""
+    from gengen.cli import main
+
+    runs = tmp_path_factory.mktemp("text-run")
+    model = ["model=unet", "model.size=nano", "model.text=true", "model.text_width=32", "model.text_layers=1"]
+    steps = ["data.batch_size=12", "trainer.max_steps=20", "trainer.save_every=10", "trainer.sample_every=20"]
+    machine = ["trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1", "optim.ema=0.9"]
+    assert main(["train", *model, *captioned_data, *steps, *machine, f"runs_dir={runs}", "run=text"]) == 0
+    return runs / "text"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     import torch

@@ -75,11 +75,46 @@ def test_sampling_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for argv, words in (
         (["labels=crss"], "cross"),
         (["sampler=heum"], "heun"),
-        (["prompt=hello"], "unknown key prompt"),
+        (["prompt=hello"], "prompt='hello': this run knows 3 classes and no texts: labels=circle;"),
+        (["negative=hello"], "negative='hello': this run knows 3 classes and no texts: labels=circle;"),
+        (["what=remix", "prompt=a", "prompt=b"], "prompt='a': this run knows 3 classes and no texts: labels=circle;"),
+        (["what=remix", "prompt=a"], "what=remix takes two prompts, not 1"),
+        (["what=guidance", "guidance=2"], "leave guidance out"),
+        (["what=guidance", "guidances=1,x"], "guidances is list of float >= 0"),
+        (["what=guidance", "guidances=1,-2"], "guidances is list of float >= 0"),
+        (["what=guidance", "guidances=nan"], "guidances is list of float >= 0"),
+        (["what=guidance", "guidances="], "guidances=1,2,4,8"),
         (["steps=0"], "steps"),
     ):
         assert main(["sample", str(run), *argv]) == 2
         assert words in capsys.readouterr().err, argv
+
+
+def test_pictures_from_words(text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt is taken as it stands, commas and all; a word nobody knows is named, and drawn."""
+    out, few = tmp_path / "drawn", ["steps=2", "sampler=ddim", "device=cpu"]
+    assert main(["sample", str(text_run), "prompt=a red circle, big", "prompt=[1]", "n=2", f"out={out}", *few]) == 0
+    assert "never seen in training: big" in capsys.readouterr().out
+    facts = json.loads((out / "samples.json").read_text())
+    assert [f["prompt"] for f in facts] == ["a red circle, big"] * 2 + ["[1]"] * 2
+    scales = ["what=guidance", "guidances=1,2.5", "prompt=a red circle", "n=1", f"out={tmp_path / 'scales'}"]
+    assert main(["sample", str(text_run), *scales, *few]) == 0
+    assert [f["guidance"] for f in json.loads((tmp_path / "scales" / "samples.json").read_text())] == [1.0, 2.5]
+    remix = ["what=remix", "prompt=a red circle", "prompt=a blue square", "pictures=3", "n=2"]
+    assert main(["sample", str(text_run), *remix, f"out={tmp_path / 'remix'}", *few]) == 0
+    assert (tmp_path / "remix" / "remix.gif").exists()
+
+
+def test_mistakes_of_prompts(text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, words in (
+        (["labels=cat"], 'labels=cat: this run knows texts and no classes: prompt="a cat"'),
+        (["prompt=" + "circle " * 60], "model.text_context - 1 = 31"),
+        (["prompt=a", "negative=b", f"guide={text_run}"], "leave out one"),
+    ):
+        assert main(["sample", str(text_run), f"out={tmp_path / 'no'}", "device=cpu", *argv]) == 2
+        error = capsys.readouterr().err
+        assert words in error and "Traceback" not in error, error
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_codec_must_be_an_autoencoder_of_such_images(

@@ -26,7 +26,14 @@ from gengen.config.commands import (
     TextSampling,
 )
 from gengen.errors import UserError
-from gengen.generation.base import GeneratesImages, GeneratesText, Generator, Labels, Reconstructs
+from gengen.generation.base import (
+    GeneratesFromPrompts,
+    GeneratesImages,
+    GeneratesText,
+    Generator,
+    Labels,
+    Reconstructs,
+)
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.gan import GANGenerator
@@ -53,12 +60,19 @@ def defaults(config: type, *names: str) -> dict[str, Any]:
         (
             ImageGenerator.generate,
             ["first", "frames", "interrupted"],
-            defaults(DiffusionSampling, "n", "seed", "labels") | defaults(DiffusionSettings),
+            defaults(DiffusionSampling, "n", "seed", "labels", "negative")
+            | {"prompts": ()}
+            | defaults(DiffusionSettings),
+        ),
+        (
+            ImageGenerator.remix,
+            ["first"],
+            defaults(DiffusionSampling, "n", "seed", "negative", "pictures") | defaults(DiffusionSettings),
         ),
         (GANGenerator.generate, ["first"], defaults(GANSampling, "n", "seed", "labels", "truncation")),
         (AutoencoderGenerator.generate, ["first", "labels"], defaults(AutoencoderSampling, "n", "seed")),
     ],
-    ids=["text", "stream", "diffusion", "gan", "autoencoder"],
+    ids=["text", "stream", "diffusion", "remix", "gan", "autoencoder"],
 )
 def test_keywords_and_their_defaults_are_those_of_the_command(
     call: Callable[..., Any], own: list[str], wanted: dict[str, Any]
@@ -67,8 +81,12 @@ def test_keywords_and_their_defaults_are_those_of_the_command(
     parameters = list(inspect.signature(call).parameters.values())[1:]
     found = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in own}
     assert found == wanted
-    positional = {"prompts", "prompt", "n", "labels"} if call is not TextGenerator.generate else {"prompts"}
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters if p.name not in positional)
+    positional = {
+        TextGenerator.generate: {"prompts"},
+        TextGenerator.stream: {"prompt"},
+        ImageGenerator.remix: {*"abn"},
+    }
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters if p.name not in positional.get(call, {"n", "labels"}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,6 +94,8 @@ def test_generators_of_images_keep_the_contract(family: str) -> None:
     made = FAMILIES[family]()
     assert isinstance(made, Generator) and isinstance(made, GeneratesImages) and not isinstance(made, GeneratesText)
     assert isinstance(made, Reconstructs) == (family == "vae")
+    assert isinstance(made, GeneratesFromPrompts) == (family == "diffusion")
+    assert family != "diffusion" or not made.reads_prompts  # this one knows classes
     assert made.command_hint.format(run="runs/x").count("runs/x") == 1
 
 

@@ -14,8 +14,10 @@ from gengen.cli.sample_images import sample_images
 from gengen.config.commands import DiffusionSampling, EvaluateConfig
 from gengen.config.model import UNetConfig
 from gengen.errors import UserError
+from gengen.generation.diffusion import Condition
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import grid, labels_of, to_float, to_uint8
+from gengen.generation.image.prompts import Request
 from gengen.generation.noise import Noise
 from gengen.models.unet import UNet
 
@@ -45,7 +47,17 @@ def generator(config: UNetConfig = SMALL, seed: int = 0) -> ImageGenerator:
 def drawn(gen: ImageGenerator, samples: range, **settings: object) -> torch.Tensor:
     """Samples in fp32, before they are rounded to pixels."""
     labels = labels_of([], gen.classes, samples.stop)[samples.start :]
-    return gen.draw(labels, samples, 0, DiffusionSampling(steps=6, **settings))  # type: ignore[arg-type]
+    return of_labels(gen, labels, samples, DiffusionSampling(steps=6, **settings))  # type: ignore[arg-type]
+
+
+def of_labels(
+    gen: ImageGenerator,
+    labels: torch.Tensor,
+    samples: range,
+    settings: DiffusionSampling,
+    guide: ImageGenerator | None = None,
+) -> torch.Tensor:
+    return gen.draw(Request(Condition(labels), samples), 0, settings, guide)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ddim", "ancestral"])
@@ -92,11 +104,14 @@ def test_guidance_goes_from_the_null_class_through_the_class_and_beyond() -> Non
     gen = generator()
     labels = torch.tensor([0, 1, 2])
     none, off, double = (
-        gen.draw(labels, range(3), 0, DiffusionSampling(steps=1, sampler="ddim", guidance=g)) for g in (0.0, 1.0, 2.0)
+        of_labels(gen, labels, range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=g))
+        for g in (0.0, 1.0, 2.0)
     )
     torch.testing.assert_close(double, 2 * off - none, atol=1e-5, rtol=1e-5)
     assert (off - none).abs().max() > 1e-3
-    unlabelled = gen.draw(torch.full((3,), -1), range(3), 0, DiffusionSampling(steps=1, sampler="ddim", guidance=1.0))
+    unlabelled = of_labels(
+        gen, torch.full((3,), -1), range(3), DiffusionSampling(steps=1, sampler="ddim", guidance=1.0)
+    )
     torch.testing.assert_close(none, unlabelled)
 
 
@@ -104,9 +119,9 @@ def test_autoguidance_takes_another_model_told_the_same_class() -> None:
     gen, worse = generator(), generator(seed=1)
     c = DiffusionSampling(steps=1, sampler="ddim", guidance=1.5)
     labels = torch.tensor([0, 1])
-    alone = [g.draw(labels, range(2), 0, replace(c, guidance=1.0)) for g in (gen, worse)]
+    alone = [of_labels(g, labels, range(2), replace(c, guidance=1.0)) for g in (gen, worse)]
     torch.testing.assert_close(
-        gen.draw(labels, range(2), 0, c, worse), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5
+        of_labels(gen, labels, range(2), c, worse), alone[1].lerp(alone[0], 1.5), atol=1e-5, rtol=1e-5
     )
 
 
@@ -130,7 +145,7 @@ def test_without_an_estimate_without_the_class_there_is_no_guidance() -> None:
         drawn(always, range(2), guidance=2.0)
     c = DiffusionSampling(steps=1, sampler="ddim")  # another model gives a reference of its own
     labels = torch.arange(2)
-    guided = [always.draw(labels, range(2), 0, replace(c, guidance=g), often) for g in (None, 2.0)]
+    guided = [of_labels(always, labels, range(2), replace(c, guidance=g), often) for g in (None, 2.0)]
     assert torch.equal(*guided)
 
 
@@ -183,13 +198,33 @@ def test_evaluation_and_numbers_draw_the_classes_they_mean() -> None:
     gen = generator(replace(SMALL, classes=TWELVE))
     wanted = torch.tensor([2, 11, 5])
     settings = DiffusionSampling(steps=1, sampler="ddim", guidance=3.0)
-    expected = gen.pixels(gen.draw(wanted, range(3), 0, settings))
+    expected = gen.pixels(of_labels(gen, wanted, range(3), settings))
     assert torch.equal(gen.generate(3, wanted, steps=1, sampler="ddim", guidance=3.0), expected)
     assert torch.equal(gen.generate(3, [2, 11, 5], steps=1, sampler="ddim", guidance=3.0), expected)
     sampler = gen.label_sampler(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
     assert torch.equal(sampler(wanted), expected)
     others = torch.tensor([TWELVE.index(str(i)) for i in (2, 11, 5)])  # what the numbers are as names
-    assert not torch.equal(gen.pixels(gen.draw(others, range(3), 0, settings)), expected)
+    assert not torch.equal(gen.pixels(of_labels(gen, others, range(3), settings)), expected)
+
+
+def test_words_to_a_model_of_classes_are_one_message() -> None:
+    for words in ({"prompts": "a cat"}, {"prompts": ["a cat", "a dog"]}):
+        with pytest.raises(UserError, match=r"prompt='a cat': this run knows 3 classes and no texts: labels=cat; "):
+            generator().generate(1, **words)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"negative='dull': this run knows 3 classes and no texts: labels=cat; "):
+        generator().generate(1, negative="dull")
+    with pytest.raises(UserError, match=r"prompt='a cat': this run knows no conditions and no texts: leave it out"):
+        generator(replace(SMALL, classes=[])).generate(1, prompts="a cat")
+
+
+def test_scales_of_guidance_are_columns_of_labels_too(tmp_path: Path) -> None:
+    config = DiffusionSampling(run="r", n=2, labels=["dog", "cat"], steps=2, what="guidance", guidances=[1.0, 3.0])
+    config.out = str(tmp_path)
+    gen = generator()
+    (drawn,) = gen.drawn(config)
+    assert drawn.columns == 2
+    assert [(f["class"], f["guidance"]) for f in drawn.facts] == [*product(["dog", "cat"], [1.0, 3.0])]
+    assert torch.equal(drawn.images[1::2], gen.generate(2, ["dog", "cat"], steps=2, guidance=3.0))
 
 
 def test_an_interruption_leaves_the_rest_undrawn() -> None:

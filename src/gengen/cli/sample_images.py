@@ -14,7 +14,9 @@ def sample_images(generator: Generator, config: PictureSampling, say: Callable[[
     """Draw images and write them to the folder `out`, a batch at a time. Returns a line that sums it up."""
     folder = config.folder()
     if isinstance(generator, PictureGenerator):
-        written = write_drawn(folder, generator.drawn(config), generator.animation)
+        for line in generator.remarks(config):
+            say(line)
+        written = write_drawn(folder, generator.drawn(config), generator.animated(config))
     elif isinstance(generator, GeneratesImages):
         written = write_drawn(folder, generated(generator, config))
     else:

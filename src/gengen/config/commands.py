@@ -126,8 +126,8 @@ class DiffusionSettings:
     steps: int = positive(20, "diffusion: steps of the sampler; heun calls the network twice a step")
     guidance: float | None = option(
         None,
-        "diffusion: 1 = off; above, away from the estimate without the class (or from guide's); "
-        "null = 2, or 1 for a model that always saw the class (model.drop_condition=0)",
+        "diffusion: 1 = off; above, away from the estimate without class or prompt (or from guide's); "
+        "null = 2, or 1 for a model that always saw its class or caption (model.drop_condition=0)",
         low=0,
     )
     guide_from: float = option(
@@ -147,11 +147,41 @@ class DiffusionSettings:
 
 
 @dataclass
-class DiffusionSampling(DiffusionSettings, PictureSampling):
+class PromptSettings:
+    """What a diffusion model that reads captions is to show."""
+
+    prompt: list[str] = option(
+        [], "what to show; repeat for several: n of each, a row each in the grid, from the same noise", prose=True
+    )
+    negative: str = option("", "a text that guidance leads away from, in place of none")
+    pictures: int = option(8, "what=remix: pictures on the way from one prompt to the other, ends included", low=2)
+    guidances: list[float] = option(
+        [1.0, 2.0, 4.0, 8.0], "what=guidance: the scales, a column each, such as 1,2,4,8", low=0
+    )
+
+
+@dataclass
+class DiffusionSampling(DiffusionSettings, PromptSettings, PictureSampling):
     """What to draw from a diffusion model."""
 
     labels: list[str] = option([], LABELS)
-    animation: bool = option(True, "also write denoising.gif: the estimate of the images after each step")
+    what: str = choice(
+        "images", ["images", "remix", "guidance"],
+        "images; n ways from one prompt to another, and remix.gif; or each image at several scales of guidance",
+    )  # fmt: skip
+    animation: bool = option(
+        True, "also write denoising.gif, the estimate of the images after each step, or remix.gif"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.what == "remix" and len(self.prompt) != 2:
+            raise UserError(
+                f"what=remix takes two prompts, not {len(self.prompt)}: "
+                'prompt="a red heart" prompt="a blue circle" pictures=8'
+            )
+        if self.what == "guidance" and (self.guidance is not None or not self.guidances):
+            raise UserError("what=guidance takes its scales from guidances=1,2,4,8; leave guidance out")
 
 
 @dataclass

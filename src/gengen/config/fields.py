@@ -61,7 +61,9 @@ def allowed(f: "Field[Json]") -> str:
 
 
 def within(f: "Field[Json]", value: Json) -> bool:
-    """Whether a value of the right type is one the field accepts."""
+    """Whether a value of the right type is one the field accepts; of a list, each item."""
+    if isinstance(value, list):
+        return all(within(f, item) for item in value)
     m = f.metadata
     if m.get("choices"):
         return value in m["choices"]

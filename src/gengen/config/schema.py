@@ -98,8 +98,8 @@ def parse(key: str, text: str, f: "Field[Json]", kind: Kind) -> Json:
     if optional and text in ("null", "None", ""):
         return None
     try:
-        if base == list[int]:  # 64,128 or [64, 128]
-            return [int(item) for item in text.strip("[]").split(",") if item.strip()]
+        if get_origin(base) is list:  # 64,128 or [64, 128]
+            return [get_args(base)[0](item) for item in text.strip("[]").split(",") if item.strip()]
         if base is bool:
             return {"true": True, "false": False}[text.lower()]
         number = float(text)
@@ -116,7 +116,10 @@ def coerce(key: str, value: Json, f: "Field[Json]", kind: Kind) -> Json:
     if value is None and optional:
         return None
     if get_origin(base) is list:
-        if isinstance(value, list) and all(type(item) is get_args(base)[0] for item in value):
+        (item_type,) = get_args(base)
+        if item_type is float and isinstance(value, list):  # JSON writes 1 for 1.0
+            value = [float(item) if type(item) is int else item for item in value]
+        if isinstance(value, list) and all(type(item) is item_type for item in value) and within(f, value):
             return list(value)
         raise wrong_value(key, value, f, kind)
     if base is float and isinstance(value, int) and not isinstance(value, bool):

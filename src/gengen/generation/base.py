@@ -1,7 +1,7 @@
 """What a generator is: the contracts between saved weights and those who draw from them (commands, evaluation, users).
 
 A family registers a class that fulfils `GeneratorClass`; its instances are `Generator`s, and fulfil `GeneratesText` or
-`GeneratesImages` as well, unless they draw nothing (a reward model).
+`GeneratesImages` (with prompts `GeneratesFromPrompts`) as well, unless they draw nothing (a reward model).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +111,33 @@ class GeneratesImages(Generator, Protocol):
 
     def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
         """Return what `evaluate` draws by; None where draws are not meant to be pictures, as of a mere codec."""
+        ...
+
+
+@runtime_checkable
+class GeneratesFromPrompts(GeneratesImages, Protocol):
+    """Draws images of what a text says, where the model was trained on captions. Image (p, i), of prompt p, is a
+    function of (weights, seed, i, the prompt, settings) alone, and its noise is that of image i of every prompt.
+    """
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Return whether this model was trained on captions; one that was not refuses prompts, one that was labels."""
+        ...
+
+    def generate(
+        self,
+        n: int = 16,
+        labels: Labels = (),
+        *,
+        prompts: str | Sequence[str] = (),
+        negative: str = "",
+        seed: int = 0,
+        first: int = 0,
+    ) -> Tensor:
+        """Return n images of each prompt, uint8 (prompts * n, C, H, W), those of one prompt side by side; without
+        prompts, n of whatever comes, as of the prompt "". negative: a text to lead away from.
+        """
         ...
 
 

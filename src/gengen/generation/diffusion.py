@@ -77,14 +77,15 @@ def denoiser_of(model: DiffusionNetwork, condition: Condition) -> Denoiser:
     return denoiser(lambda x, level: model(x, level, labels, **given), path_of(c), c.prediction, c.sigma_data)
 
 
-def guidance_scale(config: DiffusionProcess, wanted: float | None, has_guide: bool) -> float:
+def guidance_scale(config: DiffusionProcess, wanted: float | None, has_other: bool) -> float:
     """Return the scale of guidance: the wanted one, or, for null, what suits the model.
 
-    Raises UserError where there is nothing to guide away from: without a model to do so, that is the model's own
-    estimate without a class, which a model trained with drop_condition=0 never learnt.
+    has_other: whether another model or a negative text is there to guide away from. Raises UserError where there is
+    nothing: else that is the model's own estimate without a condition, which a model trained with drop_condition=0
+    never learnt.
     """
     conditional = config.text or config.classes
-    if has_guide or (conditional and config.drop_condition > 0):
+    if has_other or (conditional and config.drop_condition > 0):
         return GUIDANCE if wanted is None else wanted
     if conditional and wanted not in (None, 1.0):
         what = "caption" if config.text else "class"
@@ -99,7 +100,8 @@ def guided_denoiser(
     model: DiffusionNetwork, condition: Condition, settings: DiffusionSettings, worse: DiffusionNetwork | None = None
 ) -> Denoiser:
     """Return the denoiser of this condition, guided away from the worse model, or else from none."""
-    path, scale = path_of(model.config), guidance_scale(model.config, settings.guidance, worse is not None)
+    other = worse is not None or condition.negative is not None
+    path, scale = path_of(model.config), guidance_scale(model.config, settings.guidance, other)
     reference = denoiser_of(worse, condition) if worse else denoiser_of(model, condition.without(model))
     shares = settings.guide_from, settings.guide_to
     start, end = (math.inf if share == 1 else path.time_at(share / (1 - share)) for share in shares)

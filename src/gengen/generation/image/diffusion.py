@@ -1,7 +1,8 @@
 """From a diffusion model to images: noise of each sample's own, a sampler, guidance, and the codec back to pixels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,36 +18,12 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation import diffusion
 from gengen.generation.base import Labels, LabelSampler
-from gengen.generation.diffusion import Condition
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
-from gengen.generation.image.files import (
-    SHOWN,
-    Animation,
-    Drawn,
-    PictureGenerator,
-    batches,
-    labels_at,
-    labels_of,
-    named,
-    to_uint8,
-    turn_of,
-)
+from gengen.generation.image.files import SHOWN, Animation, Drawn, PictureGenerator, batches, to_uint8, turn_of
+from gengen.generation.image.prompts import Asked, Request, drawn_guidances, drawn_remix, remix, unseen_words
 from gengen.generation.load import load_as
 from gengen.models.diffusion_network import DiffusionNetwork
-from gengen.models.layers import NO_CLASS
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be drawn: a condition, and the number of each sample, which its noise is a function of."""
-
-    condition: Condition
-    samples: Sequence[int]
-
-    def rows(self, rows: range) -> "Request":
-        """Return some rows of it."""
-        return Request(self.condition.rows(rows), self.samples[rows.start : rows.stop])
 
 
 class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
@@ -78,6 +55,11 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
             self.tokenizer = TextTokenizer.from_json(read_tokenizer(directory) or "")
         return self
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Return whether the model was trained on captions."""
+        return self.config.text
+
     def generate(
         self,
         n: int = 16,
@@ -108,53 +90,89 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         frames: a list that receives the estimates of all images after each step. Once `interrupted` answers true, the
         rest is left undrawn. The other settings are explained in DiffusionSettings.
         """
+        asked = self.asked(n, labels, [prompts] if isinstance(prompts, str) else prompts, negative, first)
         settings: DiffusionSampling = build(DiffusionSampling, {
             "n": n, "seed": seed, "sampler": sampler, "steps": steps, "guidance": guidance, "guide_from": guide_from,
             "guide_to": guide_to, "rescale": rescale, "precision": precision, "batch_size": batch_size,
         })  # fmt: skip
-        if guide:
-            self.check_guide(guide)
-        request = self.request(n, labels, [prompts] if isinstance(prompts, str) else prompts, negative, first)
+        self.check_guide(guide, negative)
         images, movies = [], []
-        with self.sampling():
-            for rows in batches(len(request.samples), batch_size):
-                if interrupted():
-                    break
-                movie: list[Tensor] | None = None if frames is None else []
-                images.append(self.pixels(self.draw(request.rows(rows), seed, settings, guide, movie)))
-                movies.append(movie)
+        for rows in batches(len(asked), batch_size):
+            if interrupted():
+                break
+            movie: list[Tensor] | None = None if frames is None else []
+            images.append(self.painted(asked.rows(rows), settings, guide, movie))
+            movies.append(movie)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
         return torch.cat(images) if images else torch.empty(0, dtype=torch.uint8)
 
-    def request(self, n: int, labels: Labels, prompts: Sequence[str], negative: str, first: int) -> "Request":
-        """Return what is to be drawn: n samples, or n of each prompt. Raises UserError for words to a model that reads
-        none, and for classes to one that does.
+    def remix(
+        self,
+        a: str,
+        b: str,
+        n: int = 16,
+        *,
+        pictures: int = 8,
+        negative: str = "",
+        seed: int = 0,
+        first: int = 0,
+        sampler: str = "heun",
+        steps: int = 20,
+        guidance: float | None = None,
+        guide: "ImageGenerator | None" = None,
+        guide_from: float = 0.0,
+        guide_to: float = 1.0,
+        rescale: float = 0.0,
+        precision: str = "fp32",
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Return n ways from one prompt to another, (n, pictures, C, H, W) uint8, along the great arc between what the
+        model reads in them: way j from the noise of sample first + j, its ends the images of the prompts themselves.
+
+        The settings are those of `generate`.
         """
+        asked = self.asked(n, (), [a, b], negative, first)
+        settings: DiffusionSampling = build(DiffusionSampling, {
+            "n": n, "seed": seed, "sampler": sampler, "steps": steps, "guidance": guidance, "guide_from": guide_from,
+            "guide_to": guide_to, "rescale": rescale, "precision": precision, "batch_size": batch_size,
+            "what": "remix", "prompt": [a, b], "pictures": pictures,
+        })  # fmt: skip
+        self.check_guide(guide, negative)
+        paint = partial(self.painted, guide=guide)
+        return torch.cat([remix(paint, asked, rows, pictures, settings) for rows in batches(n, batch_size)])
+
+    def asked(self, n: int, labels: Labels, prompts: Sequence[str], negative: str, first: int = 0) -> Asked:
+        """Return all that is to be drawn. Raises UserError for texts to a model that reads none, and for classes to
+        one that reads texts.
+        """
+        asked = partial(Asked, n, first, classes=self.classes, device=self.device)
         if not self.config.text:
             if prompts or negative:
-                example = f"labels={self.classes[0]}" if self.classes else "neither prompts nor labels"
+                given = f"prompt={prompts[0]!r}" if prompts else f"negative={negative!r}"
                 known = f"{len(self.classes)} classes" if self.classes else "no conditions"
+                example = f"labels={self.classes[0]}" if self.classes else "leave it out"
                 raise UserError(
-                    f"prompt={(prompts or [negative])[0]!r}: this run knows {known} and no texts: {example}; "
+                    f"{given}: this run knows {known} and no texts: {example}; "
                     "model.text=true trains one that reads captions"
                 )
-            return Request(Condition(labels_of(labels, self.classes, n).to(self.device)), range(first, first + n))
+            return asked(turn_of(labels, self.classes))
         if len(labels):
-            raise UserError('labels: this run knows texts and no classes: prompt="..." says what to show')
-        count = n * max(1, len(prompts))
-        each = self.tokens(prompts or [""]).repeat_interleave(n, 0)
-        away = self.tokens([negative]).expand(count, -1) if negative else None
-        none = torch.full((count,), NO_CLASS, device=self.device)
-        return Request(Condition(none, each, negative=away), [*range(first, first + n)] * max(1, len(prompts)))
+            raise UserError(f'labels={labels[0]}: this run knows texts and no classes: prompt="a {labels[0]}"')
+        tokens, away = self.tokens(prompts or [""]), self.tokens([negative]) if negative else None
+        return asked(turn_of((), ()), prompts=prompts, tokens=tokens, negative=negative, negative_tokens=away)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the tokens of texts, (N, L). Raises UserError for one that is too long."""
         assert self.tokenizer, "a model that reads captions comes with its tokenizer"
         return caption_tokens(self.tokenizer, texts, self.config.text_context, "a prompt").to(self.device)
 
-    def check_guide(self, guide: "ImageGenerator") -> None:
+    def check_guide(self, guide: "ImageGenerator | None", negative: str) -> None:
         """Raise UserError unless both models mean the same by x_t, by a label and by a token."""
+        if guide is None:
+            return
+        if negative:
+            raise UserError(f"negative={negative!r} and guide: guidance leads away from one of them; leave out one")
         for key in ("path", "shift", "resolution", "channels", "classes", "text", "text_context"):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
@@ -165,9 +183,20 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         if (self.tokenizer and self.tokenizer.hash) != (guide.tokenizer and guide.tokenizer.hash):
             raise UserError("guide: its captions are another tokenizer's than this model's")
 
+    def painted(
+        self,
+        request: Request,
+        settings: DiffusionSampling,
+        guide: "ImageGenerator | None" = None,
+        movie: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return images, (B, C, H, W) uint8; `movie` receives the pixels of each estimate."""
+        with self.sampling():
+            return self.pixels(self.draw(request, settings.seed, settings, guide, movie))
+
     def draw(
         self,
-        request: "Request",
+        request: Request,
         seed: int,
         settings: DiffusionSettings,
         guide: "ImageGenerator | None" = None,
@@ -184,34 +213,55 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         """Return what the model draws, (B, C, R, R), as pixels, (B, C, H, W) uint8."""
         return to_uint8(self.codec.decode(self.codec.model.unwhitened(x.float())) if self.codec else x).cpu()
 
-    def settings(self, how: DiffusionSettings, where: RunConfig) -> tuple["ImageGenerator | None", dict[str, Any]]:
+    def settings(
+        self, how: DiffusionSettings, where: RunConfig, negative: str = ""
+    ) -> tuple["ImageGenerator | None", dict[str, Any]]:
         """Return the model to guide away from, loaded, and the other settings by name, with the guidance that will be
         used.
         """
         guide_ = None
         if how.guide:
             guide_ = load_as(ImageGenerator, how.guide, Path(where.runs_dir), device=where.device)
+            self.check_guide(guide_, negative)
         settings = {f.name: getattr(how, f.name) for f in fields(DiffusionSettings) if f.name != "guide"}
-        scale = diffusion.guidance_scale(self.config, how.guidance, guide_ is not None)
+        scale = diffusion.guidance_scale(self.config, how.guidance, guide_ is not None or bool(negative))
         return guide_, settings | {"guidance": scale}
 
     def label_sampler(self, config: EvaluateConfig) -> LabelSampler:
-        """Return what `evaluate` draws by: an image for each label."""
+        """Return what `evaluate` draws by: an image for each label; of a model that reads captions, which knows no
+        labels, one of whatever comes.
+        """
         guide_, settings = self.settings(config, config)
         asked = {f.name: getattr(config, f.name) for f in fields(DiffusionSettings)}
-        return LabelSampler(
-            lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings), asked
-        )
+
+        def draw(labels: Tensor) -> Tensor:
+            known = () if self.reads_prompts else labels
+            return self.generate(len(labels), known, seed=config.seed, guide=guide_, **settings)
+
+        return LabelSampler(draw, asked)
+
+    def animated(self, config: DiffusionSampling) -> Animation | None:
+        return Animation("remix.gif", seconds=3.0) if config.what == "remix" else self.animation
+
+    def remarks(self, config: DiffusionSampling) -> list[str]:
+        asked = self.asked(config.n, config.labels, config.prompt, config.negative)  # what cannot be drawn comes first
+        return unseen_words(self.tokenizer, [*asked.prompts, asked.negative])
 
     def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
-        guide_, settings = self.settings(config, config)
-        turn, seed = turn_of(config.labels, self.classes), config.seed
-        for samples in batches(config.n, config.batch_size):
-            frames: list[Tensor] | None = [] if config.animation and samples.start < SHOWN else None
-            labels = labels_at(turn, samples)
-            images = self.generate(
-                len(samples), labels, seed=seed, first=samples.start, frames=frames, guide=guide_, **settings
-            )
-            each = zip(samples, labels.tolist(), strict=True)
-            facts = [{"index": i, "seed": seed} | settings | named(label, self.classes) for i, label in each]
-            yield Drawn(images, facts, frames=frames or ())
+        asked = self.asked(config.n, config.labels, config.prompt, config.negative)
+        guide_, settings = self.settings(config, config, config.negative)
+        paint, how = partial(self.painted, guide=guide_), {"seed": config.seed} | settings
+        if config.what == "remix":
+            return drawn_remix(paint, asked, config, how)
+        if config.what == "guidance":
+            return drawn_guidances(paint, asked, config, how)
+        return self.drawn_images(asked, config, guide_, how)
+
+    def drawn_images(
+        self, asked: Asked, config: DiffusionSampling, guide: "ImageGenerator | None", how: dict[str, Any]
+    ) -> Iterator[Drawn]:
+        """Yield images, and the estimates of the first ones after each step."""
+        for rows in batches(len(asked), config.batch_size):
+            frames: list[Tensor] | None = [] if config.animation and rows.start < SHOWN else None
+            images = self.painted(asked.rows(rows), config, guide, frames)
+            yield Drawn(images, [fact | how for fact in asked.facts(rows)], asked.columns(), frames or ())

@@ -221,8 +221,10 @@ def write_overview(folder: Path, parts: Sequence[Drawn], animation: Animation | 
     most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
     images = torch.cat([part.images for part in parts])[:most]
     write_png(folder / "grid.png", grid(enlarged(images), columns))
-    movies = zip(*(part.frames for part in parts), strict=True)
-    if animation and (frames := [grid(enlarged(torch.cat(movie)[:most])) for movie in movies]):
+    movies = [torch.cat(movie)[:most] for movie in zip(*(part.frames for part in parts), strict=True)]
+    if animation and movies:
+        as_grid = columns if len(movies[0]) == len(images) else None  # else a frame shows something else
+        frames = [grid(enlarged(movie), as_grid) for movie in movies]
         write_gif(folder / animation.name, frames, animation.seconds)
     return len(images)
 
@@ -302,6 +304,14 @@ class PictureGenerator(Generic[M, S]):
     def drawn(self, config: S) -> Iterator[Drawn]:
         """Yield what a `sample` command asks for, each batch drawn when it is asked for."""
         raise NotImplementedError
+
+    def animated(self, config: S) -> Animation | None:
+        """Return what the frames of `drawn` become."""
+        return self.animation
+
+    def remarks(self, config: S) -> list[str]:
+        """Return lines that a person should read before what a `sample` command asks for is drawn."""
+        return []
 
     def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
         """Return what `evaluate` draws by: an image for each label."""
