@@ -65,6 +65,7 @@ OWN_SETTINGS = {
     "ppo": ["stage.minibatches=2", "stage.max_tokens=4"],
     "grpo": ["stage.minibatches=2", "stage.max_tokens=4", "stage.group_size=2"],
 }
+CAPTIONS = ["text=true", "text_width=16", "text_layers=1", "text_heads=2"]
 DATA = {"conversations": "instructions", "preferences": "preferences", "prompts": "prompts"}
 RHYTHM = ["save_every=1", "eval_every=2", "sample_every=2", "log_every=1", "compile=false", "precision=fp32"]
 WAYS = ("what", "sampler", "precision")
@@ -179,10 +180,15 @@ class Life:
         """In every way that the family's command names."""
         known = {f.name: f.metadata for f in fields(self.entry.sampling)}
         few = ["device=cuda", *(f"{name}=2" for name in ("n", "steps") if name in known)]
+        own = {
+            "what=reconstruction": [f"images={next(self.path.glob('samples/*.png'))}"],
+            "what=remix": ["prompt=a red circle", "prompt=a blue square", "pictures=3"],
+        }
         choices = [[f"{name}={way}" for way in known[name]["choices"]] for name in WAYS if name in known]
         for ways in zip_longest(*choices):
-            image = [f"images={next(self.path.glob('samples/*.png'))}"] if "what=reconstruction" in ways else []
-            self.on_cuda("sample", str(self.path), *few, *filter(None, ways), *image)
+            if "what=remix" not in ways or "model.text=true" in self.settings:
+                given = [setting for way in ways for setting in own.get(way, [])]
+                self.on_cuda("sample", str(self.path), *few, *filter(None, ways), *given)
         if STAGES[self.stage].kind:
             self.on_cuda("sample", str(self.path), *few, "best_of=2", f"reward={self.others}/reward")
 
@@ -208,6 +214,17 @@ def test_a_run_lives_on_its_device(life: Any, name: str, stage: str) -> None:
     assert there == pytest.approx(here)
     if stage != "reward":  # it scores, and draws nothing
         run.sample()
+
+
+def test_a_run_of_captions_lives_on_its_device(life: Any, captioned_data: list[str]) -> None:
+    run = life("unet", "pretrain")
+    run.settings += [*captioned_data, *(f"model.{setting}" for setting in CAPTIONS)]
+    run.begin()
+    run.go_on()
+    there, here = ({name: x for name, x in run.evaluate(at).items() if "val/" in name} for at in ("cuda", "cpu"))
+    assert there == pytest.approx(here)
+    run.sample()
+    run.on_cuda("sample", str(run.path), "n=2", "steps=2", "prompt=a red circle", "negative=blue", "device=cuda")
 
 
 @pytest.mark.slow

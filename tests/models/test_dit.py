@@ -45,7 +45,7 @@ def test_it_begins_as_zero_and_its_blocks_as_the_identity() -> None:
     assert out.shape == (4, 2, 16, 16) and out.abs().max() == 0
     tokens, condition = torch.randn(3, 16, 32), torch.randn(3, 32)
     for block in net.blocks:
-        assert torch.equal(block(tokens, condition), tokens)
+        assert torch.equal(block(tokens, condition, None), tokens)
     (out - 1).square().sum().backward()
     assert net.out.weight.grad is not None and net.out.weight.grad.abs().max() > 0
 
@@ -106,9 +106,9 @@ def plain_block(block: Block, x: Tensor, condition: Tensor, heads: int) -> Tenso
 
 def test_a_block_is_the_formula_of_the_paper() -> None:
     torch.manual_seed(0)
-    block, x, condition = Block(32, 4, 0.0), torch.randn(2, 9, 32), torch.randn(2, 32)
+    block, x, condition = Block(32, 4, 0.0, None), torch.randn(2, 9, 32), torch.randn(2, 32)
     expected = [plain_block(block, *row, heads=4) for row in zip(x.double(), condition.double(), strict=True)]
-    torch.testing.assert_close(block(x, condition).double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, condition, None).double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_patches_are_squares_of_the_image_and_come_back() -> None:

@@ -29,12 +29,16 @@ MACHINE = [
 UNET = ["model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.dropout=0.1", "optim.ema=0.99"]
 DIT = ["model.layers=2", "model.width=32", "model.heads=2", "model.dropout=0.1", "optim.ema=0.99"]
 ON_LATENTS = ("ldm", "latent_dit")
+TEXT = ["model.text=true", "model.text_width=32", "model.text_layers=1", "model.text_heads=2"]
 AUTOENCODER = ["model.widths=[16,32]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
 FAMILIES = {
     "unet": [*UNET, "model.patch=4"],
     "ldm": [*UNET, "model.patch=1"],
     "dit": [*DIT, "model.patch=4"],
     "latent_dit": [*DIT, "model.patch=2", "model.activation_checkpointing=true"],
+    "unet, text": [*UNET, "model.patch=4", *TEXT],
+    "ldm, text": [*UNET, "model.patch=1", *TEXT],
+    "dit, text": [*DIT, "model.patch=4", *TEXT],
     "vae": [*AUTOENCODER, "optim.ema=0.99"],
     "autoencoder_kl": AUTOENCODER,
     "vqvae": AUTOENCODER,
@@ -85,9 +89,10 @@ def codec_run(picture_data: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 
 def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]:
-    extra = [f"model.codec={codec_run}"] if family in ON_LATENTS else []
+    model = family.split(",")[0]
+    extra = [f"model.codec={codec_run}"] if model in ON_LATENTS else []
     return [
-        f"model={family.split(',')[0]}",
+        f"model={model}",
         *picture_data,
         "data.flip=true",
         *FAMILIES[family],
@@ -105,6 +110,7 @@ def settings(family: str, picture_data: list[str], codec_run: Path) -> list[str]
 def test_stops_change_nothing(
     family: str,
     picture_data: list[str],
+    captioned_data: list[str],
     codec_run: Path,
     tmp_path: Path,
     without_mfu: Callable[[], AbstractContextManager[None]],
@@ -112,11 +118,14 @@ def test_stops_change_nothing(
     """Stopped within an epoch of 9 steps and in the next, with other workers; the curve and the pictures are the same
     too.
     """
-    argv = settings(family, picture_data, codec_run)
+    data = [*captioned_data, "data.channels=1"] if family.endswith("text") else picture_data
+    argv = settings(family, data, codec_run)
     assert main(["train", *argv, f"runs_dir={tmp_path}", "run=straight"]) == 0
     with without_mfu():
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r", "stop_at=5"]) == 0
-        if family in ON_LATENTS:  # the run keeps what it needs, whatever becomes of its codec's run and the cache
+        if (
+            family.split(",")[0] in ON_LATENTS
+        ):  # the run keeps what it needs, whatever becomes of its codec's run and the cache
             shutil.rmtree(next(Path(argv_value(argv, "data.dir")).glob("prepared/[!.]*latents*")))
         assert main(["train", "run=r", f"runs_dir={tmp_path}", "stop_at=11", "data.num_workers=1"]) == 0
         assert main(["train", "run=r", f"runs_dir={tmp_path}", "data.num_workers=0"]) == 0

@@ -78,10 +78,9 @@ def test_the_loss_is_zero_for_who_knows_the_answer(prediction: str) -> None:
 
     t = TIME_SAMPLERS["logit_normal"](rows["u"], o.path).float()
     answer = target(prediction, rows["images"], rows["eps"], t, o.path, 0.5)
-    assert o.errors(lambda x, level, labels: answer, rows, rows["labels"]).abs().max() < 1e-10
-    assert o.errors(lambda x, level, labels: answer + 0.1, rows, rows["labels"]).mean().item() == pytest.approx(
-        0.01, rel=1e-4
-    )
+    labels = {"labels": rows["labels"]}
+    assert o.errors(lambda x, level, labels: answer, rows, labels).abs().max() < 1e-10
+    assert o.errors(lambda x, level, labels: answer + 0.1, rows, labels).mean().item() == pytest.approx(0.01, rel=1e-4)
 
 
 def test_the_class_is_dropped_image_by_image_in_training_and_never_in_evaluation() -> None:
@@ -147,10 +146,11 @@ def test_bf16_does_not_reach_path_and_target() -> None:
     """Under autocast the loss of a network that answers in fp32 is the same; times in bf16 would be noticed."""
     o = objective()
     rows = drawn(o)
-    exact = o.errors(lambda x, level, labels: x, rows, rows["labels"])
+    labels = {"labels": rows["labels"]}
+    exact = o.errors(lambda x, level, labels: x, rows, labels)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(o.errors(lambda x, level, labels: x, rows, rows["labels"]), exact)
-    rough = o.errors(lambda x, level, labels: x, rows | {"u": rows["u"].bfloat16().double()}, rows["labels"])
+        assert torch.equal(o.errors(lambda x, level, labels: x, rows, labels), exact)
+    rough = o.errors(lambda x, level, labels: x, rows | {"u": rows["u"].bfloat16().double()}, labels)
     assert (rough - exact).abs().max() > 1e-4
 
 
