@@ -50,7 +50,7 @@ def commands(block: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
+def scaled(argv: list[str], data: Path, pictures: Path, captioned: Path) -> list[str]:
     """The command with a tiny model; what a run already fixes is left as it is."""
     command, rest = argv[0], argv[1:]
     known = {key for key, _ in field_settings(read_command_line(rest))} if command in ("train", "prepare") else set()
@@ -59,7 +59,8 @@ def scaled(argv: list[str], data: Path, pictures: Path) -> list[str]:
     if family and family not in ("gpt", "gpt2", "llama"):
         if command == "train":
             shape = SHAPES.get(family, ["model.widths=[16,32]", "model.blocks=1", "model.patch=2"])
-            return [*argv, *SMALL_IMAGES, *shape, f"data.path={pictures}", f"data.dir={data}"]
+            shown = captioned if "model.text=true" in argv else pictures
+            return [*argv, *SMALL_IMAGES, *shape, f"data.path={shown}", f"data.dir={data}"]
         argv = [
             "labels=cross,circle" if a.startswith("labels=") else a for a in argv
         ]  # classes of the stand-in pictures
@@ -108,8 +109,8 @@ def family_of(rest: list[str]) -> str | None:
 class Scaled:
     """What runs the blocks of a page in the folder at hand, with tiny models and made-up data."""
 
-    def __init__(self, data: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
-        self.data, self.pictures, self.monkeypatch = data, pictures, monkeypatch
+    def __init__(self, data: Path, pictures: Path, captioned: Path, monkeypatch: pytest.MonkeyPatch):
+        self.data, self.pictures, self.captioned, self.monkeypatch = data, pictures, captioned, monkeypatch
         self.names: dict[str, Any] = {"__name__": "snippet"}  # of the page's Python
         self.train = gengen.train
         monkeypatch.setattr(gengen, "train", self.small_train)
@@ -119,7 +120,7 @@ class Scaled:
     def small_train(self, *settings: str, **keys: Any) -> Any:
         """gengen.train, with the settings of a tiny run."""
         asked = [*settings, *(f"{key}={value}" for key, value in keys.items())]
-        return self.train(*scaled(["train", *asked], self.data, self.pictures)[1:])
+        return self.train(*scaled(["train", *asked], self.data, self.pictures, self.captioned)[1:])
 
     def python(self, text: str) -> None:
         for name, other in {"cat": "cross", "dog": "circle"}.items():  # classes of the stand-in pictures
@@ -138,7 +139,7 @@ class Scaled:
             self.monkeypatch.syspath_prepend((ROOT / words[1]).parent)
             assert importlib.import_module(Path(words[1]).stem).main(words[2:]) == 0, words
             return
-        argv = scaled([Path(words[1]).stem, *words[2:]], self.data, self.pictures)
+        argv = scaled([Path(words[1]).stem, *words[2:]], self.data, self.pictures, self.captioned)
         if "-m" in argv:  # its processes are the slow tests' business; here, that it expands
             assert len(jobs(read_command_line(argv[1:]))) > 1
             return
@@ -157,6 +158,7 @@ def test_every_command_and_snippet_runs(
     stand_in_archive: Path,
     texts: Path,
     pictures: Path,
+    captioned_pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,7 +167,7 @@ def test_every_command_and_snippet_runs(
     monkeypatch.chdir(work)
     (work / "my-texts").symlink_to(texts)
     (work / "my-images").symlink_to(pictures)
-    here = Scaled(stand_in_archive, pictures, monkeypatch)
+    here = Scaled(stand_in_archive, pictures, captioned_pictures, monkeypatch)
     for language, text in blocks(page):
         if language == "python":
             here.python(text)
@@ -175,7 +177,11 @@ def test_every_command_and_snippet_runs(
 
 
 def test_the_notebook_runs(
-    stand_in_archive: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in_archive: Path,
+    pictures: Path,
+    captioned_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cell by cell, and it is stored without outputs."""
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
@@ -183,7 +189,7 @@ def test_the_notebook_runs(
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    here = Scaled(stand_in_archive, pictures, monkeypatch)
+    here = Scaled(stand_in_archive, pictures, captioned_pictures, monkeypatch)
     for cell in cells:
         here.python("".join(cell["source"]))
     assert here.names["images"].shape == (8, 1, 16, 16) and len(here.names["axes"]) == 8
