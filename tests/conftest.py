@@ -170,7 +170,7 @@ def picture_data(pictures: Path, shared_data: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def captioned_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 small PNGs, a red, green or blue circle or square each, with captions such as "a red circle"."""
+    """A folder of 132 small PNGs, a red, green or blue circle or square each, with captions such as "a red circle"."""
     import json
 
     import numpy as np
@@ -179,13 +179,13 @@ def captioned_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captioned")
     rows, columns = np.mgrid[0:16, 0:16] - 7.5
     colours, lines = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}, []
-    for i in range(60):
+    for i in range(132):
         colour, shape, draw = list(colours)[i % 3], ("circle", "square")[i // 3 % 2], random.Random(i)
         y, x = abs(rows - draw.uniform(-2, 2)), abs(columns - draw.uniform(-2, 2))
         inside = draw.uniform(3, 5.5) > (np.hypot(y, x) if shape == "circle" else np.maximum(y, x))
         pixels = np.where(inside[:, :, None], np.array(colours[colour]), 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02}.png")
-        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": f"a {colour} {shape}"}))
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+        lines.append(json.dumps({"file_name": f"{i:03}.png", "text": f"a {colour} {shape}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,9 +171,9 @@ def test_a_word_that_was_never_seen_is_named_with_the_nearest(gen: ImageGenerato
 
 def test_a_remix_and_guidances_are_grids(gen: ImageGenerator, tmp_path: Path) -> None:
     """A row a sample; each picture is that of the command, and of Python, for it alone."""
-    common = {"run": "r", "n": 2, "prompt": [RED, BLUE], **FEW}
-    remix = DiffusionSampling(what="remix", pictures=3, out=str(tmp_path / "remix"), **common)  # type: ignore[arg-type]
-    scales = DiffusionSampling(what="guidance", guidances=[1.0, 4.0], out=str(tmp_path / "scales"), **common)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"run": "r", "n": 2, "prompt": [RED, BLUE], **FEW}
+    remix = DiffusionSampling(what="remix", pictures=3, out=str(tmp_path / "remix"), **common)
+    scales = DiffusionSampling(what="guidance", guidances=[1.0, 4.0], out=str(tmp_path / "scales"), **common)
     for config in (remix, scales):
         sample_images(gen, config, lambda line: None)
     assert grid_size(tmp_path / "remix" / "grid.png") == (3, 2)
