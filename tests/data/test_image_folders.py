@@ -31,8 +31,8 @@ def read(data: PreparedImages) -> dict[int, tuple[str | None, str]]:
     """Shade -> (class, caption)."""
     found = {}
     for part in (data.train, data.val):
-        for image, label, caption in zip(part.images, part.labels.tolist(), part.captions, strict=True):
-            found[int(image[0, 0, 0])] = (data.classes[label] if label >= 0 else None, caption)
+        for image, label, row in zip(part.images, part.labels.tolist(), part.descriptions, strict=True):
+            found[int(image[0, 0, 0])] = (data.classes[label] if label >= 0 else None, row.caption)
     return found
 
 

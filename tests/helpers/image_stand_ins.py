@@ -52,38 +52,54 @@ RUNNER = "1F3C3-200D-2642-FE0F 1F3C3-200D-2640-FE0F 1F3C3"
 TONES = {"1F3FB": "light", "1F3FF": "dark"}
 
 
-def emoji_table():
-    """Two base names in three sexes and three tones each, a couple in two tones, and forty plain objects: as
-    emoji-data has them.
-    """
+OBJECTS = [(f"{0x1F5C0 + i:X}", f"OBJECT {i}", "Objects", "tool", f"object_{i}", ()) for i in range(38)]
+EMOJI = [  # code, Unicode's name, category, subcategory, CLDR's name, tones
+    *(
+        (code, f"{who}FARMER", "People", "person-role", f"{who}farmer".lower().replace(" ", "_"), TONES)
+        for code, who in zip(FARMER.split(), ("MAN ", "WOMAN ", ""), strict=True)
+    ),
+    *(
+        (code, f"{who} RUNNING", "People", "person-activity", f"{who}_running".lower(), TONES)
+        for code, who in zip(RUNNER.split(), ("MAN", "WOMAN", "PERSON"), strict=True)
+    ),
+    ("1F491", "COUPLE", "People", "family", "couple_with_heart", ("1F3FB-1F3FF",)),
+    *OBJECTS,
+    ("00A9-FE0F", "COPYRIGHT SIGN", "Symbols", "other-symbol", "copyright", ()),
+    ("2764-FE0F", "HEAVY BLACK HEART", "Symbols", "heart", "red_heart", ()),
+]
+"""Two base names in three sexes and three tones each, a couple in two tones, and forty plain objects."""
 
-    def entry(code, name, category, tones=()):
-        first, *rest = code.split("-")
-        variations = {tone: {"unified": "-".join([first, tone, *rest])} for tone in tones}
-        return {
+
+def variant(code, tone):
+    """The code of an emoji in a tone."""
+    first, *rest = code.split("-")
+    return "-".join([first, tone, *rest])
+
+
+def emoji_table(emoji=EMOJI):
+    """As emoji-data has them."""
+    return [
+        {
             "unified": code,
             "name": name,
             "short_name": name.lower(),
             "category": category,
-            "skin_variations": variations,
+            "subcategory": subcategory,
+            "skin_variations": {tone: {"unified": variant(code, tone)} for tone in tones},
         }
+        for code, name, category, subcategory, _, tones in emoji
+    ]
 
-    people = [
-        entry(code, f"{who}FARMER", "People", TONES)
-        for code, who in zip(FARMER.split(), ("MAN ", "WOMAN ", ""), strict=True)
-    ]
-    people += [
-        entry(code, f"{who} RUNNING", "People", TONES)
-        for code, who in zip(RUNNER.split(), ("MAN", "WOMAN", "PERSON"), strict=True)
-    ]
-    couple = entry("1F491", "COUPLE", "People") | {
-        "skin_variations": {"1F3FB-1F3FF": {"unified": "1F491-1F3FB-1F3FF"}}
-    }
-    objects = [entry(f"{0x1F5C0 + i:X}", f"OBJECT {i}", "Objects") for i in range(38)]
-    return [
-        *people,
-        couple,
-        *objects,
-        entry("00A9-FE0F", "COPYRIGHT SIGN", "Symbols"),
-        entry("2764-FE0F", "HEAVY BLACK HEART", "Symbols"),
-    ]
+
+def emoji_names(emoji=EMOJI):
+    """File -> what it holds, as the package with CLDR's names has it; the Spanish is made up."""
+
+    def text(code):
+        return "".join(chr(int(part, 16)) for part in code.split("-"))
+
+    english, spanish = {}, {}
+    for code, *_, name, tones in emoji:
+        for each in (code, *(variant(code, tone) for tone in tones)):
+            english[text(each)] = {"en": f":{name}:", "alias": [":heart:"]} if "heart" in name else {"en": f":{name}:"}
+            spanish[text(each)] = f":el_{name}{'_en_tono' * (each != code)}:"
+    return {"emoji/unicode_codes/emoji.json": english, "emoji/unicode_codes/emoji_es.json": spanish}

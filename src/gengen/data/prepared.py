@@ -158,11 +158,16 @@ class FromMeta:
 def fingerprint_of(facts: dict[str, Any], today: int, trained_on: str = "") -> tuple[str, int]:
     """Return (sha256 over all that shapes prepared data, the format they are made in).
 
-    The format is today's, or an earlier one where the fingerprint is then `trained_on`.
+    The format is today's, or an earlier one where the fingerprint is then `trained_on`. "since" among the facts holds
+    those that came with a format: its number -> facts.
     """
-    digests = {}
+    since, digests = facts.get("since", {}), {}
+    facts = {key: value for key, value in facts.items() if key != "since"}
     for version in range(today, 0, -1):
-        digests[version] = hashlib.sha256(json.dumps(facts | {"format": version}, sort_keys=True).encode()).hexdigest()
+        of_version = facts | {"format": version}
+        for first, more in since.items():
+            of_version |= more if version >= first else {}
+        digests[version] = hashlib.sha256(json.dumps(of_version, sort_keys=True).encode()).hexdigest()
     version = next((version for version, digest in digests.items() if digest == trained_on), today)
     return digests[version], version
 

@@ -2,12 +2,13 @@
 
 from gengen.config.data.base import DataConfig
 from gengen.config.data.dialogue import ConversationsConfig, ExamplesConfig, PreferencesConfig, PromptsConfig
-from gengen.config.data.image import ImageConfig
+from gengen.config.data.image import EmojiConfig, ImageConfig
 from gengen.config.data.text import TextConfig
 
 __all__ = [
     "ConversationsConfig",
     "DataConfig",
+    "EmojiConfig",
     "ExamplesConfig",
     "ImageConfig",
     "PreferencesConfig",

@@ -9,6 +9,8 @@ from gengen.errors import UserError
 from gengen.registry import SOURCES, SourceNames, register_data
 
 VOCABULARY = 1024
+LANGUAGES = ("en", "ar", "de", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
+"""Of the names that CLDR gives emoji; English first."""
 
 SOURCES["image"] = {
     "animals": "gengen.data.image.sources.animals:Animals",
@@ -19,16 +21,13 @@ SOURCES["image"] = {
 }
 
 
-@register_data(
-    "animals",
-    "mnist",
-    "emoji",
-    "cifar10",
-    "imagefolder",
-    kind="image",
-    prepare="gengen.data.image.prepare:prepare_for",
-    datamodule="gengen.data.loader:datamodule_for",
-)
+BUILDS = {
+    "prepare": "gengen.data.image.prepare:prepare_for",
+    "datamodule": "gengen.data.loader:datamodule_for",
+}
+
+
+@register_data("animals", "mnist", "cifar10", "imagefolder", kind="image", **BUILDS)
 @dataclass
 class ImageConfig(DataConfig):
     """Images: files -> squares of one size in uint8, with a class and a caption where the source has them."""
@@ -63,3 +62,13 @@ class ImageConfig(DataConfig):
         super().check()
         if self.channels == 2:
             raise UserError("data.channels=2: images are grey (1) or RGB (3)")
+
+
+@register_data("emoji", kind="image", **BUILDS)
+@dataclass
+class EmojiConfig(ImageConfig):
+    """Emoji, with captions in several languages."""
+
+    language: str = choice(
+        "en", [*LANGUAGES, "all"], "of the captions; all = each picture has captions in every language"
+    )

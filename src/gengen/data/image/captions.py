@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,7 +17,12 @@ from gengen.data.image.sources.base import Picture, Thing
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 
-SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
+SIDES = re.compile(  # left and right in the languages that CLDR's names are had in here
+    r"\b((left|right)(wards?)?|links|rechts|linke[rnms]?|rechte[rnms]?|izquierd[ao]|derech[ao]|gauche|droite?"
+    r"|sinistr[ao]|destr[ao]|esquerd[ao]|direit[ao]|kiri|kanan|(sol|sağ)([au]|dan|daki)?|влево|вправо|налев\w|направ\w"
+    r"|چپ|راست)\b|يسار|يمين|왼쪽|오른쪽|좌향|우향|[左右]",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,25 @@ class Description:
 
 
 class CaptionTokenizer(TextTokenizer):
-    """Byte-level BPE of captions, which also knows their words: others are drawn as well, but were never learnt."""
+    """Byte-level BPE of captions, which reads capitals as small letters. It also knows the captions' words: others are
+    read as well, but nothing was ever learnt of them."""
 
     def __init__(self, inner: TextTokenizer, words: Sequence[str]):
-        self.words = frozenset(words)
-        text = json.dumps({"gengen": "captions", "words": sorted(words), "tokenizer": inner.to_json()})
+        self.inner, self.words = inner, frozenset(words)
+        text = json.dumps({"gengen": "captions", "words": sorted(self.words), "tokenizer": inner.to_json()})
         super().__init__(text, inner._bytes, inner._bpe, inner.start, inner.eot)
 
     @classmethod
     def of(cls, captions: Sequence[str], vocab_size: int) -> Self:
         """Train BPE of at most vocab_size tokens on captions. Words it has never met fall to bytes."""
-        return cls(TextTokenizer.train(captions, vocab_size), sorted({w for text in captions for w in words_of(text)}))
+        words = {word for text in captions for word in words_of(text)}
+        return cls(TextTokenizer.train(map(folded, captions), vocab_size), sorted(words))
+
+    def encode(self, text: str) -> list[int]:
+        return self.inner.encode(folded(text))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self.inner.encode_batch(list(map(folded, texts)))
 
     def unseen(self, text: str) -> dict[str, str]:
         """Return the words of a text that no caption had, each with the nearest that one had, or ""."""
@@ -80,9 +94,14 @@ def read_captions(found: dict[str, Any]) -> CaptionTokenizer:
     return CaptionTokenizer(TextTokenizer.from_json(found["tokenizer"]), [str(word) for word in found["words"]])
 
 
+def folded(text: str) -> str:
+    """Return a text as the tokenizer reads it: composed, in small letters, with plain apostrophes."""
+    return unicodedata.normalize("NFC", text.casefold()).replace("\u2019", "'")
+
+
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return re.findall(r"\w+", text.casefold())
+    """Return the words of a text, in small letters."""
+    return re.findall(r"\w+", folded(text))
 
 
 def caption_tokens(tokenizer: TextTokenizer, texts: Sequence[str], slots: int, what: str) -> Tensor:
@@ -127,7 +146,12 @@ class CaptionTokens:
         """
         rows = [row for part in parts.values() for row in part]
         bare = sum(not row.captions for row in rows)
-        if tokenizer is None or bare > config.max_uncaptioned * len(rows):
+        if tokenizer is None:
+            raise UserError(
+                f"model.text=true: no image of data={config.name} has a caption to train on: data=emoji has captions, "
+                "and data=imagefolder those of its metadata.jsonl"
+            )
+        if bare > config.max_uncaptioned * len(rows):
             raise UserError(
                 f"model.text=true: {bare:,} of {len(rows):,} images have no caption: name them in metadata.jsonl, or "
                 f"raise data.max_uncaptioned (now {config.max_uncaptioned:g}): they then train as unconditional"

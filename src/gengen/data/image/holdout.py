@@ -1,4 +1,4 @@
-"""Which pictures are held out: a share of the groups of each class, or of combinations of what can be asked for."""
+"""Which pictures are held out: a share of the groups of each class, or of the combinations of attributes."""
 
 import hashlib
 import json
@@ -34,28 +34,43 @@ def combinations_of(things: Sequence[Thing]) -> set[Combination]:
     return {frozenset(thing.attributes.items()) for thing in things if len(thing.attributes) > 1}
 
 
+def family_of(combination: Combination) -> str:
+    """Return what is combined in it: "colour x shape"."""
+    return " x ".join(sorted(name for name, _ in combination))
+
+
 def unseen_combinations(pictures: Sequence[Sequence[Thing]], share: float) -> set[Combination]:
-    """Return a share of the combinations that pictures show, of which training is to see none, but each part.
+    """Return a share of the combinations of each family that pictures show. Training is to see none of them, but each
+    of their parts.
 
     They are taken in the order of a hash of their names, which no order of pictures changes. One is passed over where
     it would leave a value less than half of its combinations. Raises UserError where none can be taken.
     """
     shown = set[Combination]().union(*map(combinations_of, pictures))
-    total = Counter(value for combination in shown for value in combination)
+    of_family, of_value = Counter(map(family_of, shown)), Counter(value for each in shown for value in each)
     taken: set[Combination] = set()
-    lost = Counter[tuple[str, str]]()
-    for combination in sorted(shown, key=lambda c: hashlib.sha256(json.dumps(sorted(c)).encode()).digest()):
-        if len(taken) == int(share * len(shown)):
-            break
-        if all(2 * (lost[value] + 1) <= total[value] for value in combination):
-            taken.add(combination)
-            lost.update(combination)
+    from_family, from_value = Counter[str](), Counter[tuple[str, str]]()
+    for combination in sorted(shown, key=lambda each: hashlib.sha256(json.dumps(sorted(each)).encode()).digest()):
+        family = family_of(combination)
+        enough = from_family[family] >= int(share * of_family[family])
+        if enough or any(2 * (from_value[value] + 1) > of_value[value] for value in combination):
+            continue
+        taken.add(combination)
+        from_family[family] += 1
+        from_value.update(combination)
     if not taken:
-        once = sorted(f"{name} {value}" for (name, value), count in total.items() if count == 1)
-        why = f"such as {once[0]}, which is in one only" if once else f"of {share:g} of {len(shown)} combinations"
+        once = sorted(f"{name} {value}" for (name, value), count in of_value.items() if count == 1)
+        family, count = of_family.most_common(1)[0] if shown else ("", 0)
+        why = f"data.validation={share:g} of {count} {family} is none"
+        if not shown or once:
+            why = (
+                f"such as {once[0]}, which is in one only"
+                if once
+                else "the pictures have no two attributes of one thing"
+            )
         raise UserError(
             "data.holdout=combinations: no combination of attributes can be held out so that each of its parts stays "
-            f"in training ({why if shown else 'the pictures have no two attributes of one thing'})"
+            f"in training ({why})"
         )
     return taken
 
@@ -63,3 +78,27 @@ def unseen_combinations(pictures: Sequence[Sequence[Thing]], share: float) -> se
 def shows_any(pictures: Sequence[Sequence[Thing]], unseen: set[Combination]) -> np.ndarray:
     """Return which pictures show one of these combinations, (N,) bool."""
     return np.array([bool(combinations_of(things) & unseen) for things in pictures], bool)
+
+
+def combinations_held_out(pictures: Sequence[Sequence[Thing]], share: float) -> tuple[np.ndarray, str]:
+    """Return which pictures are for validation, (N,) bool, and how many combinations of each family that are: those
+    that show one of `unseen_combinations`. Raises UserError where a value is then in no picture to train on.
+    """
+    unseen = unseen_combinations(pictures, share)
+    held_out = shows_any(pictures, unseen)
+    shown = [combinations_of(things) for things in pictures]
+    trained = {
+        value
+        for each, out in zip(shown, held_out, strict=True)
+        if not out
+        for value in set[tuple[str, str]]().union(*each)
+    }
+    families, taken = Counter(map(family_of, set[Combination]().union(*shown))), Counter(map(family_of, unseen))
+    if lost := sorted({value for each in shown for value in set[tuple[str, str]]().union(*each)} - trained):
+        raise UserError(
+            f"data.holdout=combinations: {' '.join(lost[0])} is in no picture that is left for training: all show a "
+            f"combination that is held out, too\n  data.validation={share:g}: take less, or add pictures of it"
+        )
+    return held_out, "combinations: " + ", ".join(
+        f"{taken[f]} of {count} {f}" for f, count in sorted(families.items())
+    )

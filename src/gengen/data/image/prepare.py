@@ -26,7 +26,7 @@ from gengen.config.data import ImageConfig
 from gengen.config.data.image import VOCABULARY
 from gengen.config.model import DiffusionProcess
 from gengen.data.image.captions import CaptionTokenizer, CaptionTokens, Description
-from gengen.data.image.holdout import held_out, shows_any, unseen_combinations
+from gengen.data.image.holdout import combinations_held_out, held_out
 from gengen.data.image.sources.base import Picture, composed, image_source
 from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest, naming
 from gengen.data.sources.base import Source, read_records
@@ -180,8 +180,8 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
                     raise ValueError(f"shapes {shapes}, expected {expected}")
             parts.append(found)
         tokenizer = None
-        if (path := self.home / "tokenizer.json").exists():
-            with naming(path):
+        if meta["format"] > 1 and any(row.captions for row in descriptions["train"]):
+            with naming(path := self.home / "tokenizer.json"):
                 tokenizer = TextTokenizer.from_json(path.read_text(encoding="utf8"))
         train, val = parts
         return PreparedImages(c, meta, train, val, tokenizer)
@@ -202,9 +202,7 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
         in_val = np.array([row.split == "val" for row in rows])
         how = "as the source is divided"
         if c.holdout == "combinations":
-            shown = [row.things for row in rows]
-            unseen = unseen_combinations(shown, c.validation)
-            in_val, how = shows_any(shown, unseen), f"{len(unseen)} combinations of attributes are held out"
+            in_val, how = combinations_held_out([row.things for row in rows], c.validation)
         elif not in_val.any():
             in_val = held_out([row.group or "" for row in rows], [row.label or "" for row in rows], c.validation)
             how = "a share of each class"
@@ -228,7 +226,7 @@ class ImagesFolder(PreparedFolder[PreparedImages]):
         if disagree := of_which(copies.disagreeing()):
             self.say(f"data: copies of other pictures that were dropped: {copies.dropped:,}{disagree}{copies.pairs()}")
         return {
-            "format": self.format, "fingerprint": self.fingerprint, "name": c.name, "source": source,
+            "format": self.FORMAT, "fingerprint": self.fingerprint, "name": c.name, "source": source,
             "licence": licence, "resolution": c.resolution, "channels": c.channels,
             "split": how,
             "classes": classes, **parts, "duplicates": copies.dropped, "disagreeing": copies.disagreeing(),

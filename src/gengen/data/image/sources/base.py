@@ -57,6 +57,20 @@ def decode_or_skip(file: Path | BinaryIO, config: ImageConfig, skips: Skips, whe
     return pixels
 
 
+def captions_in(text: object) -> tuple[str, ...]:
+    """Return the captions in a row's field "text": a string, a list of strings, or null. Blank ones are left out.
+    Raises ValueError for anything else."""
+    found = [] if text is None else text if isinstance(text, list) else [text]
+    texts: list[str] = []
+    for caption in found:
+        if not isinstance(caption, str):
+            where = "a list with " * isinstance(text, list)
+            raise ValueError(f"'text' holds {where}{type(caption).__name__}, not a string or a list of strings")
+        caption.encode()  # JSON can spell half a surrogate pair, which no UTF-8 can hold: a UnicodeEncodeError
+        texts += [caption] if caption.strip() else []
+    return tuple(dict.fromkeys(texts))
+
+
 def composed(name: str) -> str:
     """Return a name in composed characters: file systems and archives write é as one or as two, which look alike."""
     return unicodedata.normalize("NFC", name)

