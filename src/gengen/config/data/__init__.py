@@ -2,7 +2,7 @@
 
 from gengen.config.data.base import DataConfig
 from gengen.config.data.dialogue import ConversationsConfig, ExamplesConfig, PreferencesConfig, PromptsConfig
-from gengen.config.data.image import EmojiConfig, ImageConfig
+from gengen.config.data.image import EmojiConfig, ImageConfig, ScenesConfig
 from gengen.config.data.text import TextConfig
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "ImageConfig",
     "PreferencesConfig",
     "PromptsConfig",
+    "ScenesConfig",
     "TextConfig",
 ]

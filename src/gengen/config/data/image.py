@@ -18,6 +18,7 @@ SOURCES["image"] = {
     "emoji": "gengen.data.image.sources.emoji:Emoji",
     "hub": "gengen.data.image.sources.hub:HubPictures",
     "files": "gengen.data.image.sources.folder:ImageFolder",
+    "scenes": "gengen.data.image.sources.scenes:Scenes",
 }
 
 
@@ -72,3 +73,24 @@ class EmojiConfig(ImageConfig):
     language: str = choice(
         "en", [*LANGUAGES, "all"], "of the captions; all = each picture has captions in every language"
     )
+
+
+@register_data("scenes", kind="image", **BUILDS | {"prepare": "gengen.data.image.scenes.prepare:prepare_for"})
+@dataclass
+class ScenesConfig(ImageConfig):
+    """Scenes: one to four coloured objects on white, drawn as they are prepared, with captions that are true."""
+
+    resolution: int = option(48, "pixels a side", low=32, high=64)
+    channels: int = option(3, "3 = RGB: captions name colours", low=3, high=3)
+    scenes: int = positive(20_000, "how many are drawn")
+    scene_seed: int = option(0, "what they are drawn from; others are other scenes", low=0)
+    sprites: str = choice(
+        "auto",
+        ["auto", "twemoji", "shapes"],
+        "objects: recoloured Twemoji, or drawn shapes (circle, square, ...); auto = Twemoji where they can be had",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.flip:
+            raise UserError("data.flip=true: of a mirrored scene captions with left and right are not true")
