@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, no network, a small seeded text, and the commands called in process."""
 
 import gc
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -171,7 +172,6 @@ def picture_data(pictures: Path, shared_data: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def captioned_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 132 small PNGs, a red, green or blue circle or square each, with captions such as "a red circle"."""
-    import json
 
     import numpy as np
     from PIL import Image

@@ -38,6 +38,10 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
     "step": (["rounds=1", "threads=1", "tokens=64", "vocab=128", "{text}"], r"fetching a batch of .*: \d"),
     "storybook": (["seconds=1", "seeds=0", "tiny=1", "{text}"], r"gengen's recipe +\d"),
+    "text": (
+        ["rounds=1", "steps=1", "threads=1", "batch=2", "model.size=nano", "trainer.precision=fp32"],
+        r"text / classes: \d",
+    ),
     "tokenizing": (["rounds=1", "megabytes=1", "vocab=300", "{books}"], r"gengen / datasets.map num_proc=2: \d"),
     "training": (
         ["rounds=1", "steps=1", "threads=1", "layers=1", "only=shipped,uncompiled", "trainer.precision=fp32"],

@@ -86,7 +86,7 @@ class Block(nn.Module):
     Between them, where it reads captions, cross-attention to these, without a gate (Chen et al. 2024, PixArt-alpha).
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, text_width: int | None):
+    def __init__(self, width: int, heads: int, dropout: float, text_width: int | None = None):
         super().__init__()
         self.attention = Attention(width, heads)
         self.reading = CrossAttention(width, text_width, width // heads) if text_width else None
@@ -95,7 +95,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         setattr(self.modulation.weight, "stacked_rows", [width] * 6)  # for Muon
 
-    def forward(self, x: Tensor, condition: Tensor, words: TextFeatures | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, words: TextFeatures | None = None) -> Tensor:
         """x: (B, T, D), condition: (B, D). Returns (B, T, D)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=1)
         x = x + gate_a[:, None] * self.dropout(self.attention(modulated(x, shift_a, scale_a)))

@@ -24,9 +24,9 @@ class TextFeatures(NamedTuple):
     pooled: Tensor  # (B, D), the mean over those
 
 
-def empty_captions(rows: int, slots: int) -> Tensor:
-    """Return the tokens of that many empty captions, (rows, slots) int64, on the CPU."""
-    tokens = torch.full((rows, slots), PADDING)
+def empty_captions(rows: int, slots: int, device: torch.device | None = None) -> Tensor:
+    """Return the tokens of that many empty captions, (rows, slots) int64; device: None = the default one."""
+    tokens = torch.full((rows, slots), PADDING, device=device)
     tokens[:, 0] = START
     return tokens
 
@@ -109,7 +109,7 @@ class TextCondition(nn.Module):
         if isinstance(text, TextFeatures):
             return text
         if text is None:
-            text = empty_captions(rows, self.context).to(next(self.parameters()).device)
+            text = empty_captions(rows, self.context, self.pooled.weight.device)
         return self.encoder(text)
 
 
@@ -128,8 +128,10 @@ def mixed(a: TextFeatures, b: TextFeatures, t: Tensor) -> TextFeatures:
 
 
 def arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Return points between vectors a and b (..., D), at t (..., 1) of the way along the great arc."""
-    cosine = F.cosine_similarity(a, b, dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
+    """Return points between vectors a and b (..., D), at t (..., 1) of the way along the great arc. Angles are fp32: in
+    bf16 that between near vectors would be 0, and divided by.
+    """
+    cosine = F.cosine_similarity(a.float(), b.float(), dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
     angle = torch.acos(cosine)
     point = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
-    return torch.where(t <= 0, a, torch.where(t >= 1, b, point))
+    return torch.where(t <= 0, a, torch.where(t >= 1, b, point.to(a.dtype)))

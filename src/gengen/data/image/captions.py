@@ -125,8 +125,9 @@ def caption_tokens(tokenizer: TextTokenizer, texts: Sequence[str], slots: int, w
 class CaptionTokens:
     """The captions of both parts of a data set as a network reads them.
 
-    tokens: part -> (N, K, slots) int32, K the most captions that a picture has; counts: part -> (N,), how many of them
-    each has. A picture without a caption has one, the empty text, and so is trained on as unconditional.
+    tokens: part -> (N, K, L) int32, K the most captions that a picture has, L the tokens of the longest caption;
+    counts: part -> (N,), how many captions each picture has. A picture without one has the empty text, and so is
+    trained on as unconditional.
     """
 
     tokenizer: TextTokenizer
@@ -169,8 +170,11 @@ class CaptionTokens:
             counts[part] = torch.tensor([len(row) for row in texts])
             tokens[part] = torch.full((len(found), most, slots), PADDING, dtype=torch.int32)
             tokens[part][torch.arange(most) < counts[part][:, None]] = flat.int()
-        return cls(tokenizer, tokens, counts)
+        longest = max(
+            int((part != PADDING).sum(-1).max()) for part in tokens.values()
+        )  # padding costs as much as words
+        return cls(tokenizer, {part: found[..., :longest].contiguous() for part, found in tokens.items()}, counts)
 
     def rows(self, part: str, index: Tensor) -> dict[str, Tensor]:
-        """Return {"captions": (B, K, slots) int64, "caption_count": (B,) int64} of pictures of one part."""
+        """Return {"captions": (B, K, L) int64, "caption_count": (B,) int64} of pictures of one part."""
         return {"captions": self.tokens[part][index].long(), "caption_count": self.counts[part][index]}

@@ -61,16 +61,17 @@ class Diffusion(Objective):
         """Return the labels, and for a network of text the captions, that each row is trained with: one of its own,
         or none where the condition is dropped.
         """
-        keep, given = (
-            batch["keep_condition"],
-            {"labels": torch.where(batch["keep_condition"], batch["labels"], NO_CLASS)},
-        )
+        keep = batch["keep_condition"]
+        given = {"labels": torch.where(keep, self.labels(batch), NO_CLASS)}
         if self.process.text:
             which = (batch["which_caption"] * batch["caption_count"]).long()
-            captions = batch["captions"][torch.arange(len(which), device=which.device), which]
-            empty = empty_captions(*captions.shape).to(captions.device)
-            given["text"] = torch.where(keep[:, None], captions, empty)
+            captions = batch["captions"][torch.arange(len(which), device=which.device), which]  # (B, L)
+            given["text"] = torch.where(keep[:, None], captions, empty_captions(*captions.shape, captions.device))
         return given
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the class of each row, (B,): none for a network that knows no classes, as one of text."""
+        return batch["labels"] if self.process.classes else torch.full_like(batch["labels"], NO_CLASS)
 
     def data(self, batch: Batch) -> Tensor:
         """Return what is to be generated, (B, *sample_shape): images, or a draw of their latents."""
@@ -101,7 +102,7 @@ class Diffusion(Objective):
         index = batch["index"]
         noise = Noise(self.config.seed, index.tolist(), self.process.sample_shape(), self.device)
         drawn = {"u": indexed(index), "eps": noise(), "posterior": noise()}
-        conditions = {"labels": batch["labels"]} | ({"text": batch["captions"][:, 0]} if self.process.text else {})
+        conditions = {"labels": self.labels(batch)} | ({"text": batch["captions"][:, 0]} if self.process.text else {})
         errors = self.errors(cast(DiffusionNetwork, self.model), batch | drawn, conditions)
         return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
 
