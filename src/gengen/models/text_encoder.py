@@ -128,8 +128,9 @@ def mixed(a: TextFeatures, b: TextFeatures, t: Tensor) -> TextFeatures:
 
 
 def arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Return points between vectors a and b (..., D), at t (..., 1) of the way along the great arc. Angles are fp32: in
-    bf16 that between near vectors would be 0, and divided by.
+    """Return points between vectors a and b (..., D), at t (..., 1) of the way along the great arc.
+
+    Angles are fp32: in bf16 that between near vectors would be 0, and divided by.
     """
     cosine = F.cosine_similarity(a.float(), b.float(), dim=-1)[..., None].clamp(-1 + 1e-6, 1 - 1e-6)
     angle = torch.acos(cosine)
