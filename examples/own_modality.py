@@ -213,7 +213,7 @@ class SignalGenerator:
         device = next(self.model.parameters()).device
         settings = DiffusionSettings(sampler=sampler, steps=steps, guidance=guidance)
         wanted = labels_of(labels, self.model.config.classes, n).to(device)
-        return diffusion.draw(self.model, wanted, range(n), seed, settings)[:, 0].cpu()
+        return diffusion.draw(self.model, diffusion.Condition(wanted), range(n), seed, settings)[:, 0].cpu()
 
 
 def sample(generator: SignalGenerator, config: SignalSampling, say: Callable[[str], None]) -> str:

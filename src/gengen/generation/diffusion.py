@@ -77,15 +77,15 @@ def denoiser_of(model: DiffusionNetwork, condition: Condition) -> Denoiser:
     return denoiser(lambda x, level: model(x, level, labels, **given), path_of(c), c.prediction, c.sigma_data)
 
 
-def guidance_scale(config: DiffusionProcess, wanted: float | None, has_other: bool) -> float:
+def guidance_scale(config: DiffusionProcess, wanted: float | None, has_guide: bool) -> float:
     """Return the scale of guidance: the wanted one, or, for null, what suits the model.
 
-    has_other: whether another model or a negative text is there to guide away from. Raises UserError where there is
+    has_guide: whether another model or a negative text is there to guide away from. Raises UserError where there is
     nothing: else that is the model's own estimate without a condition, which a model trained with drop_condition=0
     never learnt.
     """
     conditional = config.text or config.classes
-    if has_other or (conditional and config.drop_condition > 0):
+    if has_guide or (conditional and config.drop_condition > 0):
         return GUIDANCE if wanted is None else wanted
     if conditional and wanted not in (None, 1.0):
         what = "caption" if config.text else "class"
