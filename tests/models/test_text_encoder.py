@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -131,7 +131,14 @@ def reading_levels(net: Network) -> list[int]:
     """Levels of the way down, or blocks, that read the caption."""
     if isinstance(net, DiT):
         return [i for i, block in enumerate(net.blocks) if block.reading is not None]
-    return [i for i, stages in enumerate(net.down) if any(stage.reading is not None for stage in stages)]  # type: ignore[union-attr, attr-defined]
+    return levels_with(net.down, "reading")
+
+
+def levels_with(levels: nn.ModuleList, part: str) -> list[int]:
+    """Numbers of the levels whose stages have this part, all or none of them."""
+    found = [{getattr(stage, part) is not None for stage in cast(nn.ModuleList, stages)} for stages in levels]
+    assert all(len(each) == 1 for each in found)
+    return [i for i, each in enumerate(found) if True in each]
 
 
 @pytest.mark.parametrize(
@@ -152,9 +159,8 @@ def test_levels_that_read_are_chosen_beside_those_that_attend(config: Config, wa
     net = network(config)
     assert reading_levels(net) == wanted
     if isinstance(net, UNet):
-        assert [i for i, stages in enumerate(net.down) if stages[0].attention is not None] == config.attention  # type: ignore[union-attr, index]
-        ups = [1 - i for i, stages in enumerate(net.up) if stages[0].reading is not None]  # type: ignore[union-attr, index]
-        assert sorted(ups) == wanted
+        assert levels_with(net.down, "attention") == config.attention  # type: ignore[union-attr]
+        assert sorted(1 - i for i in levels_with(net.up, "reading")) == wanted
         assert (net.middle[0].reading is not None) == config.text
 
 

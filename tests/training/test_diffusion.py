@@ -58,6 +58,14 @@ def gradients(o: Diffusion) -> dict[str, Tensor]:
     return found
 
 
+def test_a_class_only_loss_is_what_it_was_before_there_was_text() -> None:
+    """Golden: computed by the last version without text (948c841)."""
+    o = objective()
+    rows = drawn(o)
+    assert o.loss_sum(rows).item() == pytest.approx(13.121018409729004, rel=1e-5)
+    assert o.evaluation_sums(rows)[0].item() == pytest.approx(11.812005758285522, rel=1e-5)
+
+
 def test_micro_batches_give_the_gradient_of_the_whole() -> None:
     o = objective()
     whole = drawn(o)

@@ -109,7 +109,7 @@ class TextCondition(nn.Module):
         if isinstance(text, TextFeatures):
             return text
         if text is None:
-            text = empty_captions(rows, self.context, self.pooled.weight.device)
+            text = empty_captions(rows, self.context, next(self.parameters()).device)
         return self.encoder(text)
 
 

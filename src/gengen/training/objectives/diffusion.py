@@ -66,7 +66,8 @@ class Diffusion(Objective):
         if self.process.text:
             which = (batch["which_caption"] * batch["caption_count"]).long()
             captions = batch["captions"][torch.arange(len(which), device=which.device), which]  # (B, L)
-            given["text"] = torch.where(keep[:, None], captions, empty_captions(*captions.shape, captions.device))
+            empty = empty_captions(len(captions), captions.shape[1], captions.device)
+            given["text"] = torch.where(keep[:, None], captions, empty)
         return given
 
     def labels(self, batch: Batch) -> Tensor:
