@@ -69,12 +69,13 @@ class NoisePath:
         """
         return share
 
-    def times(self, steps: int) -> list[float]:
+    def times(self, steps: int, strength: float = 1.0) -> list[float]:
         """Return steps + 1 strictly decreasing times, from the noise end to exactly the data end.
 
-        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next.
+        A sampler starts from sigma(times[0]) * randn, and steps from each time to the next. strength: the share of the
+        way, above 0, at which to start in place of the noise end, however many the steps.
         """
-        return [self.time_from_quantile(1 - i / steps) for i in range(steps)] + [0.0]
+        return [self.time_from_quantile(strength * (1 - i / steps)) for i in range(steps)] + [0.0]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """Return x_t for x0 and eps (B, ...) and t (B,): (B, ...) in fp32, or fp64 if x0 is."""
@@ -161,9 +162,9 @@ class EDM(NoisePath):
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + share * (high - low)) ** self.rho
 
-    def times(self, steps: int) -> list[float]:
-        """sigma_max, ..., sigma_min, 0."""
-        return [self.time_from_quantile(1 - i / max(1, steps - 1)) for i in range(steps)] + [0.0]
+    def times(self, steps: int, strength: float = 1.0) -> list[float]:
+        """sigma_max, ..., sigma_min, 0; the first of them is sigma_max at strength 1 only."""
+        return [self.time_from_quantile(strength * (1 - i / max(1, steps - 1))) for i in range(steps)] + [0.0]
 
 
 PATHS: dict[str, Callable[..., NoisePath]] = {"flow": Flow, "cosine": Cosine, "edm": EDM}
