@@ -33,6 +33,7 @@ TEXT = ["model.text=true", "model.text_width=32", "model.text_layers=1", "model.
 AUTOENCODER = ["model.widths=[16,32]", "model.blocks=1", "model.patch=2", "model.latent_channels=2"]
 FAMILIES = {
     "unet": [*UNET, "model.patch=4"],
+    "unet, inpaint": [*UNET, "model.patch=4", "model.inpaint=true"],
     "ldm": [*UNET, "model.patch=1"],
     "dit": [*DIT, "model.patch=4"],
     "latent_dit": [*DIT, "model.patch=2", "model.activation_checkpointing=true"],

@@ -8,18 +8,25 @@ import torch
 from torch import Tensor
 
 
-def stream(seed: int, index: int) -> np.random.Generator:
-    """Return the generator of one sample. It is numpy's: torch's CPU generator keeps only 32 bits of a seed, so that
-    among 65,000 samples two would agree."""
-    return np.random.default_rng(int.from_bytes(sha256(f"{seed}/{index}".encode()).digest()))
+def stream(seed: int, index: int, purpose: str = "") -> np.random.Generator:
+    """Return the generator of one sample, another one for each purpose. It is numpy's: torch's CPU generator keeps
+    only 32 bits of a seed, so that among 65,000 samples two would agree."""
+    return np.random.default_rng(int.from_bytes(sha256(f"{seed}/{index}{purpose}".encode()).digest()))
 
 
 class Noise:
     """Draws from N(0, 1) for some samples, each from a generator of its own: what else is drawn changes none."""
 
-    def __init__(self, seed: int, samples: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        seed: int,
+        samples: Iterable[int],
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        purpose: str = "",
+    ):
         self.shape, self.device = shape, device
-        self.streams = [stream(seed, index) for index in samples]
+        self.streams = [stream(seed, index, purpose) for index in samples]
 
     def __call__(self) -> Tensor:
         """Return the next draw, (samples, *shape) fp32."""

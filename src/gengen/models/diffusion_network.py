@@ -16,7 +16,14 @@ class DiffusionNetwork(Protocol):
     @property
     def config(self) -> DiffusionProcess: ...
 
-    def __call__(self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Text | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        level: Tensor,
+        labels: Tensor | None = None,
+        text: Text | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Return the parameterization's target, in fp32 whatever the network computes in.
 
         x: (B, *config.sample_shape()) fp32, noisy data scaled to a variance of about 1.
@@ -24,5 +31,8 @@ class DiffusionNetwork(Protocol):
         labels: (B,) int64, the class of each row, NO_CLASS where it is not given; None = not given for any row.
         text: captions, as tokens (B, L) int64 or as the network's text encoder encoded them; None = empty ones. It is
         given to networks with config.text only.
+        known: (B, C + 1, R, R), what is known of the sample, as `gengen.diffusion.masks.known_part` makes it: 1 where
+        it is known, and the sample there, without noise, as data are; 0 where it is to be drawn. None = nothing is
+        known. It is given to networks with config.inpaint only, which are of images.
         Returns (B, *config.sample_shape()).
         """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model.dit import DiTConfig
-from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, attend, zeroed
+from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, attend, with_known, zeroed
 from gengen.models.text_encoder import CrossAttention, TextCondition, TextFeatures
 
 FREQUENCIES = 256  # sines and cosines of the noise level
@@ -27,7 +27,7 @@ class DiT(nn.Module):
         self.config = config
         c = config.shape()
         self.patch, self.side = c.patch, c.resolution // c.patch
-        self.embed = nn.Linear(c.channels * c.patch**2, c.width)
+        self.embed = nn.Linear(config.input_channels() * c.patch**2, c.width)
         self.level = LevelEmbedding(FREQUENCIES, c.width)
         self.classes = ClassEmbedding(len(config.classes), c.width)
         reads = range(c.layers) if config.text_attention is None else config.text_attention
@@ -59,10 +59,15 @@ class DiT(nn.Module):
         zeroed(self.out)
 
     def forward(
-        self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Tensor | TextFeatures | None = None
+        self,
+        x: Tensor,
+        level: Tensor,
+        labels: Tensor | None = None,
+        text: Tensor | TextFeatures | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels:
-        (B,), NO_CLASS where no class is given; text: see `DiffusionNetwork`. Returns (B, C, R, R), fp32."""
+        (B,), NO_CLASS where no class is given; text, known: see `DiffusionNetwork`. Returns (B, C, R, R), fp32."""
         if labels is None:
             labels = torch.full((len(x),), NO_CLASS, device=x.device)
         condition, words = self.level(level) + self.classes(labels), None  # (B, D)
@@ -70,6 +75,8 @@ class DiT(nn.Module):
             words = self.text(text, len(x))
             condition = condition + self.text.pooled(words.pooled)
         condition = F.silu(condition)
+        if self.config.inpaint:
+            x = with_known(x, known)
         tokens = self.embed(to_patches(x, self.patch)) + self.positions  # (B, T, D)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():

@@ -50,6 +50,13 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels)
 
 
+def with_known(x: Tensor, known: Tensor | None) -> Tensor:
+    """Return x (B, C, R, R) beside what is known of it, (B, C + 1, R, R), None = nothing: (B, 2 C + 1, R, R)."""
+    if known is None:
+        known = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
+    return torch.cat([x, known.to(x.dtype)], dim=1)
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """Set a module's weights and biases to 0, so that what it is added to begins unchanged. Returns the module."""
     for parameter in module.parameters():

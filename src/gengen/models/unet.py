@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model import UNetConfig
-from gengen.models.layers import NO_CLASS, ClassEmbedding, GroupNorm, LevelEmbedding, attend, zeroed
+from gengen.models.layers import NO_CLASS, ClassEmbedding, GroupNorm, LevelEmbedding, attend, with_known, zeroed
 from gengen.models.text_encoder import CrossAttention, TextCondition, TextFeatures
 
 
@@ -28,7 +28,7 @@ class UNet(nn.Module):
         self.classes = ClassEmbedding(len(config.classes), self.condition)
         nn.init.normal_(self.classes.weight, std=0.02)
         self.text = TextCondition(config, self.condition) if config.text else None
-        self.conv_in = nn.Conv2d(c.channels * c.patch**2, c.widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.input_channels() * c.patch**2, c.widths[0], 3, padding=1)
 
         # a list of stages for each level: on the way down finest first, on the way up coarsest first
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -57,10 +57,15 @@ class UNet(nn.Module):
         return Stage(ResidualBlock(c_in, c_out, self.condition, c.dropout), attention, reading)
 
     def forward(
-        self, x: Tensor, level: Tensor, labels: Tensor | None = None, text: Tensor | TextFeatures | None = None
+        self,
+        x: Tensor,
+        level: Tensor,
+        labels: Tensor | None = None,
+        text: Tensor | TextFeatures | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """x: (B, C, R, R), of variance about 1; level: (B,), a number of order one that says how noisy x is; labels:
-        (B,), NO_CLASS where no class is given; text: see `DiffusionNetwork`. Returns (B, C, R, R), fp32."""
+        (B,), NO_CLASS where no class is given; text, known: see `DiffusionNetwork`. Returns (B, C, R, R), fp32."""
         if labels is None:
             labels = torch.full((len(x),), NO_CLASS, device=x.device)
         condition, words = self.level(level) + self.classes(labels), None
@@ -68,6 +73,8 @@ class UNet(nn.Module):
             words = self.text(text, len(x))
             condition = condition + self.text.pooled(words.pooled)
         condition = F.silu(condition)
+        if self.config.inpaint:
+            x = with_known(x, known)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for number, stages in enumerate(self.down):

@@ -70,6 +70,8 @@ class DiffusionProcess(ModelConfig):
 class DiffusionConfig(ImageModelConfig, DiffusionProcess):
     """Diffusion of images, or of latents of images where there is a field `codec` declared by `run_of`."""
 
+    inpaint: bool = option(False, "train for inpainting: a mask and what is known of the image are inputs, too")
+
     @classmethod
     def needs_codec(cls) -> bool:
         """Return whether the model is trained on, and draws, latents of another run's autoencoder."""
@@ -78,6 +80,11 @@ class DiffusionConfig(ImageModelConfig, DiffusionProcess):
     def sample_shape(self) -> tuple[int, ...]:
         shape = shape_of(self, ImageShape)
         return shape.channels, shape.resolution, shape.resolution
+
+    def input_channels(self) -> int:
+        """Return the channels that a network reads: those of x_t, and of what is known where it is for inpainting."""
+        channels = shape_of(self, ImageShape).channels
+        return 2 * channels + 1 if self.inpaint else channels
 
 
 CODEC = "a run of an autoencoder, of which what sampling needs is copied into the new run"

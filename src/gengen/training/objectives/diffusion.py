@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gengen.config.model import DiffusionProcess
+from gengen.config.model import DiffusionConfig, DiffusionProcess
 from gengen.config.train import TrainConfig
 from gengen.data.prepared import CaptionedRows, PreparedRows
+from gengen.diffusion.masks import NUMBERS, known_part, masks
 from gengen.diffusion.parameterizations import network_inputs, target
 from gengen.diffusion.times import TIME_SAMPLERS, indexed, stratified
 from gengen.diffusion.weightings import weight
@@ -18,7 +20,7 @@ from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import enlarged, grid, write_png
 from gengen.generation.load import load_as
-from gengen.generation.noise import Noise
+from gengen.generation.noise import Noise, stream
 from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.flops import forward_flops
 from gengen.models.layers import NO_CLASS
@@ -55,11 +57,25 @@ class Diffusion(Objective):
             drawn["posterior"] = torch.randn(shape, generator=generator)
         if self.process.text:
             drawn["which_caption"] = torch.rand(rows, generator=generator)
+        if self.inpaints:
+            drawn["mask"] = torch.rand(rows, NUMBERS, generator=generator)
         return drawn
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network is trained for inpainting."""
+        return isinstance(self.process, DiffusionConfig) and self.process.inpaint
+
+    def known(self, batch: Batch) -> Batch:
+        """Return what a network for inpainting is told of each row, behind the mask that was drawn for it."""
+        if not self.inpaints:
+            return {}
+        x0 = self.data(batch)
+        return {"known": known_part(x0, masks(batch["mask"], x0.shape[-1]))}
 
     def conditions(self, batch: Batch) -> Batch:
         """Return the labels, and for a network of text the captions, that each row is trained with: one of its own,
-        or none where the condition is dropped.
+        or none where the condition is dropped; and what is known, which is not dropped with it.
         """
         keep = batch["keep_condition"]
         given = {"labels": torch.where(keep, self.labels(batch), NO_CLASS)}
@@ -68,7 +84,7 @@ class Diffusion(Objective):
             captions = batch["captions"][torch.arange(len(which), device=which.device), which]  # (B, L)
             empty = empty_captions(len(captions), captions.shape[1], captions.device)
             given["text"] = torch.where(keep[:, None], captions, empty)
-        return given
+        return given | self.known(batch)
 
     def labels(self, batch: Batch) -> Tensor:
         """Return the class of each row, (B,): none for a network that knows no classes, as one of text."""
@@ -97,15 +113,22 @@ class Diffusion(Objective):
         return torch.tensor(len(batch["labels"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        """Return summed errors and a count, at times and with noise that are a function of the sample's index: the
-        same at every evaluation. No condition is dropped, and the captions are the plainest.
+        """Return summed errors and a count, at times, with noise and behind masks that are a function of the sample's
+        index: the same at every evaluation. No condition is dropped, and the captions are the plainest.
         """
         index = batch["index"]
         noise = Noise(self.config.seed, index.tolist(), self.process.sample_shape(), self.device)
-        drawn = {"u": indexed(index), "eps": noise(), "posterior": noise()}
+        batch = batch | {"u": indexed(index), "eps": noise(), "posterior": noise()}
+        if self.inpaints:
+            batch["mask"] = self.evaluation_masks(index)
         conditions = {"labels": self.labels(batch)} | ({"text": batch["captions"][:, 0]} if self.process.text else {})
-        errors = self.errors(cast(DiffusionNetwork, self.model), batch | drawn, conditions)
+        errors = self.errors(cast(DiffusionNetwork, self.model), batch, conditions | self.known(batch))
         return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
+
+    def evaluation_masks(self, index: Tensor) -> Tensor:
+        """Return the numbers that each sample's mask is made of, (B, NUMBERS)."""
+        rows = [stream(self.config.seed, i, "mask").random(NUMBERS, dtype=np.float32) for i in index.tolist()]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:
         error, samples = sums.tolist()
