@@ -1,6 +1,6 @@
 """The configs of the commands that read a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gengen.config.fields import choice, option, positive
@@ -104,16 +104,17 @@ class PictureSampling(SampleConfig):
 
     n: int = positive(16, "images to draw")
     out: str | None = option(
-        None, "folder for grid.png, the single files and samples.json; null = samples/sample-SEED of the run"
+        None,
+        "folder for grid.png, single files and samples.json; null = samples/sample-SEED of the run (edit-SEED, ...)",
     )
 
-    def folder(self) -> Path:
-        """Where the images go."""
+    def folder(self, name: str = "sample") -> Path:
+        """Where the images go. name: what the folder in the run is called, before the seed."""
         if self.out:
             return Path(self.out)
         path = Path(str(self.run)) if Path(str(self.run)).exists() else Path(self.runs_dir) / str(self.run)
         run = path.parent.parent if path.parent.name == "checkpoints" else path
-        return run / "samples" / f"sample-{self.seed}"
+        return run / "samples" / f"{name}-{self.seed}"
 
 
 @dataclass
@@ -160,21 +161,75 @@ class PromptSettings:
     )
 
 
+EDITS = ("edit", "outpaint", "variations")
+"""What `sample` does with a picture that is there, by a diffusion model."""
+
+
 @dataclass
-class DiffusionSampling(DiffusionSettings, PromptSettings, PictureSampling):
+class EditSettings:
+    """Which picture to change, and how much of it."""
+
+    image: str | None = option(None, "edit, outpaint, variations: the picture, a file; its centre square is taken")
+    mask: str | None = option(
+        None,
+        "edit: what to draw anew: a picture as large as the image, white where it is open; left, right, top, bottom, "
+        "center; or a box x0,y0,x1,y1 in pixels of the image. null = all of it, by strength",
+    )
+    strength: float | None = option(
+        None,
+        "share of the way to noise that an edit starts from: the more, the less is left of the picture; "
+        "null = 0.7, or 1 with a mask and for outpaint",
+        above=0,
+        high=1,
+    )
+    resamples: int | None = positive(
+        None,
+        "rounds of each step behind a mask: the more, the better what is drawn fits, and the longer it takes; "
+        "null = 10, none for a model that is trained for it (model.inpaint=true)",
+    )
+    left: int = option(0, "outpaint: pixels to add on the left", low=0)
+    right: int = option(0, "outpaint: pixels to add on the right", low=0)
+    top: int = option(0, "outpaint: pixels to add above", low=0)
+    bottom: int = option(0, "outpaint: pixels to add below", low=0)
+
+    def check_edit(self, what: str) -> None:
+        """Raise UserError for fields that `what` does not read, and for an edit of nothing."""
+        sides = ("left", "right", "top", "bottom")
+        reads = {
+            "edit": {"image", "mask", "strength", "resamples"},
+            "outpaint": {"image", "strength", "resamples", *sides},
+            "variations": {"image", "strength"},
+        }
+        for f in fields(EditSettings):
+            if getattr(self, f.name) and f.name not in reads.get(what, ()):
+                which = " and ".join(f"what={name}" for name in reads if f.name in reads[name])
+                raise UserError(f"{f.name}={getattr(self, f.name)} is for {which}, not for what={what}")
+        if what in EDITS and not self.image:
+            raise UserError(f"what={what} changes a picture: image=FILE says which")
+        if what == "outpaint" and not any(getattr(self, side) for side in sides):
+            raise UserError("what=outpaint: left=, right=, top=, bottom= say how many pixels to add")
+
+
+@dataclass
+class DiffusionSampling(EditSettings, DiffusionSettings, PromptSettings, PictureSampling):
     """What to draw from a diffusion model."""
 
     labels: list[str] = option([], LABELS)
     what: str = choice(
-        "images", ["images", "remix", "guidance"],
-        "images; n ways from one prompt to another, and remix.gif; or each image at several scales of guidance",
+        "images", ["images", "remix", "guidance", *EDITS],
+        "images; n ways from one prompt to another, and remix.gif; each image at several scales of guidance; "
+        "or a picture drawn anew in part, carried on beyond its edges, or varied",
     )  # fmt: skip
     animation: bool = option(
         True, "also write denoising.gif, the estimate of the images after each step, or remix.gif"
     )
 
+    def folder(self, name: str = "sample") -> Path:
+        return super().folder(self.what if self.what in EDITS else name)
+
     def check(self) -> None:
         super().check()
+        self.check_edit(self.what)
         if self.what == "remix" and len(self.prompt) != 2:
             raise UserError(
                 f"what=remix takes two prompts, not {len(self.prompt)}: "

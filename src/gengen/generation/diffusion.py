@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class Condition:
 
     labels: (B,), NO_CLASS for none. captions: (B, L), tokens of what it shows. towards, share: of a remix the captions
     that it goes to, (B, L), and how far each has gone, (B,) from 0 to 1. negative: (B, L), what guidance leads away
-    from in place of the empty caption. All on one device.
+    from in place of the empty caption. known: what a network for inpainting is told of each (`DiffusionNetwork`). All
+    on one device.
     """
 
     labels: Tensor
@@ -41,6 +43,7 @@ class Condition:
     towards: Tensor | None = None
     share: Tensor | None = None
     negative: Tensor | None = None
+    known: Tensor | None = None
 
     def rows(self, rows: range) -> "Condition":
         """Return what some of the samples are asked to be."""
@@ -60,9 +63,9 @@ class Condition:
         return mixed(features, text(self.towards, len(self.labels)), self.share)
 
     def without(self, model: DiffusionNetwork) -> "Condition":
-        """Return what guidance leads away from: no class, and the negative or the empty caption."""
+        """Return what guidance leads away from: the same known part, no class, the negative or the empty caption."""
         captions = self.negative if self.negative is not None else self.empty(model)
-        return Condition(torch.full_like(self.labels, NO_CLASS), captions)
+        return Condition(torch.full_like(self.labels, NO_CLASS), captions, known=self.known)
 
     def empty(self, model: DiffusionNetwork) -> Tensor:
         return empty_captions(len(self.labels), model.config.text_context).to(self.labels.device)
@@ -73,7 +76,9 @@ def denoiser_of(model: DiffusionNetwork, condition: Condition) -> Denoiser:
     c, labels = model.config, condition.labels
     assert c.sigma_data, "a run records what its data says (with_data)"
     text = condition.features(model)
-    given = {} if text is None else {"text": text}
+    given: dict[str, Any] = {} if text is None else {"text": text}
+    if condition.known is not None:
+        given["known"] = condition.known
     return denoiser(lambda x, level: model(x, level, labels, **given), path_of(c), c.prediction, c.sigma_data)
 
 

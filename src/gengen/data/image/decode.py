@@ -1,6 +1,8 @@
 """One image file -> a square of uint8 pixels. Files come from anyone: what is not plainly a picture is refused."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,14 +22,26 @@ def decode(file: Path | str | BinaryIO, resolution: int, channels: int) -> Tenso
     channels: 1 = grey, 3 = RGB. An animation gives its first frame. A ValueError says in one line what is wrong with
     the file.
     """
+    with one_line_errors():
+        return square(plain(upright(file), channels), resolution)
+
+
+def upright(file: Path | str | BinaryIO) -> Image.Image:
+    """Return a picture as its file has it, but turned upright. To be called within `one_line_errors`."""
+    with Image.open(file, formats=FORMATS) as image:  # reads the header only
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn whatever is raised by reading a picture into a ValueError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:  # reads the header only
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ValueError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
-                return square(plain(ImageOps.exif_transpose(image), channels), resolution)
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"its header promises more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:

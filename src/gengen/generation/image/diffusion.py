@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gengen.checkpoints.layout import read_tokenizer
-from gengen.config.commands import DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
-from gengen.config.model import DiffusionConfig
+from gengen.config.commands import EDITS, DiffusionSampling, DiffusionSettings, EvaluateConfig, RunConfig
 from gengen.config.schema import build
 from gengen.data.image.captions import caption_tokens
 from gengen.data.text.tokenizer import TextTokenizer
@@ -20,20 +19,20 @@ from gengen.generation import diffusion
 from gengen.generation.base import Labels, LabelSampler
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
-from gengen.generation.image.files import SHOWN, Animation, Drawn, PictureGenerator, batches, to_uint8, turn_of
+from gengen.generation.image.editing import ImageEditor
+from gengen.generation.image.files import SHOWN, Animation, Drawn, batches, to_uint8, turn_of
 from gengen.generation.image.prompts import Asked, Request, drawn_guidances, drawn_remix, remix, unseen_words
 from gengen.generation.load import load_as
 from gengen.models.diffusion_network import DiffusionNetwork
 
 
-class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
+class ImageGenerator(ImageEditor):
     """Draws images with a diffusion model of any network; what `gengen.load` returns for one.
 
     Noise of image i comes from (seed, i) alone, so in fp32 neither n nor batch_size changes it by more than rounding.
     """
 
     animation = Animation("denoising.gif", seconds=3.0)
-    config: DiffusionConfig
 
     def __init__(
         self,
@@ -167,13 +166,13 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
         assert self.tokenizer, "a model that reads captions comes with its tokenizer"
         return caption_tokens(self.tokenizer, texts, self.config.text_context, "a prompt").to(self.device)
 
-    def check_guide(self, guide: "ImageGenerator | None", negative: str) -> None:
+    def check_guide(self, guide: ImageEditor | None, negative: str) -> None:
         """Raise UserError unless both models mean the same by x_t, by a label and by a token."""
         if guide is None:
             return
         if negative:
             raise UserError(f"negative={negative!r} and guide: guidance leads away from one of them; leave out one")
-        for key in ("path", "shift", "resolution", "channels", "classes", "text", "text_context"):
+        for key in ("path", "shift", "resolution", "channels", "classes", "text", "text_context", "inpaint"):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
                 raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
@@ -245,9 +244,11 @@ class ImageGenerator(PictureGenerator[nn.Module, DiffusionSampling]):
 
     def remarks(self, config: DiffusionSampling) -> list[str]:
         asked = self.asked(config.n, config.labels, config.prompt, config.negative)  # what cannot be drawn comes first
-        return unseen_words(self.tokenizer, [*asked.prompts, asked.negative])
+        return unseen_words(self.tokenizer, [*asked.prompts, asked.negative]) + self.edit_remarks(config)
 
     def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
+        if config.what in EDITS:
+            return self.edited(config)
         asked = self.asked(config.n, config.labels, config.prompt, config.negative)
         guide_, settings = self.settings(config, config, config.negative)
         paint, how = partial(self.painted, guide=guide_), {"seed": config.seed} | settings

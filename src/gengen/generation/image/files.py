@@ -172,6 +172,7 @@ class Drawn(NamedTuple):
     facts: list[dict[str, Any]]  # of each image, what samples.json says of it
     columns: int | None = None  # images in a row of the grid; None = about square
     frames: Iterable[Tensor] = ()  # of an animation, each as `images`
+    beside: Sequence[Tensor] = ()  # (C, H, W) each, that the grid shows before them and no file holds
 
 
 @dataclass(frozen=True)
@@ -219,14 +220,15 @@ def write_overview(folder: Path, parts: Sequence[Drawn], animation: Animation | 
     """Write grid.png and the animation. Returns how many images they show."""
     columns = parts[0].columns
     most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
-    images = torch.cat([part.images for part in parts])[:most]
+    beside = [picture[None] for part in parts for picture in part.beside]
+    images = torch.cat([*beside, *(part.images for part in parts)])[: len(beside) + most]
     write_png(folder / "grid.png", grid(enlarged(images), columns))
     movies = [torch.cat(movie)[:most] for movie in zip(*(part.frames for part in parts), strict=True)]
     if animation and movies:
         as_grid = columns if len(movies[0]) == len(images) else None  # else a frame shows something else
         frames = [grid(enlarged(movie), as_grid) for movie in movies]
         write_gif(folder / animation.name, frames, animation.seconds)
-    return len(images)
+    return len(images) - len(beside)
 
 
 def timed(parts: Iterable[Drawn]) -> Iterator[tuple[Drawn, float]]:
