@@ -225,7 +225,7 @@ def write_overview(folder: Path, parts: Sequence[Drawn], animation: Animation | 
     write_png(folder / "grid.png", grid(enlarged(images), columns))
     movies = [torch.cat(movie)[:most] for movie in zip(*(part.frames for part in parts), strict=True)]
     if animation and movies:
-        as_grid = columns if len(movies[0]) == len(images) else None  # else a frame shows something else
+        as_grid = columns if len(movies[0]) == len(images) - len(beside) else None  # else a frame shows something else
         frames = [grid(enlarged(movie), as_grid) for movie in movies]
         write_gif(folder / animation.name, frames, animation.seconds)
     return len(images) - len(beside)
