@@ -42,8 +42,8 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.tokens = nn.Embedding(config.text_vocab_size, width)
         self.positions = nn.Embedding(config.text_context, width)
-        for embedding in (self.tokens, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
+        nn.init.normal_(self.tokens.weight)  # as large as what blocks will add: smaller, all captions become alike
+        nn.init.normal_(self.positions.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(width, config.text_heads) for _ in range(config.text_layers))
         self.norm = nn.LayerNorm(width)
 
