@@ -5,21 +5,19 @@ max-pooling), and is used in no training. It is kept in <data.dir>/judges/smallc
 was written there.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gengen.checkpoints.files import Damaged, read_json, sha256, to_json
-from gengen.checkpoints.layout import load_weights, read_tensors
 from gengen.data.image.prepare import PreparedImages
-from gengen.data.prepared import build_once
+from gengen.evaluation.kept import kept
 from gengen.generation.image.files import to_float
 from gengen.hardware import has_bf16
-from gengen.io import Say, fsync, write_text
+from gengen.io import Say
 
 NAME, VERSION, SEED = "smallcnn", 3, 7919
 FEATURES = 128
@@ -78,17 +76,20 @@ def judge_for(prepared: PreparedImages, say: Say) -> ImageClassifierJudge | None
     recipe = {"name": NAME, "version": VERSION, "seed": SEED, "seen": SEEN, "noise": NOISE, "blur": BLUR}
     recipe |= {"flip": prepared.config.flip, "data": prepared.fingerprint}
 
-    def make(folder: Path, spool: Path) -> None:
+    def build() -> ImageClassifierJudge:
+        with torch.random.fork_rng(devices=[]):
+            return ImageClassifierJudge(channels, classes)
+
+    def trained() -> tuple[ImageClassifierJudge, dict[str, Any]]:
         say(f"judge: training a small classifier on {len(prepared.train):,} images, once")
-        judge, labels, weights = train(prepared), prepared.val.labels, folder / "judge.safetensors"
+        judge, labels = train(prepared), prepared.val.labels
         right, held_out = accuracy(judge.logits(prepared.val.images), labels), int((labels >= 0).sum())
         say(f"judge: right on {right:.1%} of {held_out:,} held-out images; kept in {home}")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in judge.state_dict().items()}, weights)
-        fsync(weights)
-        facts = recipe | {"accuracy": right, "held_out": held_out, "sha256": sha256(weights)}
-        write_text(folder / "judge.json", to_json(facts))
+        return judge, {"accuracy": right, "held_out": held_out}
 
-    return build_once(home, lambda: _open(home, recipe, channels, classes), make, say)
+    judge, facts = kept(home, recipe, build, trained, say)
+    judge.facts = facts
+    return judge
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -102,27 +103,43 @@ def train(prepared: PreparedImages) -> ImageClassifierJudge:
     """Train a judge on the training split's labelled images. Draws from its own seed; leaves the process's generators
     as they were."""
     data, labelled = prepared.train, (prepared.train.labels >= 0).nonzero()[:, 0]
-    n = len(labelled)
-    batch, epochs = min(BATCH, n), min(max(-(-SEEN // n), 8), 40)
+    epochs = min(max(-(-SEEN // len(labelled)), 8), 40)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         judge = ImageClassifierJudge(data.images.shape[1], len(prepared.classes)).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(judge.parameters(), lr=0.01, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2
-        )
-        for _ in range(epochs):
-            for rows in labelled[torch.randperm(n)][: n // batch * batch].split(batch):
-                images = augmented(data.images.index_select(0, rows), prepared.config.flip)
-                x = to_float(images).to(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
-                    logits = judge(x)
-                loss = F.cross_entropy(logits.float(), data.labels[rows], label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(rows: Tensor) -> Tensor:
+            logits = predicted(judge, augmented(data.images.index_select(0, rows), prepared.config.flip))
+            return F.cross_entropy(logits, data.labels[rows], label_smoothing=0.1)
+
+        fit(judge, labelled, epochs, loss)
     return judge.eval()
+
+
+def predicted(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of a network for uint8 images (N, C, H, W), in fp32; computed as fast as the CPU can."""
+    x = to_float(images).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu")):
+        logits: Tensor = network(x)
+    return logits.float()
+
+
+def fit(network: nn.Module, rows: Tensor, epochs: int, loss: Callable[[Tensor], Tensor]) -> None:
+    """Train a network by AdamW through one cycle of its rate, in batches of rows (N,) in a new order each epoch.
+
+    loss(rows (B,)) -> the mean loss of those.
+    """
+    n = len(rows)
+    batch = min(BATCH, n)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=epochs * (n // batch), pct_start=0.2)
+    for _ in range(epochs):
+        for part in rows[torch.randperm(n)][: n // batch * batch].split(batch):
+            value = loss(part)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
 
 
 def augmented(images: Tensor, flip: bool) -> Tensor:
@@ -137,9 +154,14 @@ def augmented(images: Tensor, flip: bool) -> Tensor:
     if flip:
         x = torch.where(torch.rand(n, 1) < 0.5, x.flip(1), x)
     each = torch.arange(n)[:, None, None]
-    moved = images.permute(0, 2, 3, 1)[each, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
-    noise = NOISE * torch.rand(n, 1, 1, 1) * torch.randn(moved.shape)
-    return (blurred(moved, BLUR * torch.rand(n)) + noise).round().clamp(0, 255).to(torch.uint8)
+    return worsened(images.permute(0, 2, 3, 1)[each, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2))
+
+
+def worsened(images: Tensor) -> Tensor:
+    """Blur each uint8 image of (N, C, H, W) and add noise, to each in a degree of its own. Returns uint8."""
+    n = len(images)
+    noise = NOISE * torch.rand(n, 1, 1, 1) * torch.randn(images.shape)
+    return (blurred(images, BLUR * torch.rand(n)) + noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -152,16 +174,3 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
     x = F.pad(images.float().reshape(1, n * c, height, width), (3, 3, 3, 3), mode="replicate")
     x = F.conv2d(F.conv2d(x, weights[:, None, :, None], groups=n * c), weights[:, None, None, :], groups=n * c)
     return x.view(n, c, height, width)
-
-
-def _open(home: Path, recipe: dict[str, Any], channels: int, classes: int) -> ImageClassifierJudge:
-    """Read a judge; raises Damaged if it is missing, not as written, or made in another way."""
-    facts, weights = read_json(home / "judge.json"), home / "judge.safetensors"
-    if not isinstance(facts, dict) or {key: facts.get(key) for key in recipe} != recipe:
-        raise Damaged(home / "judge.json", "it describes another judge")
-    if not weights.is_file() or sha256(weights) != facts.get("sha256"):
-        raise Damaged(weights, "sha256 does not match")
-    with torch.random.fork_rng(devices=[]):
-        judge = ImageClassifierJudge(channels, classes, facts)
-    load_weights(judge, read_tensors(weights), weights)
-    return judge.eval().requires_grad_(False)
