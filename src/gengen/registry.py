@@ -27,7 +27,7 @@ PLUGINS: set[str] = set()
 def own_packages() -> set[str]:
     """The top-level packages of the user's own code: of plugins, and of what they have registered."""
     entries = [entry for registry in (MODELS, DATA, STAGES) for entry in registry.entries.values()]
-    functions = [*REWARDS.values(), *CALLBACKS.values(), *PROFILERS.values()]
+    functions = [*REWARDS.values(), *IMAGE_REWARDS.values(), *CALLBACKS.values(), *PROFILERS.values()]
     modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *functions]
     modules += [path for sources in SOURCES.values() for path in sources.values()]
     return {module.partition(":")[0].split(".")[0] for module in modules} - {"gengen"}
@@ -119,6 +119,12 @@ REWARDS: dict[str, str] = {
 """Rewards that are Python functions: name -> "module:function"; yours join by `register_reward`."""
 
 
+IMAGE_REWARDS: dict[str, str] = {
+    "follows_prompt": "gengen.evaluation.best_of:follows_prompt",
+}
+"""Rewards of pictures, for best_of: name -> "module:function"; yours join by `register_image_reward`."""
+
+
 CALLBACKS: dict[str, str] = {}
 """Lightning callbacks that trainer.callbacks may name: name -> "module:Class"; all are users' own."""
 PROFILERS: dict[str, str] = {
@@ -166,6 +172,28 @@ def reward_function(name: str) -> Callable[[str, str, bool], float]:
     """The registered function of that name, imported."""
     function: Callable[[str, str, bool], float] = imported(REWARDS[name])
     return function
+
+
+def register_image_reward(name: str) -> Callable[[Made], Made]:
+    """Register make(data, say) -> reward of pictures, to be named by reward= when pictures are sampled.
+
+    data() -> the prepared images that the run was trained on; reward(images, prompts): uint8 (N, C, H, W) and N
+    prompts -> what each is worth, (N,).
+    """
+
+    def register(make: Made) -> Made:
+        IMAGE_REWARDS[name] = f"{make.__module__}:{make.__qualname__}"
+        return make
+
+    return register
+
+
+def image_reward_maker(name: str) -> Callable[..., Any]:
+    """Return what makes the reward of pictures of that name, imported. Raises UserError for an unknown one."""
+    if name not in IMAGE_REWARDS:
+        raise UserError(f"no reward of pictures is called {name!r}{did_you_mean(name, IMAGE_REWARDS)}{OWN_CODE}")
+    make: Callable[..., Any] = imported(IMAGE_REWARDS[name])
+    return make
 
 
 SOURCES: dict[str, dict[str, str]] = {}
