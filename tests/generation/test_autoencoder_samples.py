@@ -115,9 +115,9 @@ def test_reconstructions_are_of_the_posterior_mean() -> None:
 def test_only_draws_of_a_vae_are_judged() -> None:
     """The prior of a first stage or of a quantizer is not what its latents are like."""
     config = EvaluateConfig(run="r", seed=3)
-    draw = generator().label_sampler(config)
+    draw = generator().image_sampler(config)
     assert draw is not None and torch.equal(draw(torch.tensor([0, 7])), generator().generate(2, seed=3))
-    assert generator(loss="l1_l2").label_sampler(config) is None and generator(**VQ).label_sampler(config) is None
+    assert generator(loss="l1_l2").image_sampler(config) is None and generator(**VQ).image_sampler(config) is None
 
 
 def test_the_model_is_left_as_it_was() -> None:

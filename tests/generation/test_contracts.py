@@ -111,7 +111,7 @@ class Flat:
     def generate(self, n: int = 16, labels: Labels = (), *, seed: int = 0, first: int = 0) -> torch.Tensor:
         return (seed + torch.arange(first, first + n, dtype=torch.uint8)).expand(1, 8, 8, n).permute(3, 0, 1, 2)
 
-    def label_sampler(self, config: EvaluateConfig) -> None:
+    def image_sampler(self, config: EvaluateConfig) -> None:
         return None
 
 
@@ -140,7 +140,7 @@ def test_a_class_of_a_model_without_classes_is_refused() -> None:
 def test_evaluation_records_how_diffusion_draws() -> None:
     """As it was asked for: the guidance that a null stands for is the model's."""
     config = EvaluateConfig(run="r", steps=1, sampler="ddim")
-    recorded = diffusion().label_sampler(config).settings
+    recorded = diffusion().image_sampler(config).settings
     assert recorded == {f.name: getattr(config, f.name) for f in fields(DiffusionSettings)}
     assert recorded["guidance"] is None and recorded["steps"] == 1
-    assert gan().label_sampler(config).settings == {}
+    assert gan().image_sampler(config).settings == {}

@@ -125,7 +125,7 @@ def test_classes_named_by_numbers_are_drawn_as_numbered() -> None:
     g = generator(classes=sorted(str(i) for i in range(12)))
     expected = g.decode(g.latents(range(12), 3), range(12))
     assert torch.equal(g.generate(12, range(12), seed=3), expected)
-    assert torch.equal(g.label_sampler(EvaluateConfig(run="r", seed=3))(torch.arange(12)), expected)
+    assert torch.equal(g.image_sampler(EvaluateConfig(run="r", seed=3))(torch.arange(12)), expected)
     assert torch.equal(g.generate(12, ["10"], seed=3), g.decode(g.latents(range(12), 3), [2] * 12))
 
 
@@ -141,12 +141,12 @@ def test_a_class_that_is_not_there_is_answered() -> None:
 def test_without_classes_images_are_of_none() -> None:
     g = generator(classes=[])
     assert torch.equal(g.generate(4), g.decode(g.latents(range(4)), [-1] * 4))
-    assert torch.equal(g.label_sampler(EvaluateConfig(run="r", seed=2))(torch.full((3,), -1)), g.generate(3, seed=2))
+    assert torch.equal(g.image_sampler(EvaluateConfig(run="r", seed=2))(torch.full((3,), -1)), g.generate(3, seed=2))
 
 
 def test_evaluation_judges_images_of_the_labels_it_gives() -> None:
     g = generator()
-    images = g.label_sampler(EvaluateConfig(run="r", seed=3))(torch.tensor([2, 2, 0]))
+    images = g.image_sampler(EvaluateConfig(run="r", seed=3))(torch.tensor([2, 2, 0]))
     assert torch.equal(images, g.decode(g.latents(range(3), 3), [2, 2, 0]))
 
 

@@ -201,7 +201,7 @@ def test_evaluation_and_numbers_draw_the_classes_they_mean() -> None:
     expected = gen.pixels(of_labels(gen, wanted, range(3), settings))
     assert torch.equal(gen.generate(3, wanted, steps=1, sampler="ddim", guidance=3.0), expected)
     assert torch.equal(gen.generate(3, [2, 11, 5], steps=1, sampler="ddim", guidance=3.0), expected)
-    sampler = gen.label_sampler(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
+    sampler = gen.image_sampler(EvaluateConfig(run="r", steps=1, sampler="ddim", guidance=3.0))
     assert torch.equal(sampler(wanted), expected)
     others = torch.tensor([TWELVE.index(str(i)) for i in (2, 11, 5)])  # what the numbers are as names
     assert not torch.equal(gen.pixels(of_labels(gen, others, range(3), settings)), expected)

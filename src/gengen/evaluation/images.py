@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from gengen.evaluation.floor import Floor
 from gengen.evaluation.html import in_line
 from gengen.evaluation.judges import ImageClassifierJudge, accuracy, judge_for
 from gengen.evaluation.metrics import auth_pct, frechet_distance, gaussian, kid, mean_kernel, nearest, prdc, psnr, ssim
-from gengen.generation.base import GeneratesImages, Generator, LabelSampler, Reconstructs
+from gengen.evaluation.prompts import evaluate_prompts, prompts_in_words
+from gengen.generation.base import GeneratesImages, Generator, ImageSampler, Reconstructs, Wanted
 from gengen.generation.image.files import enlarged, grid, write_png
 from gengen.io import Say
 
@@ -36,17 +37,17 @@ Figures = dict[str, Any]
 
 
 class TimedDraws:
-    """Draws by a label sampler; keeps the images (N, C, H, W), their labels (N,) and the seconds that drawing took."""
+    """Draws by a sampler; keeps the images (N, C, H, W), what was asked of each and the seconds that drawing took."""
 
     images: Tensor
-    labels: Tensor
+    asked: Wanted
 
-    def __init__(self, draw: LabelSampler):
+    def __init__(self, draw: ImageSampler):
         self.draw, self.seconds = draw, 0.0
 
-    def __call__(self, labels: Tensor) -> Tensor:
+    def __call__(self, asked: Wanted) -> Tensor:
         start = time.perf_counter()
-        self.images, self.labels = self.draw(labels), labels
+        self.images, self.asked = self.draw(asked), asked
         self.seconds = time.perf_counter() - start
         return self.images
 
@@ -63,13 +64,16 @@ def evaluate_run(
         n = max(config.samples, 10)
         result["reconstruction"] = evaluate_reconstruction(generator.reconstruct, prepared, say, n, config.seed)
         say(in_line("reconstruction", result["reconstruction"]))
-    draw = generator.label_sampler(config)
+    draw = generator.image_sampler(config)
     if draw is None or config.samples == 0:
         return result
-    # 2. samples of the labels of held-out images
-    drawn, conditional = TimedDraws(draw), bool(generator.classes)
+    # 2. samples of the labels, or of the captions, of held-out images
+    drawn, conditional = TimedDraws(draw), bool(generator.classes) or draw.captions
     lite0 = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
-    figures = evaluate_images(drawn, prepared, say, config.samples, config.seed, conditional=conditional, lite0=lite0)
+    figures = evaluate_images(
+        drawn, prepared, say, config.samples, config.seed,
+        conditional=conditional, captions=draw.captions, lite0=lite0,
+    )  # fmt: skip
     if draw.settings:
         result["settings"] = dict(draw.settings)
     result |= figures
@@ -79,7 +83,8 @@ def evaluate_run(
         say(line)
     # 3. pictures of some of them
     folder.mkdir(exist_ok=True)
-    rows, columns = shown(drawn.labels, len(prepared.classes) if conditional else 0)
+    labelled = isinstance(drawn.asked, Tensor) and conditional
+    rows, columns = shown(cast(Tensor, drawn.asked), len(prepared.classes)) if labelled else in_order(drawn.images)
     write_png(folder / "samples.png", grid(enlarged(drawn.images[rows]), columns))
     judge = judge_for(prepared, say)
     nearest_panel(drawn.images[:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
@@ -87,17 +92,36 @@ def evaluate_run(
         f"pictures: {folder}/samples.png, {folder}/nearest.png "
         "(each sample, its nearest training images in pixels and in features)"
     )
+    # 4. whether captions are obeyed
+    if draw.captions and config.prompts > 1:
+        result["prompts"] = evaluate_words(draw, prepared, config, folder, say)
     return result
 
 
-def evaluate_images(
-    generate: Callable[[Tensor], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0, *,
-    conditional: bool = True, lite0: Features | None = None,
-) -> Figures:  # fmt: skip
-    """Draw n samples with the labels of held-out images, and measure both against all of the training split.
+def evaluate_words(
+    draw: ImageSampler, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say
+) -> Figures:
+    """Return what `evaluate_prompts` finds, said in lines; write prompts.png, of those images."""
+    figures, images = evaluate_prompts(draw, prepared, say, config.prompts, config.seed)
+    counts = " and ".join(f"{count} {part}" for part, count in figures["n"].items())
+    say(f"prompts: {counts} captions")
+    for line in prompts_in_words(figures):
+        say(line)
+    each = max(len(images) // SHOWN, 1)
+    write_png(folder / "prompts.png", grid(enlarged(images[::each][:SHOWN]), 10))
+    return figures
 
-    generate(labels (n,)) -> uint8 (n, C, H, W), as `to_uint8` makes it. conditional=False: it ignores labels, so
-    nothing is said by class. lite0: EfficientNetFeatures, for `fd_efflite0`. The same seed draws the same real images.
+
+def evaluate_images(
+    generate: Callable[[Wanted], Tensor], prepared: PreparedImages, say: Say, n: int = 1000, seed: int = 0, *,
+    conditional: bool = True, captions: bool = False, lite0: Features | None = None,
+) -> Figures:  # fmt: skip
+    """Draw n samples with the labels of held-out images, or their captions, and measure both against all of the
+    training split.
+
+    generate(labels (n,), or n captions) -> uint8 (n, C, H, W), as `to_uint8` makes it. conditional=False: what it is
+    asked says nothing of classes, so nothing is said by class. lite0: EfficientNetFeatures, for `fd_efflite0`. The
+    same seed draws the same real images.
 
     Returns the figures of the `samples`, of those `real` held-out images (the floor) and of `noise` (the ceiling: the
     held-out images, each with its pixels shuffled); under `floor` and `by_class` each distance beside its floor and
@@ -105,7 +129,7 @@ def evaluate_images(
     """
     n = held_out_count(prepared, n, say)
     judge = judge_for(prepared, say)
-    comparison = Comparison.of(generate, prepared, n, seed)
+    comparison = Comparison.of(generate, prepared, n, seed, captions)
     if judge is not None:
         comparison.result["facts"]["judge"] = judge.facts
         floor, features = comparison.add_distances("fd_smallcnn", judge.features)
@@ -137,12 +161,15 @@ class Comparison:
     result: Figures
 
     @classmethod
-    def of(cls, generate: Callable[[Tensor], Tensor], prepared: PreparedImages, n: int, seed: int) -> "Comparison":
-        """Choose n held-out images, and draw a sample of the label of each."""
+    def of(
+        cls, generate: Callable[[Wanted], Tensor], prepared: PreparedImages, n: int, seed: int, captions: bool
+    ) -> "Comparison":
+        """Choose n held-out images, and draw a sample of the label, or the caption, of each."""
         draw = torch.Generator().manual_seed(seed)
         held_out = torch.randperm(len(prepared.val), generator=draw)[:n]
         real, labels = prepared.val.images[held_out], prepared.val.labels[held_out]
-        images = {"samples": checked(generate(labels), real), "real": real, "noise": shuffled(real, draw)}
+        asked: Wanted = [prepared.val.descriptions[i].caption for i in held_out.tolist()] if captions else labels
+        images = {"samples": checked(generate(asked), real), "real": real, "noise": shuffled(real, draw)}
         facts = {"n": n, "seed": seed, "reference": len(prepared.train)} | {"noise": NOISE}
         result: Figures = {name: {} for name in images} | {"floor": {}, "facts": facts}
         return cls(prepared.train, images, labels, draw, result)
@@ -211,9 +238,14 @@ def shown(labels: Tensor, classes: int) -> tuple[Tensor, int]:
     """Return which samples a grid shows, row by row, and its columns: one a class, each full, where there are few."""
     of = [rows for label in range(classes) if len(rows := (labels == label).nonzero()[:, 0])]
     if not 1 < len(of) <= 12:
-        return torch.arange(min(len(labels), SHOWN)), 10
+        return in_order(labels)
     depth = min(SHOWN // len(of), *map(len, of))
     return torch.stack([rows[:depth] for rows in of], dim=1).flatten(), len(of)
+
+
+def in_order(images: Tensor) -> tuple[Tensor, int]:
+    """Return the first samples, for a grid of ten columns."""
+    return torch.arange(min(len(images), SHOWN)), 10
 
 
 def evaluate_reconstruction(

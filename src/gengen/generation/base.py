@@ -78,18 +78,25 @@ class GeneratesText(Generator, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class LabelSampler:
-    """Draws what `evaluate` measures: labels (N,) int64, -1 for none -> uint8 (N, C, H, W), an image for each label.
+Wanted = Tensor | Sequence[str]
+"""What each image is to show: labels (N,) int64, -1 for none; or N captions, of a model that reads those."""
 
-    settings: how the images are drawn, as evaluation.json records it.
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """Draws what `evaluate` measures: what each of N images is to show -> uint8 (N, C, H, W), image i from noise of
+    sample i.
+
+    captions: whether it is asked by captions, else by labels. settings: how the images are drawn, as evaluation.json
+    records it.
     """
 
-    draw: Callable[[Tensor], Tensor]
+    draw: Callable[[Wanted], Tensor]
+    captions: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, labels: Tensor) -> Tensor:
-        return self.draw(labels)
+    def __call__(self, asked: Wanted) -> Tensor:
+        return self.draw(asked)
 
 
 @runtime_checkable
@@ -109,7 +116,7 @@ class GeneratesImages(Generator, Protocol):
         """
         ...
 
-    def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
+    def image_sampler(self, config: EvaluateConfig) -> ImageSampler | None:
         """Return what `evaluate` draws by; None where draws are not meant to be pictures, as of a mere codec."""
         ...
 

@@ -16,6 +16,7 @@ from gengen.training.data import brought_tokenizer, prepare_data
 
 if TYPE_CHECKING:
     from gengen.data.image.prepare import PreparedImages
+    from gengen.data.prepared import PreparedData
     from gengen.data.text.prepare import PreparedText
 
 EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
@@ -24,6 +25,22 @@ EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": Eval
 
 def evaluation_config(family: Entry) -> type[RunConfig]:
     return EVALUATIONS.get(family.kind, RunConfig)
+
+
+def images_of(wanted: RunConfig, say: Callable[[str], None]) -> "PreparedImages":
+    """Open the images that a run was trained on."""
+    from gengen.generation.load import find_checkpoint
+
+    directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, say)
+    run = directory.parent.parent
+    config: TrainConfig = build(TrainConfig, read_config(directory))
+    config = replace(config, run=run.name, runs_dir=str(run.parent))
+    return pixels_of(prepare_data(config, say, brought_tokenizer(run), directory, run))
+
+
+def pixels_of(prepared: "PreparedData") -> "PreparedImages":
+    """Return prepared images, or those that prepared latents were made of."""
+    return cast("PreparedImages", getattr(prepared, "pixels", prepared))
 
 
 def evaluate_run(wanted: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -56,9 +73,8 @@ def evaluate_run(wanted: RunConfig, say: Callable[[str], None]) -> dict[str, Any
         from gengen.evaluation.images import evaluate_run as evaluate_images
 
         generator = load_generator(str(directory), weights=wanted.weights, device=wanted.device)
-        pixels = cast("PreparedImages", getattr(prepared, "pixels", prepared))  # what latents were made of
         images_wanted = cast(EvaluateConfig, wanted)
-        result |= evaluate_images(generator, pixels, images_wanted, run / "evaluation", say)
+        result |= evaluate_images(generator, pixels_of(prepared), images_wanted, run / "evaluation", say)
     elif kind == "text" and config.stage.name == "pretrain":  # a later stage has its own metrics
         from gengen.evaluation.text import evaluate_text
 

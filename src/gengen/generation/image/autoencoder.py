@@ -12,7 +12,7 @@ from gengen.config.commands import AutoencoderSampling, EvaluateConfig
 from gengen.config.model import AutoencoderConfig
 from gengen.data.image.decode import decode
 from gengen.errors import UserError
-from gengen.generation.base import Labels, LabelSampler
+from gengen.generation.base import ImageSampler, Labels
 from gengen.generation.image.files import Drawn, PictureGenerator, batches, labels_of, to_float, to_uint8
 from gengen.generation.noise import Noise, slerp, stream
 from gengen.models.autoencoder import Autoencoder
@@ -99,12 +99,12 @@ class AutoencoderGenerator(PictureGenerator[Autoencoder, AutoencoderSampling]):
         strongest = change.argsort(descending=True, stable=True)[:channels]
         return to_uint8(images[strongest]), strongest.tolist()
 
-    def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
+    def image_sampler(self, config: EvaluateConfig) -> ImageSampler | None:
         """Return draws from the prior, which do not depend on the labels; None unless the model was trained on the
         ELBO, which makes its prior one to draw from."""
         if self.model.log_scale is None:
             return None
-        return LabelSampler(lambda labels: self.generate(len(labels), seed=config.seed))
+        return ImageSampler(lambda asked: self.generate(len(asked), seed=config.seed))
 
     # --- what `sample` writes
 

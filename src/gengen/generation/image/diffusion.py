@@ -16,7 +16,8 @@ from gengen.data.image.captions import caption_tokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation import diffusion
-from gengen.generation.base import Labels, LabelSampler
+from gengen.generation.base import ImageSampler, Labels
+from gengen.generation.diffusion import Condition
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.editing import ImageEditor
@@ -24,6 +25,7 @@ from gengen.generation.image.files import SHOWN, Animation, Drawn, batches, to_u
 from gengen.generation.image.prompts import Asked, Request, drawn_guidances, drawn_remix, remix, unseen_words
 from gengen.generation.load import load_as
 from gengen.models.diffusion_network import DiffusionNetwork
+from gengen.models.layers import NO_CLASS
 
 
 class ImageGenerator(ImageEditor):
@@ -226,18 +228,25 @@ class ImageGenerator(ImageEditor):
         scale = diffusion.guidance_scale(self.config, how.guidance, guide_ is not None or bool(negative))
         return guide_, settings | {"guidance": scale}
 
-    def label_sampler(self, config: EvaluateConfig) -> LabelSampler:
-        """Return what `evaluate` draws by: an image for each label; of a model that reads captions, which knows no
-        labels, one of whatever comes.
-        """
+    def image_sampler(self, config: EvaluateConfig) -> ImageSampler:
+        """Return what `evaluate` draws by: an image for each label, or for each caption of a model of text."""
         guide_, settings = self.settings(config, config)
         asked = {f.name: getattr(config, f.name) for f in fields(DiffusionSettings)}
+        if self.config.text:
+            return ImageSampler(lambda texts: self.captioned(cast(Sequence[str], texts), config, guide_), True, asked)
+        return ImageSampler(
+            lambda labels: self.generate(len(labels), labels, seed=config.seed, guide=guide_, **settings), False, asked
+        )
 
-        def draw(labels: Tensor) -> Tensor:
-            known = () if self.reads_prompts else labels
-            return self.generate(len(labels), known, seed=config.seed, guide=guide_, **settings)
-
-        return LabelSampler(draw, asked)
+    def captioned(self, captions: Sequence[str], how: EvaluateConfig, guide: "ImageGenerator | None") -> Tensor:
+        """Return an image of each caption, (N, C, H, W) uint8, image i from the noise of sample i."""
+        tokens, images = self.tokens(captions), []
+        with self.sampling():
+            for rows in batches(len(captions), how.batch_size):
+                none = torch.full((len(rows),), NO_CLASS, device=self.device)
+                request = Request(Condition(none, tokens[rows.start : rows.stop]), rows)
+                images.append(self.pixels(self.draw(request, how.seed, how, guide)))
+        return torch.cat(images)
 
     def animated(self, config: DiffusionSampling) -> Animation | None:
         return Animation("remix.gif", seconds=3.0) if config.what == "remix" else self.animation

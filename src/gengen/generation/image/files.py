@@ -22,7 +22,7 @@ from gengen.checkpoints.files import replace_bytes, to_json
 from gengen.config.commands import EvaluateConfig, PictureSampling
 from gengen.config.model import ImageModelConfig
 from gengen.errors import UserError, did_you_mean
-from gengen.generation.base import Labels, LabelSampler
+from gengen.generation.base import ImageSampler, Labels
 from gengen.io import fsync
 from gengen.models.layers import NO_CLASS
 
@@ -315,6 +315,6 @@ class PictureGenerator(Generic[M, S]):
         """Return lines that a person should read before what a `sample` command asks for is drawn."""
         return []
 
-    def label_sampler(self, config: EvaluateConfig) -> LabelSampler | None:
+    def image_sampler(self, config: EvaluateConfig) -> ImageSampler | None:
         """Return what `evaluate` draws by: an image for each label."""
-        return LabelSampler(lambda labels: self.generate(len(labels), labels, seed=config.seed))
+        return ImageSampler(lambda asked: self.generate(len(asked), asked, seed=config.seed))
