@@ -106,6 +106,11 @@ def family_of(rest: list[str]) -> str | None:
     )
 
 
+def redness(data: Any, say: Any) -> Any:
+    """A reward of pictures that needs no judge."""
+    return lambda images, prompts: images[:, 0].double().mean((1, 2))
+
+
 class Scaled:
     """What runs the blocks of a page in the folder at hand, with tiny models and made-up data."""
 
@@ -115,6 +120,7 @@ class Scaled:
         self.train = gengen.train
         monkeypatch.setattr(gengen, "train", self.small_train)
         monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)  # images a judge is trained on
+        monkeypatch.setitem(registry.IMAGE_REWARDS, "follows_prompt", f"{__name__}:redness")  # no judge is trained
         monkeypatch.setattr(registry, "REWARDS", dict(registry.REWARDS))  # what a snippet registers ends with its page
 
     def small_train(self, *settings: str, **keys: Any) -> Any:
@@ -146,7 +152,7 @@ class Scaled:
         assert main(argv) == (2 if "max_step=10" in " ".join(words) else 0), words
 
 
-LONG = {"align.md", "editing.md", "images.md", "train.md"}  # over 5 s
+LONG = {"align.md", "editing.md", "evaluate.md", "images.md", "train.md"}  # over 5 s
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 

@@ -1,11 +1,16 @@
 """What `sample` does for a model of images: write them as single files, a grid, an animation and a JSON."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from gengen.config.commands import PictureSampling
+from torch import nn
+
+from gengen.config.commands import DiffusionSampling, PictureSampling
 from gengen.errors import UserError
+from gengen.evaluation.best_of import best_drawn, image_reward
 from gengen.generation.base import GeneratesImages, Generator
 from gengen.generation.image.files import Drawn, PictureGenerator, batches, write_drawn
+from gengen.training.evaluate import images_of
 
 BATCH = 64  # images drawn at once by a generator that says nothing of batches
 
@@ -16,13 +21,24 @@ def sample_images(generator: Generator, config: PictureSampling, say: Callable[[
     if isinstance(generator, PictureGenerator):
         for line in generator.remarks(config):
             say(line)
-        written = write_drawn(folder, generator.drawn(config), generator.animated(config))
+        written = write_drawn(folder, drawn(generator, config, say), generator.animated(config))
     elif isinstance(generator, GeneratesImages):
         written = write_drawn(folder, generated(generator, config))
     else:
         raise UserError(f"{config.run} draws no images: {type(generator).__name__} has no generate(n, labels, ...)")
     say(f"{folder}/grid.png" + (f" of the first {written.shown}" if written.images > written.shown else ""))
     return f"{written.images} images in {written.seconds:.2f} s, {written.images / written.seconds:.3g} images/s"
+
+
+def drawn(
+    generator: PictureGenerator[nn.Module, PictureSampling], config: PictureSampling, say: Callable[[str], None]
+) -> Iterator[Drawn]:
+    """Yield the images, each the best of several if the config names a reward."""
+    if not (isinstance(config, DiffusionSampling) and config.reward):
+        return generator.drawn(config)
+    reward = image_reward(config.reward, lambda: images_of(config, say), say)
+    candidates = replace(config, n=config.n * config.best_of, animation=False)
+    return best_drawn(generator.drawn(candidates), reward, config.best_of)
 
 
 def generated(generator: GeneratesImages, config: PictureSampling) -> Iterator[Drawn]:

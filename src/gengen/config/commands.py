@@ -224,12 +224,21 @@ class DiffusionSampling(EditSettings, DiffusionSettings, PromptSettings, Picture
         True, "also write denoising.gif, the estimate of the images after each step, or remix.gif"
     )
 
+    best_of: int = positive(1, "draw so many for each image, and keep the one that reward likes best")
+    reward: str | None = option(None, "what best_of goes by: follows_prompt, or a reward of pictures of your own")
+
     def folder(self, name: str = "sample") -> Path:
         return super().folder(self.what if self.what in EDITS else name)
 
     def check(self) -> None:
         super().check()
         self.check_edit(self.what)
+        if bool(self.reward) != (self.best_of > 1):
+            raise UserError(
+                "best_of=N and reward=NAME go together: of N images the one with the highest reward is kept"
+            )
+        if self.reward and self.what != "images":
+            raise UserError(f"best_of keeps one of several images: leave out what={self.what}")
         if self.what == "remix" and len(self.prompt) != 2:
             raise UserError(
                 f"what=remix takes two prompts, not {len(self.prompt)}: "
@@ -293,6 +302,9 @@ class EvaluateConfig(DiffusionSettings, RunConfig):
 
     samples: int = option(1000, "images to draw and judge; 0 = none", low=0)
     seed: int = option(0, "image i is a function of seed and i alone", low=0)
+    prompts: int = option(
+        240, "captions to draw of a run of text, half of new combinations, and judge; 0 = none", low=0
+    )
     efficientnet: bool = option(False, "also measure fd_efflite0, in the features of a network trained on photographs")
 
 
