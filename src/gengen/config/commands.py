@@ -223,7 +223,6 @@ class DiffusionSampling(EditSettings, DiffusionSettings, PromptSettings, Picture
     animation: bool = option(
         True, "also write denoising.gif, the estimate of the images after each step, or remix.gif"
     )
-
     best_of: int = positive(1, "draw so many for each image, and keep the one that reward likes best")
     reward: str | None = option(None, "what best_of goes by: follows_prompt, or a reward of pictures of your own")
 
