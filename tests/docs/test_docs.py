@@ -14,7 +14,9 @@ from gengen import registry
 from gengen.cli import main
 from gengen.cli.sweep import jobs
 from gengen.config.compose import compose_train, field_settings, read_command_line
+from gengen.data.sources import wheels
 from gengen.registry import DATA
+from helpers.sentence_encoder import write_package
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -173,6 +175,8 @@ def test_every_command_and_snippet_runs(
     monkeypatch.chdir(work)
     (work / "my-texts").symlink_to(texts)
     (work / "my-images").symlink_to(pictures)
+    with wheels.PINS.open("a") as pins:
+        pins.write(write_package(stand_in_archive))
     here = Scaled(stand_in_archive, pictures, captioned_pictures, monkeypatch)
     for language, text in blocks(page):
         if language == "python":
@@ -195,6 +199,8 @@ def test_the_notebook_runs(
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    with wheels.PINS.open("a") as pins:
+        pins.write(write_package(stand_in_archive))
     here = Scaled(stand_in_archive, pictures, captioned_pictures, monkeypatch)
     for cell in cells:
         here.python("".join(cell["source"]))

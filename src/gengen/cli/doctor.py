@@ -81,6 +81,14 @@ def sound(directory: Path) -> str:
     return f"step {saved.step}, files as written, tensors fit and are finite: {counts}"
 
 
+def sentences(folder: Path) -> str:
+    """Check a frozen text encoder; returns what was found. Raises UserError for what is wrong."""
+    from gengen.generation.image.sentences import SentenceEncoder
+
+    encoder = SentenceEncoder.load(folder)
+    return f"files as written, {encoder.pieces.size:,} word pieces, {encoder.width} features"
+
+
 class Examination:
     """The checks of one run.
 
@@ -204,11 +212,12 @@ class Examination:
         names = [f.name for f in fields(self.config.model) if f.metadata.get("run")] + [
             "reference"
         ] * self.config.stage.needs_reference
+        names += ["text_encoder"] * (getattr(self.config.model, "text_encoder", "own") != "own")
         return names + [f"reward-{i}" for i, name in enumerate(rewards) if name not in REWARDS]
 
     def needed(self, name: str) -> str:
         try:
-            return sound(self.run / name)
+            return sentences(self.run / name) if name == "text_encoder" else sound(self.run / name)
         except UserError as error:
             raise UserError(
                 f"{error}; bring the folder back from a copy of the run, which does not go on without it"

@@ -86,11 +86,16 @@ class FlippableRows(PreparedData, Protocol):
 
 
 class CaptionedRows(PreparedRows, Protocol):
-    """Rows with captions, for a model that reads these; batches then hold their tokens, too."""
+    """Rows with captions, for a model that reads these; batches then hold their tokens, too, or their numbers."""
 
     @property
-    def tokenizer(self) -> "TextTokenizer":
-        """The tokenizer of the captions."""
+    def tokenizer(self) -> "TextTokenizer | None":
+        """The tokenizer of the captions; None for a model with a frozen text encoder."""
+
+    def caption_features(self) -> "Tensor":
+        """Return what a frozen text encoder said of each different caption, by number, (M, L, D) fp16: 0 behind the
+        end of each; the first is the empty one.
+        """
 
     def held_out_captions(self, n: int) -> list[str]:
         """Return up to n different captions of what is held out, evenly spaced."""

@@ -18,7 +18,7 @@ from gengen.errors import UserError
 from gengen.generation.noise import Noise
 from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.layers import NO_CLASS
-from gengen.models.text_encoder import TextCondition, TextFeatures, empty_captions, mixed
+from gengen.models.text_encoder import TextCondition, TextFeatures, mixed
 
 GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
 
@@ -32,10 +32,10 @@ def path_of(config: DiffusionProcess) -> NoisePath:
 class Condition:
     """What each of B samples is asked to be.
 
-    labels: (B,), NO_CLASS for none. captions: (B, L), tokens of what it shows. towards, share: of a remix the captions
-    that it goes to, (B, L), and how far each has gone, (B,) from 0 to 1. negative: (B, L), what guidance leads away
-    from in place of the empty caption. known: what a network for inpainting is told of each (`DiffusionNetwork`). All
-    on one device.
+    labels: (B,), NO_CLASS for none. captions: (B, L), tokens of what it shows, or (B, L, D'), what a frozen text
+    encoder said of them. towards, share: of a remix the captions that it goes to, and how far each has gone, (B,) from
+    0 to 1. negative: captions that guidance leads away from in place of the empty one. known: what a network for
+    inpainting is told of each (`DiffusionNetwork`). All on one device.
     """
 
     labels: Tensor
@@ -56,8 +56,7 @@ class Condition:
         text: TextCondition | None = getattr(model, "text", None)
         if text is None:
             return None
-        captions = self.captions if self.captions is not None else self.empty(model)
-        features: TextFeatures = text(captions, len(self.labels))
+        features: TextFeatures = text(self.captions, len(self.labels))
         if self.towards is None or self.share is None:
             return features
         return mixed(features, text(self.towards, len(self.labels)), self.share)
@@ -67,8 +66,10 @@ class Condition:
         captions = self.negative if self.negative is not None else self.empty(model)
         return Condition(torch.full_like(self.labels, NO_CLASS), captions, known=self.known)
 
-    def empty(self, model: DiffusionNetwork) -> Tensor:
-        return empty_captions(len(self.labels), model.config.text_context).to(self.labels.device)
+    def empty(self, model: DiffusionNetwork) -> Tensor | None:
+        """Return empty captions, as the model's text encoder reads them; None for a model without."""
+        text: TextCondition | None = getattr(model, "text", None)
+        return None if text is None else text.empty(len(self.labels))
 
 
 def denoiser_of(model: DiffusionNetwork, condition: Condition) -> Denoiser:

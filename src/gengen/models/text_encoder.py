@@ -1,8 +1,9 @@
-"""A text encoder that is trained with the network it conditions, and the cross-attention by which that reads it.
+"""A text encoder that is trained with the network it conditions, or an adapter of what a frozen one said; and the
+cross-attention by which the network reads it.
 
-The empty caption, START alone, is what a row is given whose condition is dropped in training, and what guidance leads
-away from. So what is learnt for "no text" is a vector like that of any other token, the same in training and in
-sampling.
+The empty caption, of the own encoder START alone, is what a row is given whose condition is dropped in training, and
+what guidance leads away from. So what is learnt for "no text" is a vector like that of any other token, the same in
+training and in sampling.
 """
 
 from typing import NamedTuple
@@ -53,9 +54,56 @@ class TextEncoder(nn.Module):
         x = self.tokens(tokens.clamp(min=0)) + self.positions.weight[: tokens.shape[1]]  # (B, L, D)
         for block in self.blocks:
             x = block(x, mask)
-        x = self.norm(x)
-        weights = mask.to(x.dtype)[:, :, None]
-        return TextFeatures(x, mask, (x * weights).sum(1) / weights.sum(1))
+        return with_mean(self.norm(x), mask)
+
+    def empty(self, rows: int, slots: int) -> Tensor:
+        """Return the tokens of empty captions, (rows, slots), on the encoder's device."""
+        return empty_captions(rows, slots, self.norm.weight.device)
+
+
+class TextAdapter(nn.Module):
+    """What a frozen text encoder said of captions, in the width of the network that reads them: norm(linear(x)).
+
+    `null` is what it said of the empty caption, [CLS] and [SEP]. The training sets it (`Diffusion`), and checkpoints
+    keep it, so that guidance needs no text encoder.
+    """
+
+    null: Tensor
+
+    def __init__(self, config: DiffusionProcess):
+        super().__init__()
+        assert config.text_feature_width, "the data say it (with_data)"
+        self.linear = nn.Linear(config.text_feature_width, config.text_width)
+        self.norm = nn.LayerNorm(config.text_width)
+        self.register_buffer("null", torch.zeros(2, config.text_feature_width))
+
+    def forward(self, features: Tensor) -> TextFeatures:
+        """features: (B, L, D'), all 0 behind the end of each caption, which no token of a caption is."""
+        return with_mean(self.norm(self.linear(features)), features.any(-1))
+
+    def empty(self, rows: int, slots: int) -> Tensor:
+        """Return the features of empty captions, (rows, slots, D')."""
+        return F.pad(self.null, (0, 0, 0, slots - len(self.null))).expand(rows, -1, -1)
+
+
+class CaptionTable(nn.Module):
+    """What a frozen text encoder said of each different caption of a data set, looked up by number."""
+
+    features: Tensor
+
+    def __init__(self, features: Tensor):
+        """features: (M, L, D'), all 0 behind the end of each caption."""
+        super().__init__()
+        self.register_buffer("features", features)
+
+    def forward(self, numbers: Tensor) -> Tensor:  # (B,) -> (B, L, D'), fp32
+        return self.features.index_select(0, numbers).float()
+
+
+def with_mean(tokens: Tensor, mask: Tensor) -> TextFeatures:
+    """Return the features of tokens, (B, L, D), with their mean over those that a caption has."""
+    weights = mask.to(tokens.dtype)[:, :, None]
+    return TextFeatures(tokens, mask, (tokens * weights).sum(1) / weights.sum(1))
 
 
 class Block(nn.Module):
@@ -96,21 +144,26 @@ class CrossAttention(nn.Module):
 
 
 class TextCondition(nn.Module):
-    """The text encoder of a network, and the map of a caption's mean into the network's condition."""
+    """The trained part of a network's text encoder, and the map of a caption's mean into the network's condition."""
 
     def __init__(self, config: DiffusionProcess, condition: int):
         super().__init__()
         self.context = config.text_context
-        self.encoder = TextEncoder(config)
+        self.encoder = TextEncoder(config) if config.text_encoder == "own" else TextAdapter(config)
         self.pooled = zeroed(nn.Linear(config.text_width, condition))
 
     def forward(self, text: Tensor | TextFeatures | None, rows: int) -> TextFeatures:
-        """Return the features of captions: encoded from their tokens (B, L), or as they are given; None = empty."""
+        """Return the features of captions: of what the encoder reads, or as they are given; None = empty ones.
+
+        What it reads is their tokens (B, L), or what a frozen text encoder said of these, (B, L, D').
+        """
         if isinstance(text, TextFeatures):
             return text
-        if text is None:
-            text = empty_captions(rows, self.context, next(self.parameters()).device)
-        return self.encoder(text)
+        return self.encoder(self.empty(rows) if text is None else text)
+
+    def empty(self, rows: int, slots: int | None = None) -> Tensor:
+        """Return empty captions as the encoder reads them, of as many slots; None = all that it has."""
+        return self.encoder.empty(rows, slots or self.context)
 
 
 def mixed(a: TextFeatures, b: TextFeatures, t: Tensor) -> TextFeatures:

@@ -43,12 +43,20 @@ class DiffusionProcess(ModelConfig):
     drop_condition: float = option(
         0.1, "share of samples trained without their class or their caption, drawn each", low=0, below=1
     )
-    text: bool = option(False, "condition on captions, by a text encoder that is trained with the network")
+    text: bool = option(False, "condition on captions")
+    text_encoder: str = choice(
+        "own",
+        ["own", "minilm"],
+        "what reads them: a transformer trained with the network, or a frozen one",
+    )
     text_width: int = positive(128, "features of a token of a caption")
-    text_layers: int = positive(2, "transformer blocks of the text encoder")
-    text_heads: int = positive(4, "attention heads of the text encoder")
+    text_layers: int = positive(2, "transformer blocks of the own text encoder")
+    text_heads: int = positive(4, "attention heads of the own text encoder")
     text_context: int = option(32, "tokens of a caption at most, the start token included", low=2)
     text_vocab_size: int | None = positive(None, "tokens of the captions' tokenizer; a run records what its data has")
+    text_feature_width: int | None = positive(
+        None, "features of a token that the frozen text encoder says; a run records what its encoder has"
+    )
 
     measured: ClassVar[tuple[str, ...]] = ("sigma_data",)
 
@@ -57,6 +65,8 @@ class DiffusionProcess(ModelConfig):
         raise NotImplementedError
 
     def check(self) -> None:
+        if self.text_encoder != "own" and not self.text:
+            raise UserError(f"model.text_encoder={self.text_encoder} reads captions: add model.text=true")
         if self.text_width % self.text_heads:
             raise UserError(f"model.text_width={self.text_width} is no multiple of model.text_heads={self.text_heads}")
         if self.prediction == "eps" and self.path != "edm":
@@ -105,7 +115,7 @@ def register_diffusion(name: str, *, model: str) -> Callable[[Config], Config]:
             objectives={"pretrain": "gengen.training.objectives.diffusion:Diffusion"},
             generator="gengen.generation.image.diffusion:ImageGenerator",
             sampling=DiffusionSampling,
-            encode="gengen.generation.image.codec:encode" if config.needs_codec() else None,
+            encode="gengen.generation.image.encode:encode",
         )(config)
         return config
 

@@ -6,9 +6,11 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from gengen.config.data import ImageConfig
@@ -121,6 +123,29 @@ def caption_tokens(tokenizer: TextTokenizer, texts: Sequence[str], slots: int, w
     return rows
 
 
+def check_captions(parts: Mapping[str, Sequence[Description]], config: ImageConfig, usable: bool) -> None:
+    """Raise UserError where there are no captions or too many are missing, and for captions that are not true of a
+    mirrored picture where data.flip is on. usable: whether a picture to train on has one.
+    """
+    rows = [row for part in parts.values() for row in part]
+    bare = sum(not row.captions for row in rows)
+    if not usable:
+        raise UserError(
+            f"model.text=true: no image of data={config.name} has a caption to train on: data=emoji has captions, "
+            "and data=imagefolder those of its metadata.jsonl"
+        )
+    if bare > config.max_uncaptioned * len(rows):
+        raise UserError(
+            f"model.text=true: {bare:,} of {len(rows):,} images have no caption: name them in metadata.jsonl, or "
+            f"raise data.max_uncaptioned (now {config.max_uncaptioned:g}): they then train as unconditional"
+        )
+    if config.flip and (sided := next((c for row in rows for c in row.captions if SIDES.search(c)), None)):
+        raise UserError(
+            f"data.flip=true mirrors pictures, and a caption would no longer be true: {sided[:200]!r}"
+            "\n  data.flip=false, or captions without left and right"
+        )
+
+
 @dataclass(frozen=True)
 class CaptionTokens:
     """The captions of both parts of a data set as a network reads them.
@@ -142,26 +167,9 @@ class CaptionTokens:
         slots: int,
         config: ImageConfig,
     ) -> Self:
-        """Encode all captions. Raises UserError where too many are missing or one is too long, and for captions that
-        are not true of a mirrored picture where data.flip is on.
-        """
-        rows = [row for part in parts.values() for row in part]
-        bare = sum(not row.captions for row in rows)
-        if tokenizer is None:
-            raise UserError(
-                f"model.text=true: no image of data={config.name} has a caption to train on: data=emoji has captions, "
-                "and data=imagefolder those of its metadata.jsonl"
-            )
-        if bare > config.max_uncaptioned * len(rows):
-            raise UserError(
-                f"model.text=true: {bare:,} of {len(rows):,} images have no caption: name them in metadata.jsonl, or "
-                f"raise data.max_uncaptioned (now {config.max_uncaptioned:g}): they then train as unconditional"
-            )
-        if config.flip and (sided := next((c for row in rows for c in row.captions if SIDES.search(c)), None)):
-            raise UserError(
-                f"data.flip=true mirrors pictures, and a caption would no longer be true: {sided[:200]!r}"
-                "\n  data.flip=false, or captions without left and right"
-            )
+        """Encode all captions. Raises UserError for what `check_captions` refuses, and for one that is too long."""
+        check_captions(parts, config, usable=tokenizer is not None)
+        assert tokenizer
         tokens, counts = {}, {}
         for part, found in parts.items():
             texts = [row.captions or ("",) for row in found]
@@ -175,6 +183,68 @@ class CaptionTokens:
         )  # padding costs as much as words
         return cls(tokenizer, {part: found[..., :longest].contiguous() for part, found in tokens.items()}, counts)
 
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """Return what the captions fix of the model."""
+        return {"text_vocab_size": self.tokenizer.vocab_size}
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Return the folders that a run keeps a copy of, by the name they have there: none."""
+        return {}
+
     def rows(self, part: str, index: Tensor) -> dict[str, Tensor]:
         """Return {"captions": (B, K, L) int64, "caption_count": (B,) int64} of pictures of one part."""
         return {"captions": self.tokens[part][index].long(), "caption_count": self.counts[part][index]}
+
+
+@dataclass(frozen=True)
+class CaptionFeatures:
+    """The captions of both parts of a data set as a frozen text encoder reads them, each different one encoded once.
+
+    table: a safetensors file with "features", (M, L, D) fp16, a row for each different caption, all 0 behind its end;
+    row 0 is the empty text. numbers: part -> (N, K) int32, the rows of a picture's captions; counts: part -> (N,), how
+    many captions it has; one without has the empty text. encoder: the folder of the frozen text encoder.
+    """
+
+    table: Path
+    encoder: Path
+    numbers: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    tokenizer: TextTokenizer | None = None  # that of the encoder lies in its folder
+
+    def features(self) -> Tensor:
+        """Return the table, (M, L, D) fp16, memory-mapped."""
+        with safe_open(self.table, "pt") as file:
+            features: Tensor = file.get_tensor("features")
+        return features
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """Return what the captions fix of the model."""
+        return {"text_feature_width": self.features().shape[-1]}
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Return the folders that a run keeps a copy of, by the name they have there."""
+        return {"text_encoder": self.encoder}
+
+    def rows(self, part: str, index: Tensor) -> dict[str, Tensor]:
+        """Return {"captions": (B, K) int64, rows of the table, "caption_count": (B,)} of pictures of one part."""
+        return {"captions": self.numbers[part][index].long(), "caption_count": self.counts[part][index]}
+
+
+def numbered_captions(
+    parts: Mapping[str, Sequence[Description]],
+) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the different captions of a data set, the empty one first, and `numbers` and `counts` of
+    `CaptionFeatures`.
+    """
+    number = {"": 0}
+    numbers, counts = {}, {}
+    for part, found in parts.items():
+        rows = [[number.setdefault(text, len(number)) for text in row.captions or ("",)] for row in found]
+        counts[part] = torch.tensor([len(row) for row in rows])
+        most = int(counts[part].max())
+        numbers[part] = torch.tensor([row + [0] * (most - len(row)) for row in rows], dtype=torch.int32)
+    return list(number), numbers, counts

@@ -117,6 +117,10 @@ class EncodedImages:
         """Return the tokenizer of the captions; see `PreparedImages`."""
         return self.pixels.tokenizer
 
+    def caption_features(self) -> Tensor:
+        """Return what a frozen text encoder said of each different caption: see `PreparedImages`."""
+        return self.pixels.caption_features()
+
     def held_out_captions(self, n: int) -> list[str]:
         """Return up to n different captions of what is held out, evenly spaced."""
         return self.pixels.held_out_captions(n)
@@ -124,7 +128,7 @@ class EncodedImages:
     @property
     def dependencies(self) -> dict[str, Path]:
         """Return the folders that a run keeps a copy of, by the name they have there."""
-        return {"codec": self.folder / "codec"}
+        return {"codec": self.folder / "codec"} | self.pixels.dependencies
 
     def describe(self) -> list[str]:
         """Describe the data in aligned lines."""

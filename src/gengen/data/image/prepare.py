@@ -25,7 +25,7 @@ from torch import Tensor
 from gengen.config.data import ImageConfig
 from gengen.config.data.image import VOCABULARY
 from gengen.config.model import DiffusionProcess
-from gengen.data.image.captions import CaptionTokenizer, CaptionTokens, Description
+from gengen.data.image.captions import CaptionFeatures, CaptionTokenizer, CaptionTokens, Description
 from gengen.data.image.holdout import combinations_held_out, held_out
 from gengen.data.image.sources.base import Picture, composed, image_source
 from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest, naming
@@ -64,8 +64,8 @@ class ImageSet:
 class PreparedImages(FromMeta):
     """The images of the two parts. `config` is the one given.
 
-    caption_tokenizer: trained on their captions; None where there are none. words: their captions in tokens, for a
-    model that reads these; None for others.
+    caption_tokenizer: trained on their captions; None where there are none. words: their captions in tokens, or as a
+    frozen text encoder reads them, for a model that does; None for others.
     """
 
     config: ImageConfig
@@ -73,7 +73,7 @@ class PreparedImages(FromMeta):
     train: ImageSet
     val: ImageSet
     caption_tokenizer: TextTokenizer | None = None
-    words: CaptionTokens | None = None
+    words: CaptionTokens | CaptionFeatures | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -85,13 +85,23 @@ class PreparedImages(FromMeta):
         """What the data fixes of the model, and sigma_data, which is measured on it."""
         fixed = {"resolution": self.config.resolution, "channels": self.config.channels, "classes": self.classes}
         if self.words:  # a model that reads captions is told no classes beside
-            fixed |= {"classes": [], "text_vocab_size": self.words.tokenizer.vocab_size}
+            fixed |= {"classes": []} | self.words.model_facts
         return fixed | {"sigma_data": root_mean_square(self.train.images)}
+
+    @property
+    def dependencies(self) -> dict[str, Path]:
+        """Return the folders that a run keeps a copy of, by the name they have there."""
+        return self.words.dependencies if self.words else {}
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
         """Return the tokenizer of the captions, which a model that reads them keeps with its weights."""
         return self.words.tokenizer if self.words else None
+
+    def caption_features(self) -> Tensor:
+        """Return what a frozen text encoder said of each different caption: see `CaptionFeatures`."""
+        assert isinstance(self.words, CaptionFeatures)
+        return self.words.features()
 
     def held_out_captions(self, n: int) -> list[str]:
         """Return up to n different captions of what is held out, evenly spaced."""
@@ -100,7 +110,7 @@ class PreparedImages(FromMeta):
 
     def batch(self, split: str, index: Tensor, flipped: Tensor | None = None) -> Batch:
         """Return images (B, C, R, R) float32 in [-1, 1], labels (B,) int64 and the index; for a model that reads
-        captions, their tokens too (see `CaptionTokens.rows`).
+        captions, these too (see `CaptionTokens.rows` and `CaptionFeatures.rows`).
 
         split: train or val; index: (B,) int64; flipped: (B,) bool, which to mirror left to right; None = none.
         """
@@ -137,10 +147,13 @@ def root_mean_square(images: Tensor) -> float:
 
 
 def prepare_for(request: PrepareRequest[ImageConfig]) -> PreparedImages:
-    """Prepare images, the same for every model; for one that reads captions, with their tokens."""
+    """Prepare images, the same for every model; for one with its own text encoder, with the captions' tokens.
+
+    Those for a frozen one are encoded afterwards (`gengen.generation.image.encode`).
+    """
     found = prepare(request.config, request.say, trained_on=request.trained_on, allow_build=request.allow_build)
     model = request.model
-    if isinstance(model, DiffusionProcess) and model.text:
+    if isinstance(model, DiffusionProcess) and model.text and model.text_encoder == "own":
         brought = TextTokenizer.from_json(request.tokenizer) if request.tokenizer else found.caption_tokenizer
         parts = {"train": found.train.descriptions, "val": found.val.descriptions}
         found = replace(found, words=CaptionTokens.of(parts, brought, model.text_context, request.config))

@@ -23,9 +23,12 @@ from gengen.generation.image.codec import codec_hash
 from gengen.generation.image.editing import ImageEditor
 from gengen.generation.image.files import SHOWN, Animation, Drawn, batches, to_uint8, turn_of
 from gengen.generation.image.prompts import Asked, Request, drawn_guidances, drawn_remix, remix, unseen_words
+from gengen.generation.image.sentences import FOLDER, SentenceEncoder, unread_words
 from gengen.generation.load import load_as
 from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.layers import NO_CLASS
+
+TEXT = ("text", "text_context", "text_encoder")  # what two models must agree on to mean the same by a caption
 
 
 class ImageGenerator(ImageEditor):
@@ -41,10 +44,13 @@ class ImageGenerator(ImageEditor):
         model: nn.Module,
         codec: AutoencoderGenerator | None = None,
         tokenizer: TextTokenizer | None = None,
+        sentences: SentenceEncoder | None = None,
     ):
-        """codec: of a model of latents; tokenizer: of a model that reads captions."""
+        """codec: of a model of latents; tokenizer: of a model that reads captions; sentences: instead, of one that
+        reads them through a frozen text encoder.
+        """
         super().__init__(model)
-        self.codec, self.tokenizer = codec, tokenizer
+        self.codec, self.tokenizer, self.sentences = codec, tokenizer, sentences
 
     @classmethod
     def from_checkpoint(cls, model: nn.Module, directory: Path) -> Self:
@@ -52,7 +58,9 @@ class ImageGenerator(ImageEditor):
         if self.config.needs_codec():
             folder = directory.parent.parent / "codec"
             self.codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device))
-        if self.config.text:
+        if self.config.text and self.config.text_encoder != "own":
+            self.sentences = SentenceEncoder.load(directory.parent.parent / FOLDER)
+        elif self.config.text:
             self.tokenizer = TextTokenizer.from_json(read_tokenizer(directory) or "")
         return self
 
@@ -164,7 +172,12 @@ class ImageGenerator(ImageEditor):
         return asked(turn_of((), ()), prompts=prompts, tokens=tokens, negative=negative, negative_tokens=away)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Return the tokens of texts, (N, L). Raises UserError for one that is too long."""
+        """Return the tokens of texts, (N, L), or what a frozen text encoder says of them, (N, L, D').
+
+        Raises UserError for one that is too long.
+        """
+        if self.sentences:
+            return self.sentences.features(texts, self.config.text_context).to(self.device)
         assert self.tokenizer, "a model that reads captions comes with its tokenizer"
         return caption_tokens(self.tokenizer, texts, self.config.text_context, "a prompt").to(self.device)
 
@@ -174,7 +187,7 @@ class ImageGenerator(ImageEditor):
             return
         if negative:
             raise UserError(f"negative={negative!r} and guide: guidance leads away from one of them; leave out one")
-        for key in ("path", "shift", "resolution", "channels", "classes", "text", "text_context", "inpaint"):
+        for key in ("path", "shift", "resolution", "channels", "classes", "inpaint", *TEXT):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
                 raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
@@ -183,6 +196,8 @@ class ImageGenerator(ImageEditor):
             raise UserError("guide: its latents are another codec's than this model's")
         if (self.tokenizer and self.tokenizer.hash) != (guide.tokenizer and guide.tokenizer.hash):
             raise UserError("guide: its captions are another tokenizer's than this model's")
+        if (self.sentences and self.sentences.hash) != (guide.sentences and guide.sentences.hash):
+            raise UserError("guide: its captions are another text encoder's than this model's")
 
     def painted(
         self,
@@ -253,7 +268,8 @@ class ImageGenerator(ImageEditor):
 
     def remarks(self, config: DiffusionSampling) -> list[str]:
         asked = self.asked(config.n, config.labels, config.prompt, config.negative)  # what cannot be drawn comes first
-        return unseen_words(self.tokenizer, [*asked.prompts, asked.negative]) + self.edit_remarks(config)
+        texts = [*asked.prompts, asked.negative]
+        return unseen_words(self.tokenizer, texts) + unread_words(self.sentences, texts) + self.edit_remarks(config)
 
     def drawn(self, config: DiffusionSampling) -> Iterator[Drawn]:
         if config.what in EDITS:

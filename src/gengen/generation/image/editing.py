@@ -28,6 +28,7 @@ from gengen.generation.image.masks import (
     read_picture,
 )
 from gengen.generation.image.prompts import Asked
+from gengen.generation.image.sentences import SentenceEncoder
 from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.layers import NO_CLASS
 
@@ -80,6 +81,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
     config: DiffusionConfig
     codec: AutoencoderGenerator | None
     tokenizer: TextTokenizer | None
+    sentences: SentenceEncoder | None
 
     def asked(self, n: int, labels: Labels, prompts: Sequence[str], negative: str, first: int = 0) -> Asked:
         raise NotImplementedError

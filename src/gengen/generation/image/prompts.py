@@ -44,6 +44,7 @@ class Asked:
     tokens: Tensor | None = None  # (P, L), of the prompts, or of the empty text; None for a model that reads none
     negative: str = ""
     negative_tokens: Tensor | None = None  # (1, L); None = guidance leads away from the empty text
+    # of a model with a frozen text encoder, tokens are what that said of them, (P, L, D') and (1, L, D')
 
     def __len__(self) -> int:
         return self.n * max(1, len(self.prompts))
@@ -52,7 +53,7 @@ class Asked:
         """Return what some of the images are asked to be."""
         labels = torch.tensor([self.turn[r % self.n % len(self.turn)] for r in rows], device=self.device)
         captions = None if self.tokens is None else self.tokens[[r // self.n for r in rows]]
-        away = None if self.negative_tokens is None else self.negative_tokens.expand(len(rows), -1)
+        away = None if self.negative_tokens is None else self.negative_tokens[[0] * len(rows)]
         return Request(Condition(labels, captions, negative=away), [self.first + r % self.n for r in rows])
 
     def facts(self, rows: range) -> list[dict[str, Any]]:

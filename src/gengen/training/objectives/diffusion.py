@@ -19,12 +19,13 @@ from gengen.generation.diffusion import path_of
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import enlarged, grid, write_png
+from gengen.generation.image.sentences import SentenceEncoder
 from gengen.generation.load import load_as
 from gengen.generation.noise import Noise, stream
 from gengen.models.diffusion_network import DiffusionNetwork
 from gengen.models.flops import forward_flops
 from gengen.models.layers import NO_CLASS
-from gengen.models.text_encoder import empty_captions
+from gengen.models.text_encoder import CaptionTable, TextAdapter, TextCondition
 from gengen.training.objective import Batch, Objective
 
 
@@ -40,8 +41,10 @@ class Diffusion(Objective):
     unit = "images"
 
     def __init__(self, config: TrainConfig, model: nn.Module, prepared: PreparedRows):
-        super().__init__(config, model)
         assert isinstance(config.model, DiffusionProcess)
+        frozen = frozen_captions(config.model, model, prepared)  # before an average of the model begins
+        super().__init__(config, model)
+        self.companions = frozen
         self.prepared = prepared
         self.process = config.model
         self.path = path_of(self.process)
@@ -53,7 +56,7 @@ class Diffusion(Objective):
             "eps": torch.randn(shape, generator=generator),
             "keep_condition": torch.rand(rows, generator=generator) >= self.process.drop_condition,
         }
-        if self.prepared.dependencies:  # latents: a point of each one's posterior
+        if "codec" in self.prepared.dependencies:  # latents: a point of each one's posterior
             drawn["posterior"] = torch.randn(shape, generator=generator)
         if self.process.text:
             drawn["which_caption"] = torch.rand(rows, generator=generator)
@@ -81,10 +84,16 @@ class Diffusion(Objective):
         given = {"labels": torch.where(keep, self.labels(batch), NO_CLASS)}
         if self.process.text:
             which = (batch["which_caption"] * batch["caption_count"]).long()
-            captions = batch["captions"][torch.arange(len(which), device=which.device), which]  # (B, L)
-            empty = empty_captions(len(captions), captions.shape[1], captions.device)
-            given["text"] = torch.where(keep[:, None], captions, empty)
+            captions = self.read(batch["captions"][torch.arange(len(which), device=which.device), which])
+            empty = cast(TextCondition, self.model.text).empty(len(captions), captions.shape[1])
+            given["text"] = torch.where(keep.view(-1, *[1] * (captions.dim() - 1)), captions, empty)
         return given | self.known(batch)
+
+    def read(self, captions: Tensor) -> Tensor:
+        """Return captions as the network's text encoder reads them: tokens, (B, L), as they are, or, of numbers (B,),
+        what a frozen text encoder said of them, (B, L, D').
+        """
+        return captions if self.process.text_encoder == "own" else self.companions[0](captions)
 
     def labels(self, batch: Batch) -> Tensor:
         """Return the class of each row, (B,): none for a network that knows no classes, as one of text."""
@@ -121,7 +130,9 @@ class Diffusion(Objective):
         batch = batch | {"u": indexed(index), "eps": noise(), "posterior": noise()}
         if self.inpaints:
             batch["mask"] = self.evaluation_masks(index)
-        conditions = {"labels": self.labels(batch)} | ({"text": batch["captions"][:, 0]} if self.process.text else {})
+        conditions = {"labels": self.labels(batch)}
+        if self.process.text:
+            conditions["text"] = self.read(batch["captions"][:, 0])
         errors = self.errors(cast(DiffusionNetwork, self.model), batch, conditions | self.known(batch))
         return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
 
@@ -141,7 +152,9 @@ class Diffusion(Objective):
         folder = self.prepared.dependencies.get("codec")
         codec = load_as(AutoencoderGenerator, str(folder), device=str(self.device)) if folder else None
         captioned = cast(CaptionedRows, self.prepared) if self.process.text else None
-        generator = ImageGenerator(self.model, codec, captioned.tokenizer if captioned else None)
+        encoder = self.prepared.dependencies.get("text_encoder")
+        sentences = SentenceEncoder.load(encoder) if encoder else None
+        generator = ImageGenerator(self.model, codec, captioned.tokenizer if captioned else None, sentences)
         labels = range(min(10, len(self.process.classes)))
         captions = captioned.held_out_captions(10) if captioned else []
         columns = 4 if captions else len(labels) or 8
@@ -160,3 +173,15 @@ class Diffusion(Objective):
         with torch.device("meta"):
             x = torch.empty(1, *self.process.sample_shape())
             return 3 * forward_flops(network(self.process), x, torch.empty(1))
+
+
+def frozen_captions(process: DiffusionProcess, model: nn.Module, prepared: PreparedRows) -> tuple[CaptionTable, ...]:
+    """Return what a frozen text encoder said of the captions, and tell the model what it said of the empty one; none
+    for a model with its own text encoder, or without.
+    """
+    if process.text_encoder == "own":
+        return ()
+    features = cast(CaptionedRows, prepared).caption_features()
+    adapter = cast(TextAdapter, cast(TextCondition, model.text).encoder)
+    adapter.null.copy_(features[0, : len(adapter.null)])
+    return (CaptionTable(features),)
