@@ -180,8 +180,12 @@ class Life:
         """In every way that the family's command names."""
         known = {f.name: f.metadata for f in fields(self.entry.sampling)}
         few = ["device=cuda", *(f"{name}=2" for name in ("n", "steps") if name in known)]
+        picture = next(self.path.glob("samples/*.png"), None)
         own = {
-            "what=reconstruction": [f"images={next(self.path.glob('samples/*.png'))}"],
+            "what=reconstruction": [f"images={picture}"],
+            "what=edit": [f"image={picture}", "mask=left", "resamples=2"],
+            "what=outpaint": [f"image={picture}", "right=4", "resamples=2"],
+            "what=variations": [f"image={picture}"],
             "what=remix": ["prompt=a red circle", "prompt=a blue square", "pictures=3"],
         }
         choices = [[f"{name}={way}" for way in known[name]["choices"]] for name in WAYS if name in known]

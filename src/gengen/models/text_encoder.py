@@ -28,7 +28,7 @@ class TextFeatures(NamedTuple):
 def empty_captions(rows: int, slots: int, device: torch.device | None = None) -> Tensor:
     """Return the tokens of that many empty captions, (rows, slots) int64; device: None = the default one."""
     tokens = torch.full((rows, slots), PADDING, device=device)
-    tokens[:, 0] = START
+    tokens[:, :1].fill_(START)
     return tokens
 
 
