@@ -99,7 +99,7 @@ def test_rows_hold_all_captions_of_their_pictures(tokenizer: CaptionTokenizer) -
     longest = 1 + max(
         len(tokenizer.encode(text)) for row in train for text in row.captions
     )  # of 12 slots that are read
-    assert longest < 12
+    assert longest < 12  # the slots that are read
     assert batch["captions"].shape == (3, 2, longest) and batch["captions"].dtype == torch.int64
     assert batch["caption_count"].tolist() == [1, 2, 1]
     expected = caption_tokens(tokenizer, ["a blue heart", "red heart", "a red heart", ""], longest, "")
