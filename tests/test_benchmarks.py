@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gengen.cli import main
+from gengen.registry import SOURCES
+from helpers.captioned_pictures import SETTINGS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SHARED = {"peers", "turns"}  # what others import
@@ -27,6 +29,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         r"32 at once(.|\n)*gengen bf16 / HF bf16: \d",
     ),
     "guards": (["blocks=1", "steps=4", "threads=1", "{text}"], r"guards take -?\d"),
+    "inpainting": (["{words}", "n=4", "steps=1", "resamples=2"], r"bit-equal(.|\n)*filled, 2 rounds +as asked \d"),
     "kernels": (["rounds=1", "threads=1", "layers=1"], r"one row, int8\n.*packed kernel(.|\n)*compiled"),
     "precision": (["{run}"], r"int8 +\d\.\d{4} bits per byte"),
     "preferences": (
@@ -66,6 +69,8 @@ def places(
     """What a {place} stands for; runs are made when they are asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)
+    monkeypatch.setattr("gengen.evaluation.attribute_judge.AttributeJudge.SEEN", 600)
+    monkeypatch.setitem(SOURCES["image"], "made-up-shapes", "helpers.captioned_pictures:Shapes")
     few = ["data.max_examples=40"]
     small = ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "trainer.max_steps=4"]
 
@@ -79,6 +84,7 @@ def places(
         "pictures": lambda: picture_data,
         "run": lambda: run("text", *tiny),
         "sft": lambda: run("sft", "stage=sft", f"init_from={base}", "data=stories", *few, *tiny_alignment),
+        "words": lambda: run("words", *SETTINGS, f"data.dir={tmp_path}"),
         "codec": lambda: run("codec", "model=vae", "model.size=nano", "data.batch_size=8", *picture_data),
     }[place]()
 

@@ -12,16 +12,7 @@ from gengen.cli import main
 from gengen.evaluation import judges, retrieval
 from gengen.evaluation.attribute_judge import AttributeJudge
 from gengen.registry import IMAGE_REWARDS, SOURCES
-from helpers.captioned_pictures import UNSEEN
-
-SETTINGS = [
-    "model=unet", "model.text=true", "model.text_width=32", "model.text_layers=1", "model.text_heads=2",
-    "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9",
-    "data=imagefolder", "data.source=made-up-shapes", "data.path=.", "data.resolution=16", "data.batch_size=12",
-    "data.holdout=combinations", "data.validation=0.34", "data.vocab_size=300",
-    "trainer.max_steps=4", "trainer.save_every=4", "trainer.eval_every=4", "trainer.sample_every=4",
-    "trainer.log_every=4", "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1",
-]  # fmt: skip
+from helpers.captioned_pictures import SETTINGS, UNSEEN
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +50,13 @@ def test_evaluation_of_a_run_of_text(run: Path, capsys: pytest.CaptureFixture[st
     for name in ("samples.png", "prompts.png", "nearest.png"):
         with Image.open(run / "evaluation" / name) as image:
             assert image.width > 64
+
+
+def test_words_are_judged_without_samples_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "samples=0", "prompts=4", "steps=1", "sampler=ddim"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["prompts"]["n"] == {"seen": 2, "unseen": 2} and "samples" not in found
+    assert "prompts: 2 seen and 2 unseen captions" in capsys.readouterr().out
 
 
 def test_each_image_is_drawn_by_its_caption_from_noise_of_its_own(run: Path) -> None:

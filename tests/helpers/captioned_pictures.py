@@ -16,6 +16,15 @@ SHAPES = ("cross", "ring", "square")
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 90, 220)}
 UNSEEN = {("cross", "red"), ("ring", "green"), ("square", "blue")}
 SIDE = 16
+SETTINGS = [
+    "model=unet", "model.text=true", "model.text_width=32", "model.text_layers=1", "model.text_heads=2",
+    "model.widths=[32]", "model.blocks=1", "model.attention=[0]", "model.patch=4", "optim.ema=0.9",
+    "data=imagefolder", "data.source=made-up-shapes", "data.path=.", "data.resolution=16", "data.batch_size=12",
+    "data.holdout=combinations", "data.validation=0.34", "data.vocab_size=300",
+    "trainer.max_steps=4", "trainer.save_every=4", "trainer.eval_every=4", "trainer.sample_every=4",
+    "trainer.log_every=4", "trainer.precision=fp32", "trainer.device=cpu", "trainer.threads=1",
+]  # fmt: skip
+"""Of a tiny run of captions on them; the source must be registered under that name."""
 
 
 def pasted(pixels: np.ndarray, shape: str, colour: str, centre: tuple[float, float], radius: float) -> None:

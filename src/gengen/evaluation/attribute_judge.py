@@ -25,7 +25,7 @@ class AttributeJudge(nn.Module):
     head learns from a picture that lacks its attribute.
     """
 
-    SEEN = 40_000  # training images in all
+    SEEN = 100_000  # training images in all: fewer leave it below its own bar
 
     def __init__(self, prepared: PreparedImages):
         super().__init__()

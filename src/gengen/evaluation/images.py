@@ -65,26 +65,35 @@ def evaluate_run(
         result["reconstruction"] = evaluate_reconstruction(generator.reconstruct, prepared, say, n, config.seed)
         say(in_line("reconstruction", result["reconstruction"]))
     draw = generator.image_sampler(config)
-    if draw is None or config.samples == 0:
-        return result
     # 2. samples of the labels, or of the captions, of held-out images
-    drawn, conditional = TimedDraws(draw), bool(generator.classes) or draw.captions
+    if draw is not None and config.samples > 0:
+        result |= evaluate_samples(draw, bool(generator.classes), prepared, config, folder, say)
+    # 3. whether captions are obeyed
+    if draw is not None and draw.captions and config.prompts > 1:
+        result["prompts"] = evaluate_words(draw, prepared, config, folder, say)
+    return result
+
+
+def evaluate_samples(
+    draw: ImageSampler, labelled: bool, prepared: PreparedImages, config: EvaluateConfig, folder: Path, say: Say
+) -> Figures:
+    """Measure config.samples images, and write samples.png and nearest.png in `folder`. labelled: the model knows
+    classes.
+    """
+    drawn, conditional = TimedDraws(draw), labelled or draw.captions
     lite0 = EfficientNetFeatures(efficientnet(prepared.config.dir, say)) if config.efficientnet else None
     figures = evaluate_images(
         drawn, prepared, say, config.samples, config.seed,
         conditional=conditional, captions=draw.captions, lite0=lite0,
     )  # fmt: skip
-    if draw.settings:
-        result["settings"] = dict(draw.settings)
-    result |= figures
+    result: Figures = ({"settings": dict(draw.settings)} if draw.settings else {}) | figures
     result["images_per_second"] = len(drawn.images) / drawn.seconds
     say(f"drawing        {result['images_per_second']:.0f} images/s")
     for line in in_words(figures):
         say(line)
-    # 3. pictures of some of them
     folder.mkdir(exist_ok=True)
-    labelled = isinstance(drawn.asked, Tensor) and conditional
-    rows, columns = shown(cast(Tensor, drawn.asked), len(prepared.classes)) if labelled else in_order(drawn.images)
+    by_class = isinstance(drawn.asked, Tensor) and conditional
+    rows, columns = shown(cast(Tensor, drawn.asked), len(prepared.classes)) if by_class else in_order(drawn.images)
     write_png(folder / "samples.png", grid(enlarged(drawn.images[rows]), columns))
     judge = judge_for(prepared, say)
     nearest_panel(drawn.images[:COMPARED], prepared.train, folder / "nearest.png", judge.features if judge else None)
@@ -92,9 +101,6 @@ def evaluate_run(
         f"pictures: {folder}/samples.png, {folder}/nearest.png "
         "(each sample, its nearest training images in pixels and in features)"
     )
-    # 4. whether captions are obeyed
-    if draw.captions and config.prompts > 1:
-        result["prompts"] = evaluate_words(draw, prepared, config, folder, say)
     return result
 
 
@@ -108,6 +114,7 @@ def evaluate_words(
     for line in prompts_in_words(figures):
         say(line)
     each = max(len(images) // SHOWN, 1)
+    folder.mkdir(exist_ok=True)
     write_png(folder / "prompts.png", grid(enlarged(images[::each][:SHOWN]), 10))
     return figures
 
