@@ -311,7 +311,12 @@ def test_a_run_has_one_writer_and_a_dead_one_is_taken_over(tmp_path: Path) -> No
     holder.kill()
     holder.wait()
     run = Run(tmp_path)
+    run.samples.mkdir()
+    for name in ("step-1.txt", f".step-2.txt.{holder.pid}", f".step-3.txt.{holder.pid}1"):
+        (run.samples / name).touch()
     assert f"took over the lock of pid {holder.pid}" in (run.lock() or "")
+    left = {path.name for path in run.samples.iterdir()}
+    assert left == {"step-1.txt", f".step-3.txt.{holder.pid}1"}  # what it had begun to write is gone, and no more
     run.unlock()
     assert run.lock() is None  # left in order: nothing to take over
     run.unlock()

@@ -44,8 +44,8 @@ class Run:
     def lock(self) -> str | None:
         """Become the run's one writer, until `unlock` or the end of the process.
 
-        Returns a line if a stale lock was taken over. Raises RunLocked, naming pid and host, while another process
-        holds it, or this one does.
+        Returns a line if a stale lock was taken over; samples that its process had begun to write are removed. Raises
+        RunLocked, naming pid and host, while another process holds it, or this one does.
         """
         here = self.path.resolve()
         if here in LOCKED_HERE:
@@ -69,11 +69,11 @@ class Run:
         file.flush()
         self._lock = file
         LOCKED_HERE[here] = self
-        return (
-            f"took over the lock of pid {holder['pid']} on {holder.get('host')}, which is gone"
-            if holder.get("pid")
-            else None
-        )
+        if not isinstance(pid := holder.get("pid"), int):
+            return None
+        for begun in self.samples.glob(f".*.{pid}"):  # see `replace_bytes`
+            begun.unlink()
+        return f"took over the lock of pid {pid} on {holder.get('host')}, which is gone"
 
     def unlock(self) -> None:
         if self._lock is not None:
