@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gengen.config.data import DataConfig
@@ -74,7 +74,7 @@ def unknown_key(key: str, found: str, known: Schema, now: Tree) -> UserError:
     lines = [f"unknown key {key}={found}"]
     for name in nearest(key, known):
         f, kind = known[name]
-        value = get(now, name, f.default)
+        value = get(now, name, f.default if f.default_factory is MISSING else f.default_factory())
         lead = "did you mean" if len(lines) == 1 else "          or"
         now_is = "null" if value is None else value
         lines.append(f"  {lead} {name} ({type_name(kind)}, {f.metadata.get('doc', '')}; now {now_is})?")
