@@ -8,7 +8,8 @@ from torch import Tensor
 
 from gengen.alignment.log_probs import entropy, log_probs, log_softmax
 from gengen.alignment.losses import aggregate
-from gengen.generation.text.sampling import draw, next_token_probabilities, uniforms
+from gengen.generation.text.sampling import draw, next_token_probabilities
+from helpers.draws import uniforms
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

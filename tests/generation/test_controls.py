@@ -16,12 +16,14 @@ from gengen.config.commands import DecodingSettings
 from gengen.config.model import GPTConfig
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
-from gengen.generation.text import engine
-from gengen.generation.text import sampling as decoding
+from gengen.generation.text import drawing, engine, sampling
+from gengen.generation.text.drawing import controlled
 from gengen.generation.text.generator import TextGenerator
-from gengen.generation.text.sampling import Controls, draw, next_token_probabilities, penalized, uniforms
+from gengen.generation.text.row import Request, Row
+from gengen.generation.text.sampling import draw, next_token_probabilities, penalized
 from gengen.models.gpt import GPT
 from gengen.models.kv_cache import Cache
+from helpers.draws import uniforms
 
 BYTES = TextTokenizer.byte()
 SIZE = {
@@ -56,7 +58,8 @@ class Scripted(GPT):
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         assert cache is not None
-        return F.one_hot(self.script[cache.lengths], self.vocab_size)[:, None] * 1e4
+        at = cache.lengths.clamp(max=len(self.script) - 1)
+        return F.one_hot(self.script[at], self.vocab_size)[:, None] * 1e4
 
 
 def scripted(text: str) -> TextGenerator:
@@ -100,11 +103,14 @@ def reference(c: Settings, logits: Sequence[float] = LOGITS) -> list[float]:
 
 def probabilities(c: Settings, logits: Sequence[float] = LOGITS) -> Tensor:
     """(1, V) as a row of `generate` has them."""
-    settings = DecodingSettings(**c)
-    controls = Controls(settings, [PROMPT], len(logits), torch.device("cpu"))
+    settings, vocabulary = (
+        DecodingSettings(**c),
+        TextTokenizer("letters", [b"x"] * 12, None, start=99, eot=99),
+    )
+    row = Row(Request(PROMPT, settings), vocabulary, torch.device("cpu"))
     for token in TEXT:
-        controls.add(torch.tensor([token]))
-    wanted = controls.applied(torch.tensor([list(logits)]))
+        row.add(token, 0.0, [])
+    wanted = controlled(torch.tensor([list(logits)]), [row])
     return next_token_probabilities(wanted, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
 
 
@@ -233,7 +239,7 @@ def test_a_bug_put_back_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPa
     function, wrong, c = BUGS[name]
     c = {"temperature": 1.0} | c
     assert p_value(drawn(c), reference(c)) > 1e-3
-    monkeypatch.setattr(decoding, function, wrong)
+    monkeypatch.setattr(drawing if function == "penalized" else sampling, function, wrong)
     assert p_value(drawn(c), reference(c)) < 1e-3
 
 
@@ -470,13 +476,14 @@ def test_samples_of_a_prompt_share_one_pass_over_it(
         passes.append(tuple(tokens.shape))
         return right(self, tokens, cache)
 
+    assert generator.engine.exact, "chunks of four tokens"
     monkeypatch.setattr(GPT, "features", features)
     samples = generator.generate("Once upon", n=8, max_tokens=3, temperature=1.5)
-    assert passes == [(1, 9), (8, 1), (8, 1), (8, 1)]
+    assert passes == [(1, 12), (8, 1), (8, 1), (8, 1)]
     assert len({s.tokens[0] for s in samples}) > 4, "and yet not their first token"
     passes.clear()
     generator.generate(["Once", "upon a", "Once"], n=2, max_tokens=1)
-    assert passes == [(2, 6), (6, 1)]
+    assert passes == [(2, 8), (6, 1)]
 
 
 # --- an engine that keeps its shapes, as a compiled one does

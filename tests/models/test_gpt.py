@@ -191,7 +191,7 @@ def test_cached_logits_equal_uncached_ones(kv_heads: int) -> None:
             padded = torch.full((3, int(counts.max())), 511)
             for row, (start, count) in enumerate(zip(at, counts, strict=True)):
                 padded[row, :count] = tokens[row, start : start + count]
-            logits = model(padded, cache.first(int(at.max()) + padded.shape[1]))
+            logits = model(padded, cache.batch(cache.lengths, int(at.max()) + padded.shape[1]))
             for row, (start, count) in enumerate(zip(at, counts, strict=True)):
                 torch.testing.assert_close(logits[row, :count], exact[row, start : start + count], atol=1e-4, rtol=0)
             cache.lengths += counts
@@ -200,22 +200,20 @@ def test_cached_logits_equal_uncached_ones(kv_heads: int) -> None:
 
 
 def test_rows_of_a_cache_go_on_on_their_own() -> None:
-    """A row taken twice, and a row put in another's place, continue as if they had been there from the start."""
+    """Some rows of a memory, in any order, and a row copied to another's place, continue as if they had been there
+    from the start; rows of the memory that are not in the batch stay as they are."""
     model, tokens = lively(), some_tokens(2, 8)
-    cache, other = model.empty_cache(2, 8), model.empty_cache(1, 8)
+    cache, five = model.empty_cache(4, 8), torch.tensor([5, 5])
     with torch.no_grad():
         exact = model(tokens)[:, 5]
-        model(tokens[:, :5], cache)
-        model(tokens[:1, :5], other)
-        cache.lengths += 5
-        other.lengths += 5
-        taken = cache.rows([1, 0, 1])
-        torch.testing.assert_close(model(tokens[[1, 0, 1], 5:6], taken)[:, 0], exact[[1, 0, 1]], atol=1e-4, rtol=0)
-        taken.replace([2], other)
-        torch.testing.assert_close(model(tokens[[1, 0, 0], 5:6], taken)[:, 0], exact[[1, 0, 0]], atol=1e-4, rtol=0)
-        torch.testing.assert_close(
-            model(tokens[:, 5:6], cache)[:, 0], exact, atol=1e-4, rtol=0
-        )  # the copies changed nothing
+        model(tokens[:, :5], cache.batch(torch.tensor([0, 0]), 5, torch.tensor([3, 1])))
+        assert all(not part[[0, 2]].any() for part in cache.keys + cache.values)
+        picked = cache.batch(five, 6, torch.tensor([1, 3]))
+        torch.testing.assert_close(model(tokens[[1, 0], 5:6], picked)[:, 0], exact[[1, 0]], atol=1e-4, rtol=0)
+        cache.copy_row(1, 0, 5)
+        cache.copy_row(3, 1, 5)
+        first_two = cache.batch(five, 6)
+        torch.testing.assert_close(model(tokens[[1, 0], 5:6], first_two)[:, 0], exact[[1, 0]], atol=1e-4, rtol=0)
 
 
 def test_tied_weights_are_one_tensor_also_after_loading() -> None:

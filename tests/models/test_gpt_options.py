@@ -321,7 +321,7 @@ def is_as_uncached(model: GPT) -> bool:
             chunk = torch.full((3, int(counts.max())), 95)
             for row, (start, count) in enumerate(zip(at, counts, strict=True)):
                 chunk[row, :count] = tokens[row, start : start + count]
-            logits = model(chunk, cache.first(int(at.max()) + chunk.shape[1]))
+            logits = model(chunk, cache.batch(cache.lengths, int(at.max()) + chunk.shape[1]))
             for row, (start, count) in enumerate(zip(at, counts, strict=True)):
                 same &= torch.allclose(logits[row, :count], exact[row, start : start + count], atol=1e-4, rtol=0)
             cache.lengths += counts

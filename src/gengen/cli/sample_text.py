@@ -21,7 +21,7 @@ def sample_text(generator: Generator, config: TextSampling, say: Callable[[str],
         raise UserError(
             f"{config.run} scores answers and draws none: sample another run with best_of=8 reward={config.run}"
         )
-    generator.use(config.precision, config.compile)
+    generator.use(config.precision, config.compile, config.exact)
     if config.stream:
         print_stream(generator, config)
         return ""

@@ -48,6 +48,10 @@ class DecodingSettings:
     logit_bias: list[str] = option([], "TOKEN:NUMBER, added to a token's logit; -inf forbids it; repeat for several")
     stop: list[str] = option([], 'end a sample before this text; repeat for several, or write ["a", "b"]')
     stop_ids: list[int] = option([], "end a sample before one of these tokens")
+    overflow: str = choice(
+        "slide", ["slide", "end"],
+        "a text that fills the model's context: slide = it goes on from its last half; end = it ends there",
+    )  # fmt: skip
 
     def bias(self) -> dict[int, float]:
         """logit_bias as numbers. Raises UserError."""
@@ -74,6 +78,7 @@ class TextSampling(DecodingSettings, SampleConfig):
         "fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it"
     )
     compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
+    exact: bool = option(True, "fp32: a text is the same whatever is drawn beside it; false: faster for a few texts")
     stream: bool = option(False, "print the text while it is drawn (one sample)")
     best_of: int = positive(1, "draw so many for each sample, and keep the one that reward likes best")
     reward: list[str] = option([], "what best_of goes by: a reward run or a registered function; repeat for their sum")

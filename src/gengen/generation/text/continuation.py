@@ -1,6 +1,7 @@
 """A text in the making: what is certain of it, and what ends it."""
 
 import codecs
+from collections.abc import Sequence
 
 from gengen.config.commands import DecodingSettings
 from gengen.data.text.tokenizer import TextTokenizer
@@ -14,8 +15,10 @@ class Continuation:
     may begin a stop string. Of several stop strings the one that is complete first counts, wherever the borders of
     tokens lie.
 
-    cached: how many of its tokens have their keys and values in the cache.
-    finish_reason: as in `Sample`; empty until the text has ended.
+    logprobs: of each token under the model itself. top_logprobs: (token, log-probability) of the likeliest in its
+    place, where they were asked for. prompt_logprobs, prompt_top_logprobs: the same of each token of the prompt but
+    the first.
+    finish_reason: as in `Sample`, or "error", of which `error` says what it is; empty until the text has ended.
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt: list[int], settings: DecodingSettings):
@@ -24,17 +27,20 @@ class Continuation:
         self.prompt = prompt
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.cached = 0
+        self.top_logprobs: list[list[tuple[int, float]]] = []
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top_logprobs: list[list[tuple[int, float]]] = []
         self.text, self.held = "", ""
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self.finish_reason = ""
+        self.finish_reason, self.error = "", ""
 
-    def add(self, token: int, logprob: float) -> None:
+    def add(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
         """Add the token that was drawn next, and end the text where it says so."""
         if token in self.endings:
             return self.finish(self.endings[token])
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.top_logprobs.append(list(top))
         self.held += self.characters.decode(self.tokenizer.decode_bytes([token]))
         if found := [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]:
             _, at = min(found)
@@ -53,3 +59,8 @@ class Continuation:
     def finish(self, reason: str) -> None:
         """End the text here, whatever was held back included."""
         self.text, self.held, self.finish_reason = self.text + self.held, "", reason
+
+    def fail(self, error: str) -> None:
+        """End the text here, because of an error."""
+        self.error = error
+        self.finish("error")

@@ -1,9 +1,12 @@
 """From a language model to text: prompts of any lengths in one batch, a KV cache, stop strings, streaming.
 
-Read `generate` and `samples` first, then decoding.py (the loop), sampling.py (the formulas), engine.py (the network).
+Read `generate` and `samples` first, then scheduler.py (the loop), drawing.py (from logits to tokens), sampling.py (the
+formulas), engine.py (the network).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +18,11 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.base import Sample
 from gengen.generation.text.continuation import Continuation
-from gengen.generation.text.decoding import Decoding
 from gengen.generation.text.engine import Engine
+from gengen.generation.text.exactness import build_engine
 from gengen.generation.text.processor import Processor
+from gengen.generation.text.row import Request
+from gengen.generation.text.scheduler import Scheduler
 from gengen.models.gpt import GPT
 
 Prompt = str | Sequence[int]
@@ -31,8 +36,9 @@ def never() -> bool:
 class TextGenerator:
     """Continues text with a language model; what `gengen.load` returns for one.
 
-    precision, compile: see `Engine`. batch_size: samples drawn at once. Neither the batch nor what else is in it
-    changes a sample drawn in fp32.
+    precision, compile: see `Engine`. batch_size: samples drawn at once. exact: in fp32 neither the batch nor what else
+    is in it changes a bit of a sample, where the machine allows it (`engine.exact` says whether it does); without it a
+    few texts are drawn faster.
     """
 
     command_hint = 'to sample: python scripts/sample.py {run} prompt="Once upon a time"'
@@ -44,6 +50,7 @@ class TextGenerator:
         precision: str = "fp32",
         compile: bool = False,
         batch_size: int = 64,
+        exact: bool = True,
     ):
         if tokenizer.vocab_size > model.vocab_size:
             raise UserError(
@@ -52,7 +59,11 @@ class TextGenerator:
             )
         assert model.config.context
         self.model, self.tokenizer, self.batch_size, self.context = model, tokenizer, batch_size, model.config.context
-        self.engine = Engine(model, precision, compile)
+        self.precision, self.compile, self.exact = precision, compile, exact
+
+    @cached_property
+    def engine(self) -> Engine:
+        return build_engine(self.model, self.precision, self.compile, self.exact)
 
     @classmethod
     def from_checkpoint(cls, model: GPT, directory: Path) -> Self:
@@ -60,10 +71,11 @@ class TextGenerator:
             raise UserError(f"{directory} has no tokenizer.json")
         return cls(model, TextTokenizer.from_json(tokenizer))
 
-    def use(self, precision: str, compile: bool) -> None:
-        """Draw in this way from now on; see `Engine`."""
-        if (precision, compile) != (self.engine.precision, self.engine.compiled):
-            self.engine = Engine(self.model, precision, compile)
+    def use(self, precision: str, compile: bool, exact: bool) -> None:
+        """Draw in this way from now on."""
+        if (precision, compile, exact) != (self.precision, self.compile, self.exact):
+            self.precision, self.compile, self.exact = precision, compile, exact
+            self.__dict__.pop("engine", None)
 
     # --- with a keyword for each setting
 
@@ -84,6 +96,7 @@ class TextGenerator:
         logit_bias: Mapping[int, float] | Sequence[str] = (),
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
+        overflow: str = "slide",
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> list[Sample]:
@@ -91,11 +104,12 @@ class TextGenerator:
 
         Sample i, its place in the list, draws from (seed, i) alone. `DecodingSettings` explains the settings. A stop
         string or id ends a sample and is left out. A text that fills the model's context goes on from the last half
-        of it. `interrupted` is polled before each token; once true, all samples end as they are.
+        of it, unless overflow="end". `interrupted` is polled before each token; once true, all samples end as they
+        are.
         """
         settings = decoding_settings(
             seed, max_tokens, temperature, top_k, top_p, min_p,
-            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids,
+            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow,
         )  # fmt: skip
         return list(self.samples(prompts, settings, n=n, processor=processor, interrupted=interrupted))
 
@@ -115,6 +129,7 @@ class TextGenerator:
         logit_bias: Mapping[int, float] | Sequence[str] = (),
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
+        overflow: str = "slide",
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[str]:
@@ -122,7 +137,7 @@ class TextGenerator:
         string."""
         settings = decoding_settings(
             seed, max_tokens, temperature, top_k, top_p, min_p,
-            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids,
+            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow,
         )  # fmt: skip
         return self.pieces(prompt, settings, processor=processor, interrupted=interrupted)
 
@@ -155,14 +170,19 @@ class TextGenerator:
         interrupted: Callable[[], bool],
     ) -> Iterator[Sample]:
         total = n * len(starts)
-        for first in range(0, total, self.batch_size):
-            numbers = range(first, min(first + self.batch_size, total))
-            rows = [Continuation(self.tokenizer, starts[i // n], settings) for i in numbers]
-            with self.engine.decoding():
-                for _ in self._decode(rows, first, settings, processor, interrupted):
-                    pass
-            for i, row in zip(numbers, rows, strict=True):
-                yield Sample(texts[i // n], row.text, row.tokens, row.finish_reason, i, settings.seed, row.logprobs)
+        longest = max(map(len, starts), default=0) + settings.max_tokens
+        scheduler = self.scheduler(min(self.batch_size, total), longest)
+        unseen = deque[tuple[int, Continuation]]()
+        for i in range(total):
+            unseen.append((i, scheduler.admit(Request(starts[i // n], settings, i, processor))))
+            while len(unseen) >= 2 * self.batch_size or (i == total - 1 and unseen):
+                while not unseen[0][1].finish_reason:
+                    advance(scheduler, interrupted)
+                while unseen and unseen[0][1].finish_reason:
+                    j, text = unseen.popleft()
+                    yield Sample(
+                        texts[j // n], text.text, text.tokens, text.finish_reason, j, settings.seed, text.logprobs
+                    )
 
     def pieces(
         self,
@@ -173,27 +193,23 @@ class TextGenerator:
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[str]:
         """Yield what `stream` yields."""
-        row = Continuation(self.tokenizer, self.prompt_tokens(prompt), settings)
+        tokens = self.prompt_tokens(prompt)
+        scheduler = self.scheduler(1, len(tokens) + settings.max_tokens)
+        row = scheduler.admit(Request(tokens, settings, processor=processor))
 
         def grown() -> Iterator[str]:
             shown = 0
-            for _ in self._decode([row], 0, settings, processor, interrupted):
+            while not row.finish_reason:
+                advance(scheduler, interrupted)
                 if len(row.text) > shown:
                     yield row.text[shown:]
                     shown = len(row.text)
 
         return grown()
 
-    def _decode(
-        self,
-        rows: list[Continuation],
-        first_index: int,
-        settings: DecodingSettings,
-        processor: Processor | None,
-        interrupted: Callable[[], bool],
-    ) -> Iterator[None]:
-        batch = Decoding(self.engine, self.tokenizer, self.context, rows, first_index, settings, processor)
-        return batch.steps(interrupted)
+    def scheduler(self, rows: int, slots: int | None = None) -> Scheduler:
+        """Return what draws `rows` texts at once, of at most `slots` tokens with their prompts."""
+        return Scheduler(self.engine, self.tokenizer, self.context, rows, slots)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """Return a prompt as tokens. Text follows a token that begins one, as documents do in training; for a model of
@@ -218,6 +234,14 @@ class TextGenerator:
         return tokens
 
 
+def advance(scheduler: Scheduler, interrupted: Callable[[], bool]) -> None:
+    """Make a step, or end all texts if interrupted. Raises UserError for a text that ends with an error."""
+    if interrupted():
+        scheduler.cancel_all()
+    elif failed := [text.error for text in scheduler.step() if text.error]:
+        raise UserError(failed[0])
+
+
 def decoding_settings(
     seed: int,
     max_tokens: int,
@@ -231,6 +255,7 @@ def decoding_settings(
     logit_bias: Mapping[int, float] | Sequence[str],
     stop: str | Sequence[str],
     stop_ids: Sequence[int],
+    overflow: str,
 ) -> DecodingSettings:
     """Return the settings, each held to its field of DecodingSettings. Raises UserError for one that is out of range.
 
@@ -244,5 +269,6 @@ def decoding_settings(
         "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty, "logit_bias": list(logit_bias),
         "stop": [stop] if isinstance(stop, str) else list(stop), "stop_ids": list(stop_ids),
+        "overflow": overflow,
     })  # fmt: skip
     return settings

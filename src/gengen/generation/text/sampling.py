@@ -1,16 +1,8 @@
 """From logits to tokens: pure functions over a batch, computed in fp32 or finer."""
 
-import copy
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from gengen.config.commands import DecodingSettings
-from gengen.errors import UserError
-from gengen.generation.noise import stream
 
 
 def penalized(
@@ -27,44 +19,6 @@ def penalized(
     harder = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(prompted | (drawn > 0), harder, logits)
     return logits - presence * (drawn > 0) - frequency * drawn
-
-
-class Controls:
-    """The logit bias and the penalties of a batch, and the counts they need."""
-
-    def __init__(self, c: DecodingSettings, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device):
-        self.penalties = (c.repetition_penalty, c.presence_penalty, c.frequency_penalty)
-        self.bias = self.prompted = self.drawn = None
-        if bias := c.bias():
-            if outside := [token for token in bias if not 0 <= token < vocab_size]:
-                raise UserError(f"logit_bias: there is no token {outside[0]}; the vocabulary has 0..{vocab_size - 1}")
-            self.bias = torch.zeros(vocab_size, device=device)
-            self.bias[list(bias)] = torch.tensor(list(bias.values()), device=device)
-        if self.penalties != (1, 0, 0):
-            self.prompted = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
-            for row, prompt in zip(self.prompted, prompts, strict=True):
-                row[[token for token in prompt if token < vocab_size]] = True
-            self.drawn = torch.zeros(len(prompts), vocab_size, device=device)
-
-    def applied(self, logits: Tensor) -> Tensor:
-        """Return logits (B, V) with the bias and the penalties."""
-        if self.bias is not None:
-            logits = logits + self.bias
-        if self.prompted is not None and self.drawn is not None:
-            logits = penalized(logits, self.prompted, self.drawn, *self.penalties)
-        return logits
-
-    def add(self, tokens: Tensor) -> None:
-        """Count tokens (B,) that were drawn."""
-        if self.drawn is not None:
-            self.drawn.scatter_add_(1, tokens[:, None], torch.ones_like(tokens[:, None], dtype=torch.float32))
-
-    def rows(self, index: Sequence[int]) -> "Controls":
-        """Return those of some rows."""
-        part = copy.copy(self)
-        if self.prompted is not None and self.drawn is not None:
-            part.prompted, part.drawn = self.prompted[index], self.drawn[index]
-        return part
 
 
 def next_token_probabilities(
@@ -127,14 +81,3 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     token = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # where a uniform just below 1 is rounded to 1
     return torch.minimum(token, last)[:, 0]
-
-
-def uniforms(seed: int, indices: Sequence[int], count: int, first: int = 0) -> Tensor:
-    """Return draws from [0, 1), (n, count) fp64, the first of them number `first` of its row; row i is a function of
-    (seed, indices[i]) alone."""
-    streams = [stream(seed, index) for index in indices]
-    for generator in streams:
-        bits = generator.bit_generator
-        assert isinstance(bits, np.random.PCG64)
-        bits.advance(first)  # a draw takes one step
-    return torch.from_numpy(np.stack([generator.random(count) for generator in streams]))

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 AttentionMask = Union[Tensor, "BlockMask", None]
 """Which keys a query sees: (B or 1, 1, T, S) bool, or blocks for FlexAttention; None: itself and all before it."""
 
+FEWEST_QUERIES = 4
+"""Queries a row that attention with a cache has at least on a CPU: torch's kernel sums in another order for fewer, so
+that a token read alone would get other bits than in a prompt.
+"""
+
 BF16_CPU_KEYS = 512  # up to which attend_bf16_cpu is taken: it holds all scores of a layer for the backward pass
 
 
@@ -31,6 +36,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
             return attend_decode_cpu(q, k, v, mask)
         if q.dtype == torch.bfloat16 and torch.is_grad_enabled() and k.shape[2] <= BF16_CPU_KEYS:
             return attend_bf16_cpu(q, k, v, mask)
+        if q.shape[2] < FEWEST_QUERIES and mask is not None and not torch.is_grad_enabled():
+            T, repeats = q.shape[2], -(-FEWEST_QUERIES // q.shape[2])
+            q, mask = q.repeat(1, 1, repeats, 1), mask.expand(-1, -1, T, -1).repeat(1, 1, repeats, 1)
+            return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=shared)[:, :, :T]
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=shared)
 
 
