@@ -177,7 +177,8 @@ class UNetConfig(DiffusionConfig):
                     f"model.{key}={levels} names level {bad[0]}; model.widths={c.widths} has levels 0 to "
                     f"{len(c.widths) - 1}"
                 )
-        if bad := [width for width in c.widths if width < 1 or width % c.head_size]:
+        attends = {*c.attention, *(c.text_attention or []), len(c.widths) - 1}  # the last: the middle does
+        if bad := [w for level, w in enumerate(c.widths) if w < 1 or (level in attends and w % c.head_size)]:
             raise UserError(f"model.widths={c.widths}: {bad[0]} is no multiple of model.head_size={c.head_size}")
         check_levels(c.resolution, c.patch, c.widths)
 
