@@ -18,6 +18,7 @@ class Continuation:
     logprobs: of each token under the model itself. top_logprobs: (token, log-probability) of the likeliest in its
     place, where they were asked for. prompt_logprobs, prompt_top_logprobs: the same of each token of the prompt but
     the first.
+    reused: how many tokens of the prompt were not read, as they had been before.
     finish_reason: as in `Sample`, or "error", of which `error` says what it is; empty until the text has ended.
     """
 
@@ -33,6 +34,7 @@ class Continuation:
         self.text, self.held = "", ""
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.finish_reason, self.error = "", ""
+        self.reused = 0
 
     def add(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
         """Add the token that was drawn next, and end the text where it says so."""

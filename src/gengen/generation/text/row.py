@@ -78,6 +78,12 @@ class Row:
             self.ahead = self.stream.random(AHEAD)[::-1].tolist()
         return self.ahead.pop()
 
+    def next_numbers(self, count: int) -> list[float]:
+        """Return the next `count` of them, without taking them."""
+        if len(self.ahead) < count:
+            self.ahead = self.stream.random(AHEAD)[::-1].tolist() + self.ahead
+        return self.ahead[: -count - 1 : -1]
+
     def add(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
         """Add the token that was drawn next."""
         if self.counts is not None:

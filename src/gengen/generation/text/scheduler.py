@@ -9,7 +9,9 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.text.continuation import Continuation
 from gengen.generation.text.drawing import add_prompt_logprobs, add_tokens
 from gengen.generation.text.engine import CHUNK, Engine, chunk_of
+from gengen.generation.text.prefixes import PrefixCache
 from gengen.generation.text.row import Request, Row
+from gengen.generation.text.speculation import GUESSES, Speculation
 
 READ_AT_ONCE = 512  # tokens of prompts in one pass, of all rows together
 
@@ -25,10 +27,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: TextTokenizer, context: int, rows: int = 32, slots: int | None = None
+        self,
+        engine: Engine,
+        tokenizer: TextTokenizer,
+        context: int,
+        rows: int = 32,
+        slots: int | None = None,
+        prefixes: PrefixCache | None = None,
+        speculation: Speculation | None = None,
     ):
         """slots: what the longest text takes of the memory; None = the model's context."""
         self.engine, self.tokenizer, self.context, self.rows = engine, tokenizer, context, rows
+        self.prefixes, self.speculation = prefixes, speculation
         self.memory = engine.memory(rows, min(slots or context, context))
         self.queue: deque[Row] = deque()
         self.active: list[Row] = []  # row i of the memory belongs to active[i]
@@ -63,14 +73,14 @@ class Scheduler:
         for row in [*self.queue, *self.active]:
             row.text.finish(reason)
         self.queue.clear()
-        self.active.clear()
+        self.drop_finished()
 
     def step(self) -> list[Continuation]:
         """Advance the texts that have a row. Returns those that changed or ended, which may be none: while no text has
         begun, prompts are read until all have been."""
-        while self.queue and len(self.active) < self.rows:
-            self.active.append(self.queue.popleft())
         with self.engine.decoding():
+            while self.queue and len(self.active) < self.rows:
+                self.give_row(self.queue.popleft())
             self.make_room()
             streaming = any(row.text.tokens and not row.unread for row in self.going())
             if unread := [i for i, row in enumerate(self.active) if row.unread and not row.text.finish_reason]:
@@ -88,6 +98,11 @@ class Scheduler:
         return [row for row in self.active if not row.text.finish_reason]
 
     # --- reading
+
+    def give_row(self, row: Row) -> None:
+        self.active.append(row)
+        if self.prefixes is not None and not row.request.prompt_logprobs:
+            row.cached = row.text.reused = self.prefixes.load(row.tokens, self.memory, len(self.active) - 1)
 
     def make_room(self) -> None:
         """Where a text fills the model's context: end it, or let it go on from its last half, which is read again."""
@@ -126,8 +141,10 @@ class Scheduler:
                 logits = self.engine.logits(features)[place, : len(part), : self.tokenizer.vocab_size]
                 add_prompt_logprobs(logits, row)
             row.cached += len(part)
-            if not row.unread:
+            if not row.unread and row.in_prompt:
                 self.share(i)
+                if self.prefixes is not None:
+                    self.prefixes.store(row.tokens, self.memory, i)
 
     def share(self, source: int) -> None:
         """Give what a row has read to those that begin with the same prompt."""
@@ -140,6 +157,37 @@ class Scheduler:
     # --- drawing
 
     def advance(self, ready: list[int]) -> None:
+        """Draw a token for the ready rows, or several where they can be guessed."""
+        rows = [self.active[i] for i in ready]
+        roomy = all(row.cached + GUESSES + 1 <= self.context for row in rows)
+        if self.speculation is not None and roomy and (guesses := self.speculation.guess(rows)):
+            self.check(ready, guesses)
+        else:
+            self.make_step(ready)
+
+    def check(self, ready: list[int], guesses: list[list[int]]) -> None:
+        """Read the guesses of the ready rows in one pass, and draw as long as what is drawn is what was guessed."""
+        rows = [self.active[i] for i in ready]
+        parts = [[row.tokens[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
+        padded = [[*part, *[0] * (GUESSES + 1 - len(part))] for part in parts]
+        features = self.engine.read(padded, ready, [row.cached for row in rows], self.memory)
+        logits = self.engine.logits(features)[:, :, : self.tokenizer.vocab_size]
+        going, accepted = list(range(len(rows))), 0
+        for t in range(GUESSES + 1):
+            for place in going:
+                rows[place].cached += 1
+            add_tokens(logits[going, t], [rows[place] for place in going])
+            going = [
+                place for place in going
+                if not rows[place].text.finish_reason and parts[place][t + 1 : t + 2] == rows[place].tokens[-1:]
+            ]  # fmt: skip
+            accepted += len(going)
+            if not going:
+                break
+        assert self.speculation is not None
+        self.speculation.count(accepted)
+
+    def make_step(self, ready: list[int]) -> None:
         """Make one step of the network for all rows, and draw a token for the ready ones; what the others get is not
         looked at: their next chunk writes over it."""
         newest = [row.tokens[row.begin + row.cached] for row in self.active]
@@ -154,6 +202,8 @@ class Scheduler:
         """Let texts that have ended leave: the last row takes the place of each."""
         for i in reversed(range(len(self.active))):
             if self.active[i].text.finish_reason:
+                if self.speculation is not None:
+                    self.speculation.guesser.forget(self.active[i])
                 last = self.active.pop()
                 if i < len(self.active):
                     self.memory.copy_row(len(self.active), i, last.cached)
