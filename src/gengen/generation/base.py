@@ -57,7 +57,7 @@ class Sample:
     finish_reason: str
     index: int
     seed: int
-    logprobs: list[float] = field(default_factory=list, compare=False)  # whose last bits depend on the batch
+    logprobs: list[float] = field(default_factory=list, compare=False)  # below fp32 the last bits depend on the batch
 
 
 @runtime_checkable
