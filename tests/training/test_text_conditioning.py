@@ -234,3 +234,11 @@ def test_a_run_keeps_its_encoder_and_tokenizer_and_goes_on_as_if_never_stopped(
     assert tokens[0, : 1 + len(tokenizer.encode("a circle"))].tolist() == [START, *tokenizer.encode("a circle")]
     same, other = (generator.generate(2, prompts=prompt, steps=3) for prompt in ("", "a circle"))
     assert torch.equal(same, generator.generate(2, steps=3)) and same.shape == other.shape == (2, 1, 16, 16)
+
+
+def test_a_model_of_captions_spends_its_time_at_high_noise_unless_told_otherwise() -> None:
+    """Half of the times of a class model are above .5; with captions above 3 * .5 / (1 + 2 * .5) = .75."""
+    halfway = torch.tensor([0.5], dtype=torch.float64)
+    for text, settings, expected in ((False, [], 0.5), (True, [], 0.75), (True, ["model.shift=1"], 0.5)):
+        path = objective("unet", *settings, text=text).path
+        assert float(path.time_from_quantile(halfway)) == pytest.approx(expected)

@@ -25,7 +25,7 @@ GUIDANCE = 2.0  # the scale that measured best on the animals (docs/results.md)
 
 def path_of(config: DiffusionProcess) -> NoisePath:
     """Return the path a model was trained on."""
-    return PATHS[config.path](**({"shift": config.shift} if config.path == "flow" else {}))
+    return PATHS[config.path](**({"shift": config.time_shift} if config.path == "flow" else {}))
 
 
 @dataclass(frozen=True)

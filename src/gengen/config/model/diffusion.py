@@ -31,7 +31,11 @@ class DiffusionProcess(ModelConfig):
 
     classes: list[str] = option([], "names of the classes, in the order of their labels; none = unlabelled")
     path: str = choice("flow", ["flow", "cosine", "edm"], "how a sample turns into noise")
-    shift: float = positive(1.0, "flow: above 1, more of the time is spent at high noise (for large images)")
+    shift: float | None = positive(
+        None,
+        "flow: above 1, more of the time is spent at high noise (for large images); null = 3 for a model that reads "
+        "captions, which say most there, else 1",
+    )
     prediction: str = choice("velocity", ["velocity", "v", "x0", "eps", "edm"], "what the network is trained to say")
     times: str = choice(
         "logit_normal", ["logit_normal", "uniform", "lognormal"], "which noise levels it is trained on"
@@ -63,6 +67,11 @@ class DiffusionProcess(ModelConfig):
     def sample_shape(self) -> tuple[int, ...]:
         """Return the shape of one sample as the network sees it, without the batch: (C, R, R) for images."""
         raise NotImplementedError
+
+    @property
+    def time_shift(self) -> float:
+        """Return the shift of a flow's time; with captions 3 measured best (docs/results.md)."""
+        return self.shift or (3.0 if self.text else 1.0)
 
     def check(self) -> None:
         if self.text_encoder != "own" and not self.text:

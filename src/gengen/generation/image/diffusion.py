@@ -187,10 +187,11 @@ class ImageGenerator(ImageEditor):
             return
         if negative:
             raise UserError(f"negative={negative!r} and guide: guidance leads away from one of them; leave out one")
-        for key in ("path", "shift", "resolution", "channels", "classes", "inpaint", *TEXT):
+        for key in ("path", "time_shift", "resolution", "channels", "classes", "inpaint", *TEXT):
             ours, theirs = getattr(self.config, key), getattr(guide.config, key)
             if ours != theirs:
-                raise UserError(f"guide: its model.{key} is {theirs}, this model's is {ours}; they must be the same")
+                name = key.removeprefix("time_")
+                raise UserError(f"guide: its model.{name} is {theirs}, this model's is {ours}; they must be the same")
         ours, theirs = (generator.codec and codec_hash(generator.codec.model) for generator in (self, guide))
         if ours != theirs:
             raise UserError("guide: its latents are another codec's than this model's")
