@@ -8,7 +8,8 @@ from torch import Tensor
 class Constraint(Protocol):
     """What one text must obey, and how far it has come; each sample has its own.
 
-    The tokens that end a text are allowed exactly where the text so far is a whole answer.
+    The tokens that end a text are allowed exactly where the text so far is a whole answer. What cannot answer raises
+    UserError, which ends this text alone, with the message as its error.
     """
 
     def allowed(self) -> Tensor:

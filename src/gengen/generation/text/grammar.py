@@ -1,0 +1,233 @@
+"""Answers that obey a grammar: JSON of a schema, a regular expression, one of several texts, a Lark grammar.
+
+llguidance (the extra `serve`) says which tokens may come next; it is imported when the first grammar is compiled.
+Where a grammar leaves one way to go on, it allows the tokens that the tokenizer writes that way with.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.errors import UserError
+from gengen.generation.text.constraint import Constraint
+from gengen.generation.text.json_schema import MAX_ALTERNATIVES, MAX_BYTES, answer_schema
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+SECONDS = 2.0  # for one grammar to be compiled
+JSON_FORM: "JsonCompileOptions" = {"whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"'}
+"""No spaces to loop in, and one spelling for each text: with \\u0061 beside a, a property could be given twice."""
+LARK_SKIPPED = re.compile(r'(//|#).*|"(\\.|[^"\\\n])*"|/(\\.|[^/\\\n])+/')  # comments, texts, regular expressions
+LARK_OPTIONS = re.compile(r"^\s*[!?]?[\w-]+\s*\[([^\]]*)\]\s*:", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """What an answer must obey, in one of these ways.
+
+    json_schema: a JSON schema, as `answer_schema` reads it. json_object: any JSON object. regex: an expression in
+    Rust's syntax that the whole answer matches. choice: the texts to choose from. lark: a grammar in the dialect of
+    llguidance.
+    """
+
+    json_schema: dict[str, Any] | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    lark: str | None = None
+
+    def check(self) -> None:
+        """Raise UserError unless exactly one way is given, of a bounded size."""
+        given = [
+            name for name, value in vars(self).items() if value is not None and (name, value) != ("json_object", False)
+        ]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise UserError(f"one of {', '.join(vars(self))} says what an answer must obey; found {found}")
+        for name, text in (("regex", self.regex), ("lark", self.lark)):
+            if text is not None and not (isinstance(text, str) and 0 < len(text.encode()) <= MAX_BYTES):
+                raise UserError(f"{name}: a text of 1 to {MAX_BYTES:,} bytes")
+        if self.choice is not None:
+            check_choice(self.choice)
+        if self.lark is not None:
+            check_lark(self.lark)
+
+    def source(self) -> str:
+        """Return the grammar as llguidance reads it. Raises UserError for what is not supported."""
+        from llguidance import LLMatcher
+
+        if self.regex is not None:
+            return LLMatcher.grammar_from_regex(self.regex)
+        if self.choice is not None:
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in self.choice))
+        if self.lark is not None:
+            return LLMatcher.grammar_from_lark(self.lark)
+        schema = answer_schema({"type": "object"} if self.json_object else self.json_schema)
+        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
+
+
+def check_choice(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise UserError("choice: a list of texts, none of them empty")
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    if len(texts) > MAX_ALTERNATIVES or size > MAX_BYTES:
+        raise UserError(
+            f"choice: {len(texts):,} texts of {size:,} bytes; at most {MAX_ALTERNATIVES:,} of {MAX_BYTES:,} bytes"
+        )
+
+
+def check_lark(text: str) -> None:
+    """Refuse what llguidance adds to Lark and is not enforced here, by name."""
+    rules = LARK_SKIPPED.sub('""', text)
+    for word, why in (
+        ("%json", "give the whole answer's schema as json_schema"),
+        ("%llguidance", "its options are fixed"),
+        ("<", "special tokens stand for no text"),
+    ):
+        if word in rules:
+            raise UserError(f"lark: {word} is not supported: {why}")
+    for options in LARK_OPTIONS.findall(rules):
+        if others := {option.partition("=")[0].strip() for option in options.split(",")} - {"lazy", "capture", ""}:
+            raise UserError(f"lark: the option {', '.join(sorted(others))} of a rule is not supported; lazy is")
+
+
+class Grammar:
+    """A grammar compiled for one tokenizer; each text that obeys it has a constraint of its own."""
+
+    def __init__(self, matcher: "LLMatcher", tokenizer: TextTokenizer):
+        self.start, self.ends = matcher, list(tokenizer.ends)
+        self.writable = torch.tensor([bool(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
+
+    def constraint(self) -> Constraint:
+        return GrammarConstraint(self, self.start.deep_copy())
+
+
+class GrammarConstraint:
+    """A `Constraint`: the state of llguidance's parser within one text."""
+
+    def __init__(self, grammar: Grammar, matcher: "LLMatcher"):
+        self.grammar, self.matcher = grammar, matcher
+
+    def allowed(self) -> Tensor:
+        biases = bytearray(self.matcher.compute_logit_bias())  # a byte a token, 0 where it may not come next
+        self.check()
+        allowed = torch.frombuffer(biases, dtype=torch.uint8).bool() & self.grammar.writable
+        allowed[self.grammar.ends] = self.matcher.is_accepting()
+        if not allowed.any():
+            raise UserError("the grammar came to a place where no token of the vocabulary may follow")
+        return allowed
+
+    def add(self, token: int) -> None:
+        if token not in self.grammar.ends:
+            self.matcher.consume_token(token)
+            self.check()
+
+    @property
+    def complete(self) -> bool:
+        return self.matcher.is_stopped() and self.matcher.is_accepting()
+
+    def check(self) -> None:
+        if self.matcher.is_error():
+            raise UserError(f"the grammar cannot go on: {reason(self.matcher.get_error())}")
+
+
+def compile_grammar(spec: GrammarSpec, tokenizer: TextTokenizer) -> Grammar:
+    """Compile a grammar, or take it from the 64 compiled last. Raises UserError for one that is not supported, too
+    large or slow to compile, or that no text obeys."""
+    spec.check()
+    require_llguidance()
+    return compiled(spec.source(), tokenizer)
+
+
+@lru_cache(maxsize=64)
+def compiled(source: str, tokenizer: TextTokenizer) -> Grammar:
+    """Return a grammar compiled in another thread, which is waited for only so long."""
+    work: Future[Grammar] = workers().submit(build, source, tokenizer)
+    try:
+        return work.result(timeout=SECONDS)
+    except TimeoutError:
+        work.cancel()
+        raise UserError(f"the grammar takes more than {SECONDS:g} s to compile: make it smaller") from None
+
+
+@cache
+def workers() -> ThreadPoolExecutor:
+    """Return the threads that compile; `limits` ends what nobody waits for any more."""
+    return ThreadPoolExecutor(2, thread_name_prefix="grammar")
+
+
+def limits() -> "LLParserLimits":
+    """Return what a grammar may cost when it is compiled, and at each token."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_items_in_row=2_000,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def build(source: str, tokenizer: TextTokenizer) -> Grammar:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(vocabulary(tokenizer), source, log_level=0, limits=limits())
+    if matcher.is_error():
+        raise UserError(f"the grammar is not one to write answers by: {reason(matcher.get_error())}")
+    if warnings := matcher.get_grammar_warnings():
+        raise UserError(f"the grammar cannot be kept exactly: {reason(warnings[0])}")
+    grammar = Grammar(matcher, tokenizer)
+    grammar.constraint().allowed()  # the first mask fills the lexer's tables
+    return grammar
+
+
+@lru_cache(maxsize=8)
+def vocabulary(tokenizer: TextTokenizer) -> "LLTokenizer":
+    """Return a tokenizer's tokens as llguidance holds them; those without bytes are special, and never text."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(Tokens(tokenizer)), tokenizer.vocab_size, list(tokenizer.ends))
+
+
+class Tokens:
+    """A tokenizer as llguidance asks for it."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: TextTokenizer):
+        texts = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
+        self.tokenizer, self.eos_token_id = tokenizer, tokenizer.ends[0]
+        self.special_token_ids = [i for i, text in enumerate(texts) if not text]
+        self.tokens = [text or b"\xff<%d>" % i for i, text in enumerate(texts)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self.tokenizer.encode(text if isinstance(text, str) else text.decode(errors="replace"))
+
+
+def require_llguidance() -> None:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "answers that obey a schema need llguidance, which is not installed: pip install 'gengen[serve]'"
+        ) from None
+
+
+def reason(message: str) -> str:
+    """Return what a message of llguidance says, in one line: its first, and the one that names the error."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason is given"]
+    named = [line for line in lines[1:] if line.startswith("error:")]
+    return " ".join([lines[0], *named])[:300]
