@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import IO
 
 from gengen.config.commands import TextSampling
+from gengen.config.limits import parse_json
 from gengen.errors import UserError
 from gengen.generation.base import Generator, Sample
 from gengen.generation.text.best_of import best_of
 from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.grammar import GrammarSpec
 from gengen.generation.text.rewards import load_reward
 
 
@@ -39,18 +41,34 @@ def print_stream(generator: TextGenerator, config: TextSampling) -> None:
     """Print the first prompt and its text while it is drawn."""
     prompt = (config.prompt or [""])[0]
     print(prompt, end="", flush=True)
-    for piece in generator.pieces(prompt, config):
+    for piece in generator.pieces(prompt, config, grammar=grammar_spec(config)):
         print(piece, end="", flush=True)
     print()
 
 
 def drawn(generator: TextGenerator, config: TextSampling) -> Iterator[Sample]:
     """Yield the samples, each the best of several if the config names a reward."""
-    prompts = config.prompt or [""]
+    prompts, grammar = config.prompt or [""], grammar_spec(config)
     if not config.reward:
-        return generator.samples(prompts, config, n=config.n)
+        return generator.samples(prompts, config, n=config.n, grammar=grammar)
     reward = load_reward(config.reward, Path(config.runs_dir), generator.tokenizer, str(generator.engine.device))
-    return best_of(generator, prompts, reward, config, n=config.n, of=config.best_of)
+    return best_of(generator, prompts, reward, config, n=config.n, of=config.best_of, grammar=grammar)
+
+
+def grammar_spec(config: TextSampling) -> GrammarSpec | None:
+    """Return what each text must obey, None where the config says nothing of it."""
+    if config.json_schema:
+        try:
+            return GrammarSpec(json_schema=parse_json(Path(config.json_schema).read_text(encoding="utf8")))
+        except ValueError as error:
+            raise UserError(f"json_schema={config.json_schema}: no JSON: {str(error)[:200]}") from None
+    if config.lark:
+        return GrammarSpec(lark=Path(config.lark).read_text(encoding="utf8", errors="replace"))
+    if config.json:
+        return GrammarSpec(json_object=True)
+    if config.regex is not None:
+        return GrammarSpec(regex=config.regex)
+    return GrammarSpec(choice=config.choice) if config.choice else None
 
 
 @contextmanager

@@ -83,9 +83,20 @@ class TextSampling(DecodingSettings, SampleConfig):
     best_of: int = positive(1, "draw so many for each sample, and keep the one that reward likes best")
     reward: list[str] = option([], "what best_of goes by: a reward run or a registered function; repeat for their sum")
     out: str | None = option(None, "also write the samples to this .jsonl file")
+    json_schema: str | None = option(None, "each text obeys the JSON schema in this file")
+    json: bool = option(False, "each text is a JSON object")
+    regex: str | None = option(None, "each text as a whole matches this expression, in Rust's syntax")
+    choice: list[str] = option([], "each text is one of these; repeat for several", prose=True)
+    lark: str | None = option(None, "each text obeys the Lark grammar in this file")
 
     def check(self) -> None:
         super().check()
+        given = [key for key in ("json_schema", "json", "regex", "choice", "lark") if getattr(self, key)]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)}: one of them says what a text must obey")
+        for key in ("json_schema", "lark"):
+            if (path := getattr(self, key)) and not Path(path).is_file():
+                raise UserError(f"{key}={path}: no such file")
         if bool(self.reward) != (self.best_of > 1):
             raise UserError(
                 "best_of=N and reward=NAME go together: of N samples the one with the highest reward is kept"

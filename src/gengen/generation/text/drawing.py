@@ -17,7 +17,9 @@ def add_tokens(logits: Tensor, rows: Sequence[Row]) -> None:
     logprobs = logits.log_softmax(dim=-1)
     alike: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
-        alike.setdefault(row.alike, []).append(i)
+        row.look_up_allowed()
+        if not row.text.finish_reason:
+            alike.setdefault(row.alike, []).append(i)
     for places in alike.values():
         some = [rows[i] for i in places]
         every = len(some) == len(rows)
@@ -73,10 +75,10 @@ def controlled(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 def constrained(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Return logits (n, V) in which what a row's constraint forbids is -inf."""
-    if all(row.request.constraint is None for row in rows):
+    if all(row.allowed is None for row in rows):
         return logits
     everything = torch.ones(logits.shape[-1], dtype=torch.bool)
-    masks = [everything if (c := row.request.constraint) is None else c.allowed() for row in rows]
+    masks = [everything if row.allowed is None else row.allowed for row in rows]
     return logits.masked_fill(~torch.stack(masks).to(logits.device), float("-inf"))
 
 
@@ -91,7 +93,7 @@ def likeliest(logprobs: Tensor, count: int) -> list[tuple[int, float]]:
 def why_none(logits: Tensor, row: Row) -> str:
     """Return why no token can be drawn for a row, by its logits (V,)."""
     finite = bool(logits.isfinite().all())
-    if finite and row.request.constraint is not None and not bool(row.request.constraint.allowed().any()):
+    if finite and row.allowed is not None and not bool(row.allowed.any()):
         return "the constraint allows none"
     if (processor := row.request.processor) is not None:
         plain = logits if row.bias is None else logits + row.bias

@@ -20,6 +20,7 @@ from gengen.generation.base import Sample
 from gengen.generation.text.continuation import Continuation
 from gengen.generation.text.engine import Engine
 from gengen.generation.text.exactness import build_engine
+from gengen.generation.text.grammar import Grammar, GrammarSpec, compile_grammar
 from gengen.generation.text.processor import Processor
 from gengen.generation.text.row import Request
 from gengen.generation.text.scheduler import Scheduler
@@ -97,6 +98,7 @@ class TextGenerator:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         overflow: str = "slide",
+        grammar: GrammarSpec | None = None,
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> list[Sample]:
@@ -104,14 +106,16 @@ class TextGenerator:
 
         Sample i, its place in the list, draws from (seed, i) alone. `DecodingSettings` explains the settings. A stop
         string or id ends a sample and is left out. A text that fills the model's context goes on from the last half
-        of it, unless overflow="end". `interrupted` is polled before each token; once true, all samples end as they
-        are.
+        of it, unless overflow="end". grammar: what each sample obeys, before temperature and what comes after it.
+        `interrupted` is polled before each token; once true, all samples end as they are.
         """
         settings = decoding_settings(
             seed, max_tokens, temperature, top_k, top_p, min_p,
             repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow,
         )  # fmt: skip
-        return list(self.samples(prompts, settings, n=n, processor=processor, interrupted=interrupted))
+        return list(
+            self.samples(prompts, settings, n=n, grammar=grammar, processor=processor, interrupted=interrupted)
+        )
 
     def stream(
         self,
@@ -130,6 +134,7 @@ class TextGenerator:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         overflow: str = "slide",
+        grammar: GrammarSpec | None = None,
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[str]:
@@ -139,7 +144,7 @@ class TextGenerator:
             seed, max_tokens, temperature, top_k, top_p, min_p,
             repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow,
         )  # fmt: skip
-        return self.pieces(prompt, settings, processor=processor, interrupted=interrupted)
+        return self.pieces(prompt, settings, grammar=grammar, processor=processor, interrupted=interrupted)
 
     # --- with settings that were checked already, such as a command's
 
@@ -149,6 +154,7 @@ class TextGenerator:
         settings: DecodingSettings,
         *,
         n: int = 1,
+        grammar: GrammarSpec | None = None,
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[Sample]:
@@ -158,7 +164,7 @@ class TextGenerator:
         listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
         starts = [self.prompt_tokens(prompt) for prompt in listed]
         texts = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in listed]
-        return self._samples(starts, texts, settings, n, processor, interrupted)
+        return self._samples(starts, texts, settings, n, self.compiled(grammar), processor, interrupted)
 
     def _samples(
         self,
@@ -166,6 +172,7 @@ class TextGenerator:
         texts: list[str],
         settings: DecodingSettings,
         n: int,
+        grammar: Grammar | None,
         processor: Processor | None,
         interrupted: Callable[[], bool],
     ) -> Iterator[Sample]:
@@ -174,7 +181,8 @@ class TextGenerator:
         scheduler = self.scheduler(min(self.batch_size, total), longest)
         unseen = deque[tuple[int, Continuation]]()
         for i in range(total):
-            unseen.append((i, scheduler.admit(Request(starts[i // n], settings, i, processor))))
+            request = Request(starts[i // n], settings, i, processor, grammar.constraint() if grammar else None)
+            unseen.append((i, scheduler.admit(request)))
             while len(unseen) >= 2 * self.batch_size or (i == total - 1 and unseen):
                 while not unseen[0][1].finish_reason:
                     advance(scheduler, interrupted)
@@ -189,13 +197,14 @@ class TextGenerator:
         prompt: Prompt,
         settings: DecodingSettings,
         *,
+        grammar: GrammarSpec | None = None,
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Iterator[str]:
         """Yield what `stream` yields."""
-        tokens = self.prompt_tokens(prompt)
+        tokens, found = self.prompt_tokens(prompt), self.compiled(grammar)
         scheduler = self.scheduler(1, len(tokens) + settings.max_tokens)
-        row = scheduler.admit(Request(tokens, settings, processor=processor))
+        row = scheduler.admit(Request(tokens, settings, 0, processor, found.constraint() if found else None))
 
         def grown() -> Iterator[str]:
             shown = 0
@@ -210,6 +219,9 @@ class TextGenerator:
     def scheduler(self, rows: int, slots: int | None = None) -> Scheduler:
         """Return what draws `rows` texts at once, of at most `slots` tokens with their prompts."""
         return Scheduler(self.engine, self.tokenizer, self.context, rows, slots)
+
+    def compiled(self, grammar: GrammarSpec | None) -> Grammar | None:
+        return None if grammar is None else compile_grammar(grammar, self.tokenizer)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """Return a prompt as tokens. Text follows a token that begins one, as documents do in training; for a model of

@@ -38,12 +38,13 @@ class Row:
 
     tokens: those of prompt and text. bias: what is added to the logits, (V,). prompted, counts: whether a token is in
     the prompt, and how often it was drawn, (V,) each, where there are penalties. alike: rows of which this is equal
-    are drawn from by the same controls.
+    are drawn from by the same controls. allowed: what its constraint lets come next, (V,).
     """
 
     def __init__(self, request: Request, tokenizer: TextTokenizer, device: torch.device):
         self.request, self.text = request, Continuation(tokenizer, request.prompt, request.settings)
         self.tokens, self.begin, self.cached = list(request.prompt), 0, 0
+        self.allowed: Tensor | None = None
         self.stream, self.ahead = stream(request.settings.seed, request.index), list[float]()
         c, vocabulary = request.settings, tokenizer.vocab_size
         penalties = (c.repetition_penalty, c.presence_penalty, c.frequency_penalty)
@@ -90,10 +91,23 @@ class Row:
             self.counts[token] += 1
         self.tokens.append(token)
         self.text.add(token, logprob, top)
-        if (constraint := self.request.constraint) is not None and not self.text.finish_reason:
+        constraint = self.request.constraint
+        if constraint is None or self.text.finish_reason not in ("", "length"):
+            return
+        try:
             constraint.add(token)
-            if constraint.complete:
-                self.text.finish("stop")
+        except UserError as error:
+            return self.text.fail(str(error))
+        if constraint.complete:  # with the last of max_tokens, too
+            self.text.finish("stop")
+
+    def look_up_allowed(self) -> None:
+        """Ask the constraint what may come next; where it cannot say, the text ends with an error."""
+        if self.request.constraint is not None:
+            try:
+                self.allowed = self.request.constraint.allowed()
+            except UserError as error:
+                self.text.fail(str(error))
 
 
 def bias_of(c: DecodingSettings, vocab_size: int, device: torch.device) -> Tensor | None:
