@@ -20,6 +20,7 @@ from gengen.generation.text.grammar import GrammarSpec, compile_grammar
 from gengen.generation.text.row import Request
 from gengen.generation.text.sampling import draw, next_token_probabilities
 from gengen.generation.text.scheduler import Scheduler
+from gengen.generation.text.speculation import PromptLookup, Speculation
 from gengen.models.gpt import GPT
 from helpers.draws import uniforms
 from helpers.schemas import TWENTY
@@ -86,6 +87,23 @@ def test_free_neighbours_of_a_constrained_text_draw_the_same(model: GPT) -> None
 
     mixed = drawn([request(i, ORDER if i % 2 else None) for i in range(4)])
     assert mixed == [drawn([request(i, ORDER if i % 2 else None)])[0] for i in range(4)]
+
+
+def test_guessed_tokens_obey_too(model: GPT) -> None:
+    """A guess is checked by the mask of its own place: guesses change no text."""
+    spec = GrammarSpec(regex="(ab|ba){20}")  # which prompt lookup guesses well
+
+    def drawn(speculation: Speculation | None) -> list[tuple[str, str]]:
+        some = Scheduler(build_engine(model), BYTES, 32, rows=2, speculation=speculation)
+        settings = DecodingSettings(max_tokens=25, temperature=1.0)
+        constraints = [compile_grammar(spec, BYTES).constraint() for _ in range(2)]
+        texts = [some.admit(Request([0, 66], settings, i, constraint=one)) for i, one in enumerate(constraints)]
+        while not some.idle:
+            some.step()
+        return [(text.text, text.finish_reason) for text in texts]
+
+    guessing = Speculation(PromptLookup())
+    assert drawn(guessing) == drawn(None) and guessing.accepted > 0
 
 
 def test_a_stream_is_its_sample(generator: TextGenerator) -> None:

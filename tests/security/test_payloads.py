@@ -47,6 +47,7 @@ from gengen.data.text.sources import files as text_sources
 from gengen.data.text.sources.base import text_source
 from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
+from gengen.generation.text import grammar, json_schema, patterns, tools
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
@@ -696,6 +697,9 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
     assert found == [32 * mib, 1_048_576, 10, 2048 * mib, 200, 1024 * mib]
     found = [MAX_PIXELS, text_files.MAX_LINE, text_sources.MAX_TEXT]
     assert found == [64_000_000, 16 * mib, 4096 * mib]
+    found = [json_schema.MAX_BYTES, json_schema.MAX_ALTERNATIVES, json_schema.MAX_ONE_OF, patterns.MAX_REPEAT]
+    assert found == [2**16, 1000, 100, 1000]
+    assert [grammar.SECONDS, grammar.compiled.cache_info().maxsize, tools.MAX_TOOLS] == [2, 64, 64]
 
 
 # ---------------------------------------------------------------------------------------------------- secrets
