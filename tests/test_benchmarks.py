@@ -1,9 +1,11 @@
 """Every benchmark runs to its end, at the smallest size: what it says is looked at, how fast it was is not."""
 
 import importlib
+import json
 import re
 import runpy
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "guards": (["blocks=1", "steps=4", "threads=1", "{text}"], r"guards take -?\d"),
     "inpainting": (["{words}", "n=4", "steps=1", "resamples=2"], r"bit-equal(.|\n)*filled, 2 rounds +as asked \d"),
+    "json_schema_suite": (["{suite}", "walks=2"], r"2 schemas: 1 enforced \(1 exactly.*1 refused by name, 0 weakened"),
     "kernels": (["rounds=1", "threads=1", "layers=1"], r"one row, int8\n.*packed kernel(.|\n)*compiled"),
     "precision": (["{run}"], r"int8 +\d\.\d{4} bits per byte"),
     "preferences": (
@@ -57,6 +60,18 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
 }
 
 
+def suite_archive(folder: Path) -> Path:
+    """Return an archive with two schemas, laid out as that of jsonschema."""
+    tests = [{"description": "one", "data": 1, "valid": True}, {"description": "text", "data": "1", "valid": False}]
+    groups = [{"description": str(s), "schema": s, "tests": tests} for s in ({"type": "integer"}, {"not": {}})]
+    name = "jsonschema-0/json/tests/draft2020-12/type.json"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text(json.dumps(groups))
+    with tarfile.open(folder / "jsonschema-0.tar.gz", "w:gz") as tar:
+        tar.add(folder / name, arcname=name)
+    return folder / "jsonschema-0.tar.gz"
+
+
 def test_every_benchmark_is_run() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == set(ASKED) | SHARED
 
@@ -80,6 +95,7 @@ def places(
 
     return lambda place: {
         "text": lambda: tiny,
+        "suite": lambda: [f"archive={suite_archive(tmp_path)}"],
         "books": lambda: [f"data.dir={stand_in_archive}"],
         "pictures": lambda: picture_data,
         "run": lambda: run("text", *tiny),

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helpers.benchmark import benchmark
 suite = benchmark("json_schema_suite")
 SOURCES = Path(grammars.__file__).parents[2]
 BYTES = TextTokenizer.byte()
+VOCABULARY = grammars.vocabulary_of(BYTES)
 CHOICE = ["yes", "no", "not at all", "né\n", 'q"\\', "yes, please"]
 TREE = r"""
 start: expr
@@ -174,7 +176,7 @@ def test_a_mask_is_a_function_of_the_text_alone() -> None:
     used = compile_grammar(GrammarSpec(json_schema=schema), BYTES)
     for seed in range(5):
         suite.walk(used, seed, 100)
-    fresh = grammars.build(GrammarSpec(json_schema=schema).source(), BYTES)
+    fresh = grammars.build(GrammarSpec(json_schema=schema).source(), VOCABULARY)
     assert all(torch.equal(a, b) for a, b in zip(masks(used), masks(fresh), strict=True))
 
 
@@ -196,8 +198,8 @@ def test_where_no_token_may_follow_is_an_error() -> None:
     with pytest.raises(UserError, match="the grammar cannot go on"):
         constraint.allowed()
     grammar = compile_grammar(GrammarSpec(choice=["ab"]), BYTES)
-    grammar = grammars.Grammar(grammar.start, BYTES)
-    grammar.writable[:] = False
+    mute = replace(VOCABULARY, writable=torch.zeros(257, dtype=torch.bool))
+    grammar = grammars.Grammar(grammar.start, mute)
     with pytest.raises(UserError, match="no token of the vocabulary may follow"):
         grammar.constraint().allowed()
 
@@ -206,10 +208,10 @@ def test_64_grammars_are_kept_and_a_tokenizer_is_read_once(monkeypatch: pytest.M
     first = compile_grammar(GrammarSpec(choice=["first"]), BYTES)
     assert compile_grammar(GrammarSpec(choice=["first"]), BYTES) is first
     assert compile_grammar(GrammarSpec(choice=["first"]), TextTokenizer.byte()) is not first
-    misses = grammars.vocabulary.cache_info().misses
+    misses = grammars.vocabulary_of.cache_info().misses
     for i in range(64):
         compile_grammar(GrammarSpec(choice=[f"other {i}"]), BYTES)
-    assert grammars.vocabulary.cache_info().misses == misses
+    assert grammars.vocabulary_of.cache_info().misses == misses
     assert grammars.compiled.cache_info().currsize == 64
     assert compile_grammar(GrammarSpec(choice=["first"]), BYTES) is not first
 
@@ -217,7 +219,7 @@ def test_64_grammars_are_kept_and_a_tokenizer_is_read_once(monkeypatch: pytest.M
 def test_a_grammar_that_takes_too_long_is_refused_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(grammars, "SECONDS", 0.05)
-    monkeypatch.setattr(grammars, "build", lambda source, tokenizer: go_on.wait(5))
+    monkeypatch.setattr(grammars, "build", lambda source, vocabulary: go_on.wait(5))
     with pytest.raises(UserError, match=re.escape("more than 0.05 s to compile")):
         compile_grammar(GrammarSpec(choice=["slow"]), BYTES)
     go_on.set()

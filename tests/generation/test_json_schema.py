@@ -20,6 +20,7 @@ from helpers.schemas import TWENTY, random_schema
 
 suite = benchmark("json_schema_suite")
 BYTES = TextTokenizer.byte()
+VOCABULARY = grammars.vocabulary_of(BYTES)
 
 
 def compiled(schema: Any) -> Grammar:
@@ -182,7 +183,7 @@ def test_with_unicode_escapes_a_property_could_be_given_twice(monkeypatch: pytes
     assert not Draft202012Validator(schema).is_valid(json.loads(twice))
     assert not suite.writable(compiled(schema), twice)
     monkeypatch.setattr(grammars, "JSON_FORM", {"whitespace_flexible": False})
-    assert suite.writable(build(GrammarSpec(json_schema=schema).source(), BYTES), twice)
+    assert suite.writable(build(GrammarSpec(json_schema=schema).source(), VOCABULARY), twice)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_with_unicode_escapes_a_property_could_be_given_twice(monkeypatch: pytes
 )
 def test_llguidance_alone_would_let_through(schema: dict[str, Any], text: str) -> None:
     plain = LLMatcher.grammar_from_json_schema(schema, overrides=grammars.JSON_FORM)
-    assert suite.writable(build(plain, BYTES), text)
+    assert suite.writable(build(plain, VOCABULARY), text)
     with suppress(UserError):  # some of them are refused
         assert not suite.writable(compiled(schema), text)
 

@@ -104,31 +104,30 @@ def check_lark(text: str) -> None:
 class Grammar:
     """A grammar compiled for one tokenizer; each text that obeys it has a constraint of its own."""
 
-    def __init__(self, matcher: "LLMatcher", tokenizer: TextTokenizer):
-        self.start, self.ends = matcher, list(tokenizer.ends)
-        self.writable = torch.tensor([bool(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
+    def __init__(self, start: "LLMatcher", vocabulary: "Vocabulary"):
+        self.start, self.vocabulary = start, vocabulary
 
     def constraint(self) -> Constraint:
-        return GrammarConstraint(self, self.start.deep_copy())
+        return GrammarConstraint(self.vocabulary, self.start.deep_copy())
 
 
 class GrammarConstraint:
     """A `Constraint`: the state of llguidance's parser within one text."""
 
-    def __init__(self, grammar: Grammar, matcher: "LLMatcher"):
-        self.grammar, self.matcher = grammar, matcher
+    def __init__(self, vocabulary: "Vocabulary", matcher: "LLMatcher"):
+        self.vocabulary, self.matcher = vocabulary, matcher
 
     def allowed(self) -> Tensor:
         biases = bytearray(self.matcher.compute_logit_bias())  # a byte a token, 0 where it may not come next
         self.check()
-        allowed = torch.frombuffer(biases, dtype=torch.uint8).bool() & self.grammar.writable
-        allowed[self.grammar.ends] = self.matcher.is_accepting()
+        allowed = torch.frombuffer(biases, dtype=torch.uint8).bool() & self.vocabulary.writable
+        allowed[self.vocabulary.ends] = self.matcher.is_accepting()
         if not allowed.any():
             raise UserError("the grammar came to a place where no token of the vocabulary may follow")
         return allowed
 
     def add(self, token: int) -> None:
-        if token not in self.grammar.ends:
+        if token not in self.vocabulary.ends:
             self.matcher.consume_token(token)
             self.check()
 
@@ -152,7 +151,7 @@ def compile_grammar(spec: GrammarSpec, tokenizer: TextTokenizer) -> Grammar:
 @lru_cache(maxsize=64)
 def compiled(source: str, tokenizer: TextTokenizer) -> Grammar:
     """Return a grammar compiled in another thread, which is waited for only so long."""
-    work: Future[Grammar] = workers().submit(build, source, tokenizer)
+    work: Future[Grammar] = workers().submit(build, source, vocabulary_of(tokenizer))
     try:
         return work.result(timeout=SECONDS)
     except TimeoutError:
@@ -181,25 +180,36 @@ def limits() -> "LLParserLimits":
     )
 
 
-def build(source: str, tokenizer: TextTokenizer) -> Grammar:
+def build(source: str, vocabulary: "Vocabulary") -> Grammar:
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(vocabulary(tokenizer), source, log_level=0, limits=limits())
+    matcher = LLMatcher(vocabulary.tokenizer, source, log_level=0, limits=limits())
     if matcher.is_error():
         raise UserError(f"the grammar is not one to write answers by: {reason(matcher.get_error())}")
     if warnings := matcher.get_grammar_warnings():
         raise UserError(f"the grammar cannot be kept exactly: {reason(warnings[0])}")
-    grammar = Grammar(matcher, tokenizer)
+    grammar = Grammar(matcher, vocabulary)
     grammar.constraint().allowed()  # the first mask fills the lexer's tables
     return grammar
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's tokens as llguidance holds them. writable: which have bytes, (V,); the others are never text."""
+
+    tokenizer: "LLTokenizer"
+    writable: Tensor
+    ends: list[int]
+
+
 @lru_cache(maxsize=8)
-def vocabulary(tokenizer: TextTokenizer) -> "LLTokenizer":
-    """Return a tokenizer's tokens as llguidance holds them; those without bytes are special, and never text."""
+def vocabulary_of(tokenizer: TextTokenizer) -> Vocabulary:
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    return LLTokenizer(TokenizerWrapper(Tokens(tokenizer)), tokenizer.vocab_size, list(tokenizer.ends))
+    tokens, ends = Tokens(tokenizer), list(tokenizer.ends)
+    writable = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
+    writable[tokens.special_token_ids] = False
+    return Vocabulary(LLTokenizer(TokenizerWrapper(tokens), tokenizer.vocab_size, ends), writable, ends)
 
 
 class Tokens:
