@@ -47,7 +47,7 @@ from gengen.data.text.sources import files as text_sources
 from gengen.data.text.sources.base import text_source
 from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
-from gengen.generation.text import grammar, json_schema, patterns, tools
+from gengen.generation.text import grammar, grammar_trial, json_schema, patterns, tools
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
@@ -699,7 +699,8 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
     assert found == [64_000_000, 16 * mib, 4096 * mib]
     found = [json_schema.MAX_BYTES, json_schema.MAX_ALTERNATIVES, json_schema.MAX_ONE_OF, patterns.MAX_REPEAT]
     assert found == [2**16, 1000, 100, 1000]
-    assert [grammar.SECONDS, grammar.compiled.cache_info().maxsize, tools.MAX_TOOLS] == [2, 64, 64]
+    found = [grammar_trial.SECONDS, grammar_trial.MEMORY, grammar.compiled.cache_info().maxsize, tools.MAX_TOOLS]
+    assert found == [2, 1024, 64, 64]
 
 
 # ---------------------------------------------------------------------------------------------------- secrets

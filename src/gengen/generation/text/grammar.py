@@ -7,9 +7,8 @@ Where a grammar leaves one way to go on, it allows the tokens that the tokenizer
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +17,14 @@ from torch import Tensor
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text.constraint import Constraint
+from gengen.generation.text.grammar_trial import LIMITS, TRIALS
 from gengen.generation.text.json_schema import MAX_ALTERNATIVES, MAX_BYTES, answer_schema
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-SECONDS = 2.0  # for one grammar to be compiled
+MAX_SOURCE = 2**20  # characters of a JSON schema with all its bounds
 JSON_FORM: "JsonCompileOptions" = {"whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"'}
 """No spaces to loop in, and one spelling for each text: with \\u0061 beside a, a property could be given twice."""
 LARK_SKIPPED = re.compile(r'(//|#).*|"(\\.|[^"\\\n])*"|/(\\.|[^/\\\n])+/')  # comments, texts, regular expressions
@@ -73,7 +73,10 @@ class GrammarSpec:
         if self.lark is not None:
             return LLMatcher.grammar_from_lark(self.lark)
         schema = answer_schema({"type": "object"} if self.json_object else self.json_schema)
-        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
+        source = LLMatcher.grammar_from_json_schema(schema, overrides=JSON_FORM)
+        if len(source) > MAX_SOURCE:
+            raise UserError("json_schema: too much is left open: name the types, and give bounds")
+        return source
 
 
 def check_choice(texts: Sequence[str]) -> None:
@@ -150,40 +153,16 @@ def compile_grammar(spec: GrammarSpec, tokenizer: TextTokenizer) -> Grammar:
 
 @lru_cache(maxsize=64)
 def compiled(source: str, tokenizer: TextTokenizer) -> Grammar:
-    """Return a grammar compiled in another thread, which is waited for only so long."""
-    work: Future[Grammar] = workers().submit(build, source, vocabulary_of(tokenizer))
-    try:
-        return work.result(timeout=SECONDS)
-    except TimeoutError:
-        work.cancel()
-        raise UserError(f"the grammar takes more than {SECONDS:g} s to compile: make it smaller") from None
-
-
-@cache
-def workers() -> ThreadPoolExecutor:
-    """Return the threads that compile; `limits` ends what nobody waits for any more."""
-    return ThreadPoolExecutor(2, thread_name_prefix="grammar")
-
-
-def limits() -> "LLParserLimits":
-    """Return what a grammar may cost when it is compiled, and at each token."""
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(
-        max_items_in_row=2_000,
-        initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=200_000,
-        step_max_items=50_000,
-        max_lexer_states=50_000,
-        max_grammar_size=200_000,
-        verbose_errors=False,
-    )
+    """Return a grammar compiled here, once another process has done so in bounded time and memory."""
+    TRIALS.run(source)
+    return build(source, vocabulary_of(tokenizer))
 
 
 def build(source: str, vocabulary: "Vocabulary") -> Grammar:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(vocabulary.tokenizer, source, log_level=0, limits=limits())
+    limits = LLParserLimits(**LIMITS, verbose_errors=False)  # type: ignore[arg-type]
+    matcher = LLMatcher(vocabulary.tokenizer, source, log_level=0, limits=limits)
     if matcher.is_error():
         raise UserError(f"the grammar is not one to write answers by: {reason(matcher.get_error())}")
     if warnings := matcher.get_grammar_warnings():
