@@ -11,10 +11,12 @@ from gengen.config.commands import TextSampling
 from gengen.config.limits import parse_json
 from gengen.errors import UserError
 from gengen.generation.base import Generator, Sample
+from gengen.generation.secret_key import read_key
 from gengen.generation.text.best_of import best_of
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.grammar import GrammarSpec
 from gengen.generation.text.rewards import load_reward
+from gengen.generation.text.watermark import Watermark
 
 
 def sample_text(generator: Generator, config: TextSampling, say: Callable[[str], None]) -> str:
@@ -41,18 +43,19 @@ def print_stream(generator: TextGenerator, config: TextSampling) -> None:
     """Print the first prompt and its text while it is drawn."""
     prompt = (config.prompt or [""])[0]
     print(prompt, end="", flush=True)
-    for piece in generator.pieces(prompt, config, grammar=grammar_spec(config)):
+    for piece in generator.pieces(prompt, config, grammar=grammar_spec(config), processor=watermark_of(config)):
         print(piece, end="", flush=True)
     print()
 
 
 def drawn(generator: TextGenerator, config: TextSampling) -> Iterator[Sample]:
     """Yield the samples, each the best of several if the config names a reward."""
-    prompts, grammar = config.prompt or [""], grammar_spec(config)
+    prompts, grammar, processor = config.prompt or [""], grammar_spec(config), watermark_of(config)
     if not config.reward:
-        return generator.samples(prompts, config, n=config.n, grammar=grammar)
+        return generator.samples(prompts, config, n=config.n, grammar=grammar, processor=processor)
     reward = load_reward(config.reward, Path(config.runs_dir), generator.tokenizer, str(generator.engine.device))
-    return best_of(generator, prompts, reward, config, n=config.n, of=config.best_of, grammar=grammar)
+    how = {"n": config.n, "of": config.best_of}
+    return best_of(generator, prompts, reward, config, **how, grammar=grammar, processor=processor)
 
 
 def grammar_spec(config: TextSampling) -> GrammarSpec | None:
@@ -69,6 +72,11 @@ def grammar_spec(config: TextSampling) -> GrammarSpec | None:
     if config.regex is not None:
         return GrammarSpec(regex=config.regex)
     return GrammarSpec(choice=config.choice) if config.choice else None
+
+
+def watermark_of(config: TextSampling) -> Watermark | None:
+    """Return what marks the texts, if the config names a key."""
+    return Watermark(read_key(Path(config.watermark)), config.watermark_delta) if config.watermark else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gengen.config.fields import choice, option, positive
+from gengen.config.marks import WatermarkSettings
 from gengen.errors import UserError
 
 
@@ -70,7 +71,7 @@ class DecodingSettings:
 
 
 @dataclass
-class TextSampling(DecodingSettings, SampleConfig):
+class TextSampling(WatermarkSettings, DecodingSettings, SampleConfig):
     """What to draw from a language model."""
 
     prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch", prose=True)

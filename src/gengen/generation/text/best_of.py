@@ -9,6 +9,7 @@ from gengen.config.commands import DecodingSettings
 from gengen.generation.base import Sample
 from gengen.generation.text.generator import Prompt, TextGenerator
 from gengen.generation.text.grammar import GrammarSpec
+from gengen.generation.text.processor import Processor
 from gengen.generation.text.rewards import BATCH, Reward, answer_of
 
 
@@ -21,10 +22,11 @@ def best_of(
     n: int,
     of: int,
     grammar: GrammarSpec | None = None,
+    processor: Processor | None = None,
 ) -> Iterator[Sample]:
     """Yield n samples of each prompt, each the one with the highest reward of `of` drawn for it (the first of them
     where none can be scored); they are drawn when asked for."""
-    drawn = generator.samples(prompts, settings, n=n * of, grammar=grammar)
+    drawn = generator.samples(prompts, settings, n=n * of, grammar=grammar, processor=processor)
     tokens = [generator.prompt_tokens(prompt) for prompt in prompts]
     while group := list(islice(drawn, of * max(1, BATCH // of))):
         answers = [answer_of(tokens[sample.index // (n * of)], sample) for sample in group]

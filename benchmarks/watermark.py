@@ -1,0 +1,88 @@
+"""How well a marked text is found, what the mark costs, and how unmarked texts score.
+
+    python benchmarks/watermark.py RUN [n=200] [tokens=200] [delta=2] [top_p=1] [batch=50] [keys=20]
+
+Texts are drawn at temperature 1 from nothing. Found: z >= 4. Replaced: a share of the tokens, by any of the
+vocabulary. Again: from the text, tokenised anew, as detect does. Unmarked: windows of the run's own unmarked texts, by
+several keys; with h = 1 a key has a bias of its own, as frequent pairs are green or not for all texts.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from turns import arguments
+
+from gengen.generation.base import Sample
+from gengen.generation.load import load_generator
+from gengen.generation.secret_key import new_key, read_key
+from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.watermark import Watermark
+
+FOUND = 4.0
+
+
+def replaced(tokens: list[int], share: float, vocab_size: int, seed: int) -> list[int]:
+    """Put another token in the place of a share of them."""
+    draw = np.random.default_rng(seed)
+    changed = np.array(tokens)
+    places = draw.choice(len(tokens), round(share * len(tokens)), replace=False)
+    changed[places] = draw.integers(1, vocab_size, len(places))
+    return changed.tolist()
+
+
+def row(name: str, mark: Watermark, texts: Sequence[Sequence[int]]) -> None:
+    z = np.array([mark.detect([0, *text]).z for text in texts])
+    print(f"  {name:34} z median {np.median(z):5.1f}, least {z.min():5.1f}   found {(z >= FOUND).mean():.3f}")
+
+
+def nats(samples: Sequence[Sample]) -> float:
+    """The model's own loss on samples, nats a token."""
+    return -float(np.concatenate([sample.logprobs for sample in samples]).mean())
+
+
+def main(run: str, n: int, tokens: int, delta: float, top_p: float, batch: int, keys: int) -> None:
+    generator = load_generator(run)
+    assert isinstance(generator, TextGenerator)
+    generator.batch_size = batch
+    tokenizer = generator.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        new_key(Path(folder) / "key")
+        mark = Watermark(read_key(Path(folder) / "key"), delta)
+    start = time.perf_counter()
+    plain = generator.generate("", n=n, max_tokens=tokens, temperature=1.0, top_p=top_p)
+    middle = time.perf_counter()
+    marked = generator.generate("", n=n, max_tokens=tokens, temperature=1.0, top_p=top_p, processor=mark)
+    end = time.perf_counter()
+    whole = [sample for sample in marked if len(sample.tokens) == tokens]
+    drawn = [sample.tokens for sample in whole]
+    print(f"delta {delta:g}, {len(whole)} of {n} texts have {tokens} tokens")
+    for length in sorted({tokens // 4, tokens // 2, tokens}):
+        row(f"{length} tokens", mark, [text[:length] for text in drawn])
+    for share in (0.1, 0.2, 0.4):
+        changed = [replaced(text, share, tokenizer.vocab_size, i) for i, text in enumerate(drawn)]
+        row(f"{tokens} tokens, {share:.0%} replaced", mark, changed)
+    row(f"{tokens} tokens, again", mark, [tokenizer.encode(sample.text) for sample in whole])
+    cost = nats(marked) / nats(plain) - 1
+    print(f"nats a token, by the model itself: {nats(plain):.3f} unmarked, {nats(marked):.3f} marked: {cost:+.1%}")
+    unmarked = [sample.tokens for sample in plain if len(sample.tokens) > tokens // 4]
+    z = np.array([[Watermark(bytes([key]) * 32).detect([0, *text]).z for text in unmarked] for key in range(keys)])
+    print(f"{z.size} unmarked: z mean {z.mean():+.3f}, deviation {z.std():.3f}, most {z.max():.1f}; "
+          f"means of single keys {z.mean(1).min():+.2f} to {z.mean(1).max():+.2f}")  # fmt: skip
+    logits, rows = torch.randn(8, tokenizer.vocab_size), [[i] for i in range(8)]
+    begun = time.perf_counter()
+    for _ in range(200):
+        mark(logits, rows)
+    step = (time.perf_counter() - begun) / 200
+    print(f"seconds: {middle - start:.1f} unmarked, {end - middle:.1f} marked; 8 rows take {step * 1e6:.0f} us a step")
+
+
+if __name__ == "__main__":
+    asked, unknown = arguments(sys.argv[1:], n=200, tokens=200, delta=2.0, top_p=1.0, batch=50, keys=20)
+    if len(unknown) != 1:
+        raise SystemExit("which run? python benchmarks/watermark.py RUN")
+    main(unknown[0], **asked)

@@ -1,0 +1,32 @@
+"""The config of `detect`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gengen.config.commands import RunConfig
+from gengen.config.fields import option
+from gengen.errors import UserError
+
+
+@dataclass
+class DetectConfig(RunConfig):
+    """Whether a text or a picture was drawn with a key. A text needs the run whose tokens it is made of."""
+
+    key: str | None = option(None, "key file that it may have been marked with")
+    text: list[str] = option([], "a text; repeat for several", prose=True)
+    file: str | None = option(None, "texts: a .txt, or a .jsonl that sample wrote")
+    prompt: str = option("", "what the texts go on from, which is not counted")
+    watermark_delta: float = option(2.0, "as it was drawn; changes only the z that a text would have, were it marked")
+    new_key: str | None = option(None, "write a new key to this file, which its owner alone may read, and stop")
+
+    def check(self) -> None:
+        if self.new_key:
+            return
+        if not (self.text or self.file):
+            raise UserError('what is looked at? text="..." or file=FILE of a run')
+        if not self.run:
+            raise UserError("which run drew it? python scripts/detect.py runs/NAME key=FILE text=...")
+        if not self.key:
+            raise UserError("key=FILE says which key the texts may have been marked with")
+        if self.file and Path(self.file).suffix not in (".txt", ".jsonl"):
+            raise UserError(f"file={self.file}: a .txt or a .jsonl is read")

@@ -1,0 +1,16 @@
+"""Config fields of what is sampled: marks that a key finds again."""
+
+from dataclasses import dataclass
+
+from gengen.config.fields import option
+
+
+@dataclass
+class WatermarkSettings:
+    """Whether a text is marked as drawn by a model, so that the owner of a key can tell."""
+
+    watermark: str | None = option(None, "key file: mark the texts, so that detect finds them by this key")
+    watermark_delta: float = option(
+        2.0, "added to the logits of the half of all tokens that the mark prefers: the more, the easier it is found",
+        above=0, high=20,
+    )  # fmt: skip
