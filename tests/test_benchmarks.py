@@ -57,7 +57,10 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         ["rounds=1", "steps=1", "threads=1", "width=32", "batch=2", "images=1", "precision=fp32"],
         r"ours, fp32 against theirs, fp32 channels_last: \d(.|\n)*sampling 1 images(.|\n)*channels_last: \d",
     ),
-    "watermark": (["{run}", "n=4", "tokens=12", "keys=2", "batch=4"], r"4 unmarked.*deviation \d(.|\n)*us a step"),
+    "watermark": (
+        ["{run}", "n=4", "tokens=12", "keys=2", "batch=4"],
+        r"4 unmarked.*deviation \d(.|\n)*a step of 8 rows",
+    ),
 }
 
 

@@ -31,14 +31,15 @@ class Watermark:
 
     def __call__(self, logits: Tensor, tokens: list[list[int]]) -> Tensor:
         """Return logits (B, V) with delta added to those of green tokens."""
-        green = np.stack([self.green(row[-1], logits.shape[-1]) for row in tokens])
+        green = self.green([row[-1] for row in tokens], logits.shape[-1])
         return logits + self.delta * torch.from_numpy(green).to(logits)
 
-    def green(self, before: int, vocab_size: int) -> np.ndarray:
-        """Return which tokens are green after the token `before`, (V,) of 0 and 1: the first V bits of SHAKE-256 of
-        the key and that token, so that which tokens a text can hold changes none of them."""
-        digest = shake_256(PURPOSE + self.key + before.to_bytes(8)).digest(-(-vocab_size // 8))
-        return np.unpackbits(np.frombuffer(digest, np.uint8), count=vocab_size)
+    def green(self, before: Sequence[int], vocab_size: int) -> np.ndarray:
+        """Return which tokens are green after each of the tokens `before`, (B, V) of 0 and 1: the first V bits of
+        SHAKE-256 of the key and that token, whatever V."""
+        size = -(-vocab_size // 8)
+        digests = [shake_256(PURPOSE + self.key + token.to_bytes(8)).digest(size) for token in before]
+        return np.unpackbits(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, size), axis=1, count=vocab_size)
 
     def detect(self, tokens: Sequence[int], prompt: int = 1) -> Evidence:
         """Count the green ones of a text's tokens, without the first `prompt`, which it did not draw.
@@ -50,7 +51,9 @@ class Watermark:
         after: dict[int, set[int]] = {}
         for before, token in pairwise(tokens[first - 1 :]):
             after.setdefault(before, set()).add(token)
-        matching = sum(int(self.green(before, max(drawn) + 1)[list(drawn)].sum()) for before, drawn in after.items())
+        matching = sum(
+            int(self.green([before], max(drawn) + 1)[0, list(drawn)].sum()) for before, drawn in after.items()
+        )
         return Evidence(matching, sum(map(len, after.values())))
 
     def expected_z(self, logits: Tensor, tokens: Sequence[int], prompt: int = 1) -> float:
@@ -64,7 +67,7 @@ class Watermark:
         if not places:
             return 0.0
         rows = list(places.values())
-        green = np.stack([self.green(tokens[i], logits.shape[-1]) for i in rows])
+        green = self.green([tokens[i] for i in rows], logits.shape[-1])
         share = (logits[rows].double().softmax(-1).cpu() * torch.from_numpy(green)).sum(-1)
         grown = share * np.exp(self.delta)
         return float((2 * grown / (grown + 1 - share) - 1).sum()) / len(rows) ** 0.5
