@@ -34,6 +34,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     "inpainting": (["{words}", "n=4", "steps=1", "resamples=2"], r"bit-equal(.|\n)*filled, 2 rounds +as asked \d"),
     "json_schema_suite": (["{suite}", "walks=2"], r"2 schemas: 1 enforced \(1 exactly.*1 refused by name, 0 weakened"),
     "kernels": (["rounds=1", "threads=1", "layers=1"], r"one row, int8\n.*packed kernel(.|\n)*compiled"),
+    "picture_mark": (["{folder}", "n=3", "sizes=32"], r"smooth 32 +PSNR 4\d(.|\n)*smooth 28 grey"),
     "precision": (["{run}"], r"int8 +\d\.\d{4} bits per byte"),
     "preferences": (
         ["{sft}", "answers=2", "epochs=1", "prompts=2", "threads=1", "questions=4", "held_out=4"],
@@ -59,7 +60,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "watermark": (
         ["{run}", "n=4", "tokens=12", "keys=2", "batch=4"],
-        r"4 unmarked.*deviation \d(.|\n)*a step of 8 rows",
+        r"deviation \d(.|\n)*a step of 8 rows",
     ),
 }
 
@@ -82,8 +83,8 @@ def test_every_benchmark_is_run() -> None:
 
 @pytest.fixture
 def places(
-    tiny: list[str], texts: Path, shared_data: Path, picture_data: list[str], stand_in_archive: Path, base: Path,
-    tiny_alignment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny: list[str], texts: Path, shared_data: Path, picture_data: list[str], pictures: Path, stand_in_archive: Path,
+    base: Path, tiny_alignment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], list[str]]:  # fmt: skip
     """What a {place} stands for; runs are made when they are asked for."""
     monkeypatch.chdir(tmp_path)
@@ -102,6 +103,7 @@ def places(
         "suite": lambda: [f"archive={suite_archive(tmp_path)}"],
         "books": lambda: [f"data.dir={stand_in_archive}"],
         "pictures": lambda: picture_data,
+        "folder": lambda: [str(pictures)],
         "run": lambda: run("text", *tiny),
         "sft": lambda: run("sft", "stage=sft", f"init_from={base}", "data=stories", *few, *tiny_alignment),
         "words": lambda: run("words", *SETTINGS, f"data.dir={tmp_path}"),

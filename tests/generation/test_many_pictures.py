@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_autoencoder_samples import generator as autoencoder
 from test_gan_samples import generator as gan
 from test_image import generator as diffusion
@@ -39,10 +40,10 @@ def test_a_billion_images_begin_at_once(family: str, tmp_path: Path, monkeypatch
     make, config = FAMILIES[family]
     written, write = itertools.count(), pictures.write_png
 
-    def interrupted(path: Path, image: torch.Tensor) -> None:
+    def interrupted(path: Path, image: torch.Tensor, info: PngInfo | None = None) -> None:
         if path.stem != "grid" and next(written) == 6:
             raise KeyboardInterrupt
-        write(path, image)
+        write(path, image, info)
 
     monkeypatch.setattr(pictures, "write_png", interrupted)
     with pytest.raises(KeyboardInterrupt):

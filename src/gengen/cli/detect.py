@@ -1,4 +1,4 @@
-"""`detect`: whether a text was drawn with a watermark's key."""
+"""`detect`: whether a text or a picture was drawn with a key, and what a picture's file says of itself."""
 
 import json
 from collections.abc import Iterator
@@ -24,8 +24,34 @@ def main(argv: list[str]) -> int:
         new_key(Path(config.new_key))
         print(f"{config.new_key}  a new key: who has it can find what it marked, and mark in your name")
         return 0
-    examine_texts(config)
+    if config.image:
+        examine_pictures(config)
+    if config.text or config.file:
+        examine_texts(config)
     return 0
+
+
+def examine_pictures(config: DetectConfig) -> None:
+    """Print a line for each picture: the mark, if there is a key to look with, and what the file says of itself."""
+    import numpy as np
+
+    from gengen.data.image.decode import one_line_errors, plain, upright
+    from gengen.generation.image.mark import detect
+    from gengen.generation.image.provenance import read_provenance
+    from gengen.generation.secret_key import read_key
+
+    key = read_key(Path(config.key)) if config.key else None
+    for name in config.image:
+        try:
+            with one_line_errors():
+                record, by_model = read_provenance(Path(name))
+                pixels = np.asarray(plain(upright(name), 3)).transpose(2, 0, 1)
+        except ValueError as error:
+            raise UserError(f"image={name}: {error}") from None
+        said = [json.dumps(record, ensure_ascii=False, sort_keys=True)] if record else []
+        said += ["XMP: drawn by a model"] if by_model else []
+        found = [str(detect(pixels, key))] if key else []
+        print("  ".join([name, *found, *(said or ["the file says nothing of where it comes from"])]))
 
 
 def examine_texts(config: DetectConfig) -> None:

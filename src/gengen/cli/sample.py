@@ -3,6 +3,7 @@ registers); without one, it does what its kind does: sample_text.py, sample_imag
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,9 +33,12 @@ def main(argv: list[str]) -> int:
     config = parse_run_command("sample", lambda entry: entry.sampling or SampleConfig, argv)
     if config is None:
         return 0
+    from gengen.checkpoints.store import step_of
     from gengen.generation.load import find_checkpoint, generator_of
 
     directory = find_checkpoint(str(config.run), Path(config.runs_dir), config.checkpoint, print)
+    if step_of(directory) >= 0:
+        config = replace(config, checkpoint=str(step_of(directory)))  # "latest" may be another by the end
     generator = generator_of(directory, config.weights, config.device)
     command = command_of(*family_and_stage(read_config(directory), directory))
     if summary := command(generator, config, print):

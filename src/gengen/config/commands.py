@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gengen.config.fields import choice, option, positive
-from gengen.config.marks import WatermarkSettings
+from gengen.config.marks import MarkSettings, WatermarkSettings
 from gengen.errors import UserError
 
 
@@ -116,7 +116,7 @@ LABELS = "classes to draw, by name (or number, if no name is one), commas betwee
 
 
 @dataclass
-class PictureSampling(SampleConfig):
+class PictureSampling(MarkSettings, SampleConfig):
     """What to write of sampled images."""
 
     n: int = positive(16, "images to draw")

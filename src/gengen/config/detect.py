@@ -10,9 +10,12 @@ from gengen.errors import UserError
 
 @dataclass
 class DetectConfig(RunConfig):
-    """Whether a text or a picture was drawn with a key. A text needs the run whose tokens it is made of."""
+    """Whether a text or a picture was drawn with a key, and what a picture's file says of itself. A text needs the
+    run whose tokens it is made of.
+    """
 
     key: str | None = option(None, "key file that it may have been marked with")
+    image: list[str] = option([], "a picture's file; repeat for several")
     text: list[str] = option([], "a text; repeat for several", prose=True)
     file: str | None = option(None, "texts: a .txt, or a .jsonl that sample wrote")
     prompt: str = option("", "what the texts go on from, which is not counted")
@@ -22,11 +25,12 @@ class DetectConfig(RunConfig):
     def check(self) -> None:
         if self.new_key:
             return
-        if not (self.text or self.file):
-            raise UserError('what is looked at? text="..." or file=FILE of a run')
-        if not self.run:
+        texts = bool(self.text or self.file)
+        if not (texts or self.image):
+            raise UserError('what is looked at? image=FILE, or text="..." or file=FILE of a run')
+        if texts and not self.run:
             raise UserError("which run drew it? python scripts/detect.py runs/NAME key=FILE text=...")
-        if not self.key:
+        if texts and not self.key:
             raise UserError("key=FILE says which key the texts may have been marked with")
         if self.file and Path(self.file).suffix not in (".txt", ".jsonl"):
             raise UserError(f"file={self.file}: a .txt or a .jsonl is read")

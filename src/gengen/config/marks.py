@@ -14,3 +14,11 @@ class WatermarkSettings:
         2.0, "added to the logits of the half of all tokens that the mark prefers: the more, the easier it is found",
         above=0, high=20,
     )  # fmt: skip
+
+
+@dataclass
+class MarkSettings:
+    """What the files of pictures say of where they come from, and a mark in the pictures themselves."""
+
+    provenance: bool = option(True, "write into each PNG how it was drawn, and that a model drew it")
+    mark: str | None = option(None, "key file: mark the pictures invisibly, so that detect finds them by this key")

@@ -16,6 +16,7 @@ from typing import IO, Any, Generic, NamedTuple, Self, SupportsIndex, TypeVar
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from gengen.checkpoints.files import replace_bytes, to_json
@@ -23,6 +24,7 @@ from gengen.config.commands import EvaluateConfig, PictureSampling
 from gengen.config.model import ImageModelConfig
 from gengen.errors import UserError, did_you_mean
 from gengen.generation.base import ImageSampler, Labels
+from gengen.generation.image.provenance import Origin, chunks
 from gengen.io import fsync
 from gengen.models.layers import NO_CLASS
 
@@ -68,10 +70,10 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
-def write_png(path: Path, image: Tensor) -> None:
-    """Write (C, H, W) uint8 to a file, in one step."""
+def write_png(path: Path, image: Tensor, info: PngInfo | None = None) -> None:
+    """Write (C, H, W) uint8 to a file, in one step. info: text chunks of the file (provenance.py)."""
     data = io.BytesIO()
-    picture(image).save(data, "png")
+    picture(image).save(data, "png", pnginfo=info)
     replace_bytes(path, data.getvalue())
 
 
@@ -193,9 +195,12 @@ class Written:
     seconds: float = 0.0
 
 
-def write_drawn(folder: Path, parts: Iterable[Drawn], animation: Animation | None = None) -> Written:
+def write_drawn(
+    folder: Path, parts: Iterable[Drawn], animation: Animation | None = None, origin: Origin | None = None
+) -> Written:
     """Write 00000.png ..., samples.json with a dict an image, grid.png and an animation; the single files as soon as
-    their batch is drawn. What there is by an interruption is written whole."""
+    their batch is drawn. What there is by an interruption is written whole. origin: what each PNG says of where it
+    comes from."""
     written = Written()
     shown: list[Drawn] = []
     try:
@@ -206,23 +211,25 @@ def write_drawn(folder: Path, parts: Iterable[Drawn], animation: Animation | Non
                     shown.append(part)
                 for image, fact in zip(part.images, part.facts, strict=True):
                     name = f"{written.images:05}.png"
-                    write_png(folder / name, image)
+                    write_png(folder / name, image, chunks(origin, fact))
                     note({"file": name} | fact)
                     written.images += 1
                 written.seconds += seconds
     finally:
         if shown:
-            written.shown = write_overview(folder, shown, animation)
+            written.shown = write_overview(folder, shown, animation, origin)
     return written
 
 
-def write_overview(folder: Path, parts: Sequence[Drawn], animation: Animation | None) -> int:
+def write_overview(
+    folder: Path, parts: Sequence[Drawn], animation: Animation | None, origin: Origin | None = None
+) -> int:
     """Write grid.png and the animation. Returns how many images they show."""
     columns = parts[0].columns
     most = max(SHOWN // (columns or 1), 1) * (columns or 1)  # whole rows
     beside = [picture[None] for part in parts for picture in part.beside]
     images = torch.cat([*beside, *(part.images for part in parts)])[: len(beside) + most]
-    write_png(folder / "grid.png", grid(enlarged(images), columns))
+    write_png(folder / "grid.png", grid(enlarged(images), columns), chunks(origin, {}))
     movies = [torch.cat(movie)[:most] for movie in zip(*(part.frames for part in parts), strict=True)]
     if animation and movies:
         as_grid = columns if len(movies[0]) == len(images) - len(beside) else None  # else a frame shows something else

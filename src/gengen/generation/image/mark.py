@@ -9,6 +9,8 @@ the key's sign. The mark says nothing of a picture that is cropped, turned or re
 from hashlib import shake_256
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gengen.generation.evidence import Evidence
 
@@ -17,8 +19,8 @@ SIDE = 8  # of a block
 MOST = 2  # of 255, that a value is changed at most: PSNR is at least 20 log10(255 / 2) = 42.1 dB
 BAND = np.array([(u, v) for u in range(SIDE) for v in range(SIDE) if 2 <= u + v <= 5 and 1 <= max(u, v) <= 4])
 """Frequencies (down, across) that carry the mark: JPEG keeps them, and eyes do not see a change of them as steps."""
-MARGIN = 3.0  # that a coefficient is brought to, which rounding and the coarser steps of JPEG do not undo
-REACH = 9.0  # how far on the wrong side a coefficient may be and still be turned
+MARGIN = 4.0  # that a coefficient is brought to, which rounding and the coarser steps of JPEG do not undo
+REACH = 10.0  # how far on the wrong side a coefficient may be and still be turned
 ROUNDS = 8
 NOTHING = 0.75  # coefficients smaller than this are rounding, and are not counted
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -91,6 +93,11 @@ def marked(image: np.ndarray, key: bytes) -> np.ndarray:
         missing = np.maximum(MARGIN - wanted * coefficients(host + change), 0)
         change = np.clip(change + from_coefficients(wanted * missing * turned, host.shape), low, high)
     return (image + np.rint(change)).astype(np.uint8)
+
+
+def marked_batch(images: Tensor, key: bytes) -> Tensor:
+    """Return pictures (N, C, H, W) uint8 with the mark, on the CPU."""
+    return torch.from_numpy(np.stack([marked(image, key) for image in images.cpu().numpy()]))
 
 
 def detect(image: np.ndarray, key: bytes) -> Evidence:
