@@ -27,7 +27,13 @@ PLUGINS: set[str] = set()
 def own_packages() -> set[str]:
     """The top-level packages of the user's own code: of plugins, and of what they have registered."""
     entries = [entry for registry in (MODELS, DATA, STAGES) for entry in registry.entries.values()]
-    functions = [*REWARDS.values(), *IMAGE_REWARDS.values(), *CALLBACKS.values(), *PROFILERS.values()]
+    functions = [
+        *REWARDS.values(),
+        *IMAGE_REWARDS.values(),
+        *FILTERS.values(),
+        *CALLBACKS.values(),
+        *PROFILERS.values(),
+    ]
     modules = [*PLUGINS, *(path for entry in entries for path in entry.builds.values()), *functions]
     modules += [path for sources in SOURCES.values() for path in sources.values()]
     return {module.partition(":")[0].split(".")[0] for module in modules} - {"gengen"}
@@ -125,12 +131,28 @@ IMAGE_REWARDS: dict[str, str] = {
 """Rewards of pictures, for best_of: name -> "module:function"; yours join by `register_image_reward`."""
 
 
+FILTERS: dict[str, str] = {
+    name: f"gengen.generation.filters.{name}:make" for name in ("patterns", "words", "copies", "reward")
+}
+"""Filters of prompts and texts: name -> "module:function" that makes one; yours join by `register_filter`."""
+
+
 CALLBACKS: dict[str, str] = {}
 """Lightning callbacks that trainer.callbacks may name: name -> "module:Class"; all are users' own."""
 PROFILERS: dict[str, str] = {
     name: f"gengen.training.monitor.profilers:{name}" for name in ("simple", "advanced", "pytorch")
 }
 """Lightning profilers that trainer.profiler may name: name -> "module:function"; yours join by `register_profiler`."""
+
+
+def register_filter(name: str) -> Callable[[Made], Made]:
+    """Register make(request) -> filter (generation/filters/base.py says what both are), to be named by filter=."""
+
+    def register(make: Made) -> Made:
+        FILTERS[name] = f"{make.__module__}:{make.__qualname__}"
+        return make
+
+    return register
 
 
 def register_callback(name: str) -> Callable[[Made], Made]:

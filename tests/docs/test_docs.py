@@ -124,7 +124,8 @@ class Scaled:
         monkeypatch.setattr(gengen, "train", self.small_train)
         monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)  # images a judge is trained on
         monkeypatch.setitem(registry.IMAGE_REWARDS, "follows_prompt", f"{__name__}:redness")  # no judge is trained
-        monkeypatch.setattr(registry, "REWARDS", dict(registry.REWARDS))  # what a snippet registers ends with its page
+        for names in ("REWARDS", "FILTERS"):  # what a snippet registers ends with its page
+            monkeypatch.setattr(registry, names, dict(getattr(registry, names)))
 
     def small_train(self, *settings: str, **keys: Any) -> Any:
         """gengen.train, with the settings of a tiny run."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gengen.config.fields import choice, option, positive
-from gengen.config.marks import MarkSettings, WatermarkSettings
+from gengen.config.marks import FilterSettings, MarkSettings, WatermarkSettings
 from gengen.errors import UserError
 
 
@@ -71,7 +71,7 @@ class DecodingSettings:
 
 
 @dataclass
-class TextSampling(WatermarkSettings, DecodingSettings, SampleConfig):
+class TextSampling(WatermarkSettings, FilterSettings, DecodingSettings, SampleConfig):
     """What to draw from a language model."""
 
     prompt: list[str] = option([], "text to go on from; repeat for several prompts in one batch", prose=True)

@@ -1,8 +1,8 @@
-"""Config fields of what is sampled: marks that a key finds again."""
+"""Config fields of what is sampled: marks that a key finds again, and filters of texts."""
 
 from dataclasses import dataclass
 
-from gengen.config.fields import option
+from gengen.config.fields import choice, option
 
 
 @dataclass
@@ -22,3 +22,18 @@ class MarkSettings:
 
     provenance: bool = option(True, "write into each PNG how it was drawn, and that a model drew it")
     mark: str | None = option(None, "key file: mark the pictures invisibly, so that detect finds them by this key")
+
+
+@dataclass
+class FilterSettings:
+    """What may not be in prompts and texts."""
+
+    filter: list[str] = option(
+        [],
+        "patterns (personal data, keys), words:FILE, copies:TOKENS (of the training text), your own, or a reward run; "
+        "repeat for several",
+    )
+    filter_action: str = choice(
+        "redact", ["redact", "refuse"], "replace what is found by [its kind], or end the text before it"
+    )
+    filter_threshold: float = option(0.0, "a reward run: texts that it scores below this are found")

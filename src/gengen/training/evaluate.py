@@ -11,6 +11,7 @@ from gengen.config.commands import EvaluateConfig, RunConfig, TextEvaluation
 from gengen.config.redact import redact
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
+from gengen.errors import UserError
 from gengen.registry import MODELS, Entry
 from gengen.training.data import brought_tokenizer, prepare_data
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gengen.data.image.prepare import PreparedImages
     from gengen.data.prepared import PreparedData
     from gengen.data.text.prepare import PreparedText
+    from gengen.data.text.shards import TokenStream
 
 EVALUATIONS: dict[str, type[RunConfig]] = {"text": TextEvaluation, "image": EvaluateConfig}
 """kind of data -> the config of `evaluate` for models of it; of another kind, the objective's own metrics are all"""
@@ -29,13 +31,28 @@ def evaluation_config(family: Entry) -> type[RunConfig]:
 
 def images_of(wanted: RunConfig, say: Callable[[str], None]) -> "PreparedImages":
     """Open the images that a run was trained on."""
+    return pixels_of(prepared_of(wanted, say))
+
+
+def training_text_of(wanted: RunConfig, say: Callable[[str], None]) -> "TokenStream":
+    """Open the tokens that a run was trained on. Raises UserError where those are no text."""
+    from gengen.data.text.prepare import PreparedText
+
+    prepared = prepared_of(wanted, say)
+    if not isinstance(prepared, PreparedText):
+        raise UserError(f"{wanted.run} was trained on no text that a copy could be of, but on conversations")
+    return prepared.train
+
+
+def prepared_of(wanted: RunConfig, say: Callable[[str], None]) -> "PreparedData":
+    """Open what a run was trained on."""
     from gengen.generation.load import find_checkpoint
 
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, say)
     run = directory.parent.parent
     config: TrainConfig = build(TrainConfig, read_config(directory))
-    config = replace(config, run=run.name, runs_dir=str(run.parent))
-    return pixels_of(prepare_data(config, say, brought_tokenizer(run), directory, run))
+    config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
+    return prepare_data(config, say, brought_tokenizer(run), directory, run)
 
 
 def pixels_of(prepared: "PreparedData") -> "PreparedImages":
