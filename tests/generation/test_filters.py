@@ -115,8 +115,8 @@ BAD = ["darn", "heck it", "goose", "ass", "god"]
 
 @pytest.mark.parametrize(
     "text",
-    ["darn", "DARN", "d4rn", "d@rn!", "daaaarn", "dárn", "ｄａｒｎ", "dаrn", "d.a.r.n", "d a r n", "da\u200brn",  # noqa: RUF001
-     "heck it", "heck\nit", "go0se", "goooose", "a$$", "g0d"],
+    ["darn", "DARN", "d4rn", "d@rn!", "daaaarn", "dárn", "ｄａｒｎ", "dаrn",  # noqa: RUF001
+     "d.a.r.n", "d a r n", "da\u200brn", "heck it", "heck\nit", "go0se", "goooose", "a$$", "g0d"],
 )  # fmt: skip
 def test_a_listed_word_is_found_through_disguises(text: str) -> None:
     whole = f"oh, {text}, said he"

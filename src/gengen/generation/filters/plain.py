@@ -10,6 +10,7 @@ LOOKALIKES = str.maketrans(
     "ABESIJKMHOPCTYXdqWaesijkopcytxhwvnugoABEZHIKMNOPTYXaiknopuxcjigRINL-------",
 )
 """Letters of other scripts that look like Latin ones (from Unicode's confusables), and dashes."""
+SPACES = {ord(space): " " for space in "\t\n\v\f\r"}
 INVISIBLE = ("Mn", "Me", "Cf", "Cc")
 
 
@@ -30,8 +31,9 @@ def plain_character(character: str) -> str:
 def plain(text: str) -> tuple[str, list[int]]:
     """Return a text in plain characters, and for each the place in `text` of the one it comes from; one place more is
     the end."""
-    if text.isascii() and text.isprintable():
-        return text, list(range(len(text) + 1))
+    spaced = text.translate(SPACES)
+    if spaced.isascii() and spaced.isprintable():  # most texts: nothing else changes
+        return spaced, list(range(len(text) + 1))
     parts = [plain_character(character) for character in text]
     places = [place for place, part in enumerate(parts) for _ in part]
     return "".join(parts), [*places, len(text)]

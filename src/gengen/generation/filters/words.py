@@ -50,14 +50,16 @@ class WordFilter:
             for letter, run in groupby(letters):
                 node = node.setdefault((letter, len(list(run))), {})
             node[END] = {}
+        letters_first = {letter for letter, _ in self.root}
+        self.first = letters_first | {sign for sign, meant in LEET.items() if letters_first & set(meant)}
         self.reach = 4 * longest + 16
 
     def find(self, text: str, prompt: str = "") -> Sequence[Finding]:
         seen, places = plain(text)
         seen = seen.lower()
         found = []
-        for start in range(len(seen)):
-            if start == 0 or not one_word(seen[start - 1], seen[start]):
+        for start, character in enumerate(seen):
+            if character in self.first and (start == 0 or not one_word(seen[start - 1], character)):
                 ends = [end for end in self.ends(seen, start) if not one_word(seen[end - 1], seen[end : end + 1])]
                 found += [(start, max(ends))] if ends else []
         for spaced in SPACED.finditer(seen):
