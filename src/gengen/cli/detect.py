@@ -44,8 +44,8 @@ def examine_pictures(config: DetectConfig) -> None:
     for name in config.image:
         try:
             with one_line_errors():
+                pixels = np.asarray(plain(upright(name), 3)).transpose(2, 0, 1)  # which refuses too many of them
                 record, by_model = read_provenance(Path(name))
-                pixels = np.asarray(plain(upright(name), 3)).transpose(2, 0, 1)
         except ValueError as error:
             raise UserError(f"image={name}: {error}") from None
         said = [json.dumps(record, ensure_ascii=False, sort_keys=True)] if record else []
