@@ -24,6 +24,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         r"gengen PPO / plain PPO: \d",
     ),
     "before_after": ([str(FOLDER.parent), "blocks=1", "steps=1", "{text}"], r"this / other \d"),
+    "best_of": (["{words}", "n=2", "of=2", "steps=1"], r"the first: (.|\n)*the best of 2: "),
     "calibration": (["{codec}"], r"blurred by \.8 pixels +\d"),
     "collapse": (["{pictures}"], r"250 different images: coverage \d"),
     "decoding": (
@@ -36,6 +37,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     "json_schema_suite": (["{suite}", "walks=2"], r"2 schemas: 1 enforced \(1 exactly.*1 refused by name, 0 weakened"),
     "kernels": (["rounds=1", "threads=1", "layers=1"], r"one row, int8\n.*packed kernel(.|\n)*compiled"),
     "picture_mark": (["{folder}", "n=3", "sizes=32"], r"smooth 32 +PSNR 4\d(.|\n)*smooth 28 grey"),
+    "listening": (["{words}", "images=4"], r"words +\d+\.\d{4} [+-]\d"),
     "precision": (["{run}"], r"int8 +\d\.\d{4} bits per byte"),
     "preferences": (
         ["{sft}", "answers=2", "epochs=1", "prompts=2", "threads=1", "questions=4", "held_out=4"],
@@ -91,6 +93,7 @@ def places(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)
     monkeypatch.setattr("gengen.evaluation.attribute_judge.AttributeJudge.SEEN", 600)
+    monkeypatch.setattr("gengen.evaluation.prompt_judges.why_refused", lambda judge: "")
     monkeypatch.setitem(SOURCES["image"], "made-up-shapes", "helpers.captioned_pictures:Shapes")
     few = ["data.max_examples=40"]
     small = ["trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "trainer.max_steps=4"]

@@ -53,10 +53,10 @@ def defaults(config: type, *names: str) -> dict[str, Any]:
     [
         (
             TextGenerator.generate,
-            ["processor", "interrupted"],
+            ["grammar", "processor", "interrupted"],
             defaults(TextSampling, "n") | defaults(DecodingSettings),
         ),
-        (TextGenerator.stream, ["processor", "interrupted"], defaults(DecodingSettings)),
+        (TextGenerator.stream, ["grammar", "processor", "interrupted"], defaults(DecodingSettings)),
         (
             ImageGenerator.generate,
             ["first", "frames", "interrupted"],

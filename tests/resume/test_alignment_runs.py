@@ -23,8 +23,8 @@ from gengen.data.sources.storygen import examples
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.load import load_generator
-from gengen.generation.text.decoding import Decoding
 from gengen.generation.text.rewards import load_reward
+from gengen.generation.text.scheduler import Scheduler
 from gengen.registry import register_reward
 from gengen.training.objectives import online_rl
 from gengen.training.objectives.online_rl import OnlineRL
@@ -157,7 +157,7 @@ def signalled_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
     def drawn(self: OnlineRL, interrupted: Callable[[], bool]) -> Any:
         if next(calls) == number:
-            signals_itself(monkeypatch, Decoding, "draw", 3, signal.SIGTERM)
+            signals_itself(monkeypatch, Scheduler, "make_step", 3, signal.SIGTERM)
         return collect(self, interrupted)
 
     monkeypatch.setattr(OnlineRL, "collect", drawn)
