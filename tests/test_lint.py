@@ -67,7 +67,8 @@ ROOMS = {  # room -> what it may import of the others
         *("adversarial", "alignment", "checkpoints", "config", "data"),
         *("diffusion", "evaluation", "generation", "models"),
     },
-    "cli": {"alignment", "checkpoints", "config", "data", "evaluation", "generation", "models", "training"},
+    "serving": {"checkpoints", "config", "data", "generation"},
+    "cli": {"alignment", "checkpoints", "config", "data", "evaluation", "generation", "models", "serving", "training"},
 }
 FOREIGN = {  # room -> libraries it must not import
     "models": ("lightning", "hydra"),
@@ -77,6 +78,7 @@ FOREIGN = {  # room -> libraries it must not import
     "checkpoints": ("lightning", "hydra"),
     "generation": ("lightning", "hydra", "datasets"),
     "evaluation": ("lightning", "hydra"),
+    "serving": ("lightning", "hydra", "datasets"),
 }
 
 
@@ -114,6 +116,18 @@ def test_arrows_between_rooms_go_one_way() -> None:
             if top in FOREIGN.get(room, ()):
                 wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
     assert not wrong, "\n".join(wrong)
+
+
+SERVERS = {"starlette", "uvicorn", "h11"}
+
+
+def test_only_serving_imports_a_server_and_only_its_command_imports_serving() -> None:
+    """So that training and sampling need neither."""
+    users = {name for name, path in MODULES.items() if SERVERS & {other.split(".")[0] for other in imports(path)}}
+    assert users and all(name.startswith("gengen.serving.") for name in users)
+    callers = {name for name, path in MODULES.items() if any(m.startswith("gengen.serving") for m in imports(path))}
+    assert {name for name in callers if not name.startswith("gengen.serving")} == {"gengen.cli.serve"}
+    assert not any(m.startswith("gengen.serving") for m, now in imports(MODULES["gengen.cli.serve"]).items() if now)
 
 
 def test_every_room_is_known() -> None:

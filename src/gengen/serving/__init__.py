@@ -1,0 +1,5 @@
+"""HTTP: requests in, generators called, streams out.
+
+Read protocol.py (what is asked), answers.py (what is said), queue.py (whose turn it is), worker.py (the thread that
+draws), text.py (the endpoints of text), guard.py (who may come in), app.py (how it all hangs together).
+"""
