@@ -1,0 +1,121 @@
+"""Runs to be served, and servers of them: in this process, or in one of its own."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from gengen.checkpoints import store
+from gengen.checkpoints.layout import Checkpoint, unique_state
+from gengen.config.model import GPTConfig
+from gengen.config.schema import plain
+from gengen.config.serve import ServeConfig
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.models.gpt import GPT
+from gengen.serving.app import Application
+from gengen.serving.runs import by_name, load_run
+from helpers.processes import start, waited
+
+SHAPE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "context": 256}
+HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
+ENDLESS = {"logit_bias": {"0": -100}, "overflow": "slide", "max_tokens": 4000}
+"""Of a request that goes on until it is ended."""
+
+
+def write_run(folder: Path, tokenizer: TextTokenizer) -> Path:
+    """A run whose next token depends much on all before it: random weights, none of them zero."""
+    config = GPTConfig(name="gpt", **SHAPE, vocab_size=tokenizer.vocab_size)
+    model, draw = GPT(config).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            scale = 0.2 if p.dim() < 2 else 1.5 * p.shape[-1] ** -0.5
+            p.copy_(torch.randn(p.shape, generator=draw) * scale + (p.dim() < 2))
+    tree = {"model": plain(config), "stage": {"name": "pretrain"}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(tree))
+    store.save(folder / "checkpoints", Checkpoint(7, tree, unique_state(model), tokenizer=tokenizer.to_json()))
+    return folder
+
+
+def served_here(runs: Path, keys: tuple[str, ...] = (), **settings: Any) -> Application:
+    """The application over both runs, in this process; its engines are still to be started."""
+    config = ServeConfig(runs=[str(runs / "story"), str(runs / "chat")], device="cpu", **settings)
+    config.check()
+    loaded = by_name([load_run(run, config, lambda line: None) for run in config.runs])
+    return Application(loaded, config, list(keys))
+
+
+def in_process(application: Application) -> httpx.AsyncClient:
+    """A client of the application itself. It buffers: what streams or disconnects is tested on a real process."""
+    transport = httpx.ASGITransport(application.asgi)  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+@dataclass
+class Process:
+    """A server in a process of its own."""
+
+    pid: int
+    url: str
+    said: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=20)
+
+    def post(self, path: str, **tree: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/{path}", json=tree, timeout=60)
+
+    def figures(self) -> dict[str, float]:
+        """The metrics: the whole name with its labels -> value."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def figure(self, name: str, model: str = "story") -> float:
+        """A metric of one run, over all its other labels."""
+        return sum(v for k, v in self.figures().items() if k.startswith(f'{name}{{model="{model}"'))
+
+    def outcomes(self, model: str = "story") -> dict[str, int]:
+        found = re.compile(rf'gengen_requests_ended_total{{model="{model}",outcome="(\w+)"}}')
+        return {match[1]: int(v) for k, v in self.figures().items() if (match := found.fullmatch(k))}
+
+    def until(self, holds: Callable[[], bool], seconds: float = 10) -> None:
+        """Wait for something to hold."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, f"not within {seconds} s: {self.figures()}"
+            time.sleep(0.02)
+
+    def quiet(self) -> bool:
+        return not any(self.figure(f"gengen_{name}") for name in ("rows_running", "requests_in_progress"))
+
+
+@contextmanager
+def process(runs: Path, said: Path, *settings: str) -> Iterator[Process]:
+    """A server on a free port, which is stopped in the end and must have no request without an outcome."""
+    argv = ["serve", str(runs / "story"), str(runs / "chat"), "port=0", "device=cpu", *settings]
+    pid = start(argv, said)
+    try:
+        end = time.monotonic() + 60
+        while not (found := re.search(r"serving at (\S+)/v1", said.read_text() if said.exists() else "")):
+            assert time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0), said.read_text()
+            time.sleep(0.02)
+        yield Process(pid, found[1], said)
+    finally:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            waited(pid, 10)
+        except (ProcessLookupError, ChildProcessError):
+            pass

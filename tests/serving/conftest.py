@@ -1,0 +1,42 @@
+"""Two small runs, and one process that serves them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.generation.load import load_as
+from gengen.generation.text.generator import TextGenerator
+from helpers.served import Process, process, write_run
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs `story`, of text, and `chat`, of conversations."""
+    folder = tmp_path_factory.mktemp("served")
+    write_run(folder / "story", TextTokenizer.byte())
+    write_run(folder / "chat", TextTokenizer.byte().with_chat())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def story(runs: Path) -> TextGenerator:
+    return load_as(TextGenerator, str(runs / "story"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def chat(runs: Path) -> TextGenerator:
+    return load_as(TextGenerator, str(runs / "chat"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One real process that many tests share. What it has accepted has ended, once all of them are done."""
+    limits = ["rows=8", "queue=16", "stall_s=1", "body_s=1"]
+    with process(runs, tmp_path_factory.mktemp("server") / "said.txt", *limits) as running:
+        yield running
+        running.until(running.quiet)
+        for model in ("story", "chat"):
+            assert running.figure("gengen_requests_accepted_total", model) == sum(running.outcomes(model).values())
+        assert "Traceback" not in running.said.read_text(), running.said.read_text()
