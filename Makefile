@@ -5,7 +5,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 seeds ?= 1
 split ?= test
-.PHONY: help setup train align test slow faults lint docs clean
+run ?= gpt-tinystories-1
+.PHONY: help setup train serve align test slow faults lint docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -20,6 +21,9 @@ setup: .venv/installed  ## make .venv, install, fetch and prepare the default da
 
 train: .venv/installed  ## train the default model: a GPT on stories
 	$(BIN)/python scripts/train.py model=gpt data=tinystories
+
+serve: .venv/installed  ## serve that run at http://127.0.0.1:8000/v1; run=NAME for another
+	$(BIN)/python scripts/serve.py runs/$(run)
 
 align: .venv/installed  ## all stages of post-training on stories, and the report; seeds=3 for three of each
 	$(BIN)/python examples/align/align.py seeds=$(seeds) split=$(split)

@@ -34,6 +34,10 @@ def never() -> bool:
     return False
 
 
+class PromptTooLong(UserError):
+    """A prompt has more tokens than the model's context."""
+
+
 class TextGenerator:
     """Continues text with a language model; what `gengen.load` returns for one.
 
@@ -233,7 +237,7 @@ class TextGenerator:
         else:
             tokens = [self.tokenizer.start, *self.tokenizer.encode(prompt)]
         if len(tokens) > self.context:
-            raise UserError(
+            raise PromptTooLong(
                 f"the prompt has {len(tokens) - 1} tokens, the model's context is {self.context}: "
                 f"at most {self.context - 1}\n  it begins: {str(prompt)[:60]!r}"
             )

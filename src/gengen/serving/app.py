@@ -1,0 +1,118 @@
+"""The routes of the server, behind the guard."""
+
+import time
+
+import torch
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from gengen import __version__
+from gengen.config.serve import ServeConfig
+from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
+from gengen.serving.metrics import CONTENT_TYPE, Exposition
+from gengen.serving.runs import ServedRun
+from gengen.serving.text import TextApi, json_response
+
+
+class Application:
+    """All that is served: `asgi` is the application, `runs` what it draws from."""
+
+    def __init__(self, runs: dict[str, ServedRun], config: ServeConfig, keys: list[str]):
+        self.runs = runs
+        text = TextApi(runs, config)
+        self.routes = [
+            Route("/v1/models", text.models, methods=["GET"]),
+            Route("/v1/models/{name}", text.model, methods=["GET"]),
+            Route("/v1/completions", text.completions, methods=["POST"]),
+            Route("/v1/chat/completions", text.chat, methods=["POST"]),
+            Route("/v1/tokenize", text.tokenize, methods=["POST"]),
+            Route("/v1/detokenize", text.detokenize, methods=["POST"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/version", self.version, methods=["GET"]),
+        ]
+        self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
+
+    # --- how the server is; none of these waits for an engine
+
+    async def health(self, http: Request) -> Response:
+        """Answer 200 while every engine's thread lives and moves, else 503."""
+        now = time.monotonic()
+        ages = {name: round(now - run.worker.beat, 3) for name, run in self.runs.items()}
+        well = all(run.worker.alive for run in self.runs.values())
+        answer = json_response({"status": "ok" if well else "an engine hangs", "seconds_since_beat": ages})
+        answer.status_code = 200 if well else 503
+        return answer
+
+    async def ready(self, http: Request) -> Response:
+        """Answer 200 while new requests are taken, else 503."""
+        draining = any(run.worker.draining for run in self.runs.values())
+        answer = json_response({"status": "draining" if draining else "ready"})
+        answer.status_code = 503 if draining else 200
+        return answer
+
+    async def version(self, http: Request) -> Response:
+        return json_response({"gengen": __version__, "torch": str(torch.__version__)})
+
+    async def metrics(self, http: Request) -> Response:
+        return Response(exposition(self.runs), headers={"content-type": CONTENT_TYPE})
+
+    # --- the life of the engines
+
+    def start(self) -> None:
+        for run in self.runs.values():
+            run.worker.start()
+
+    def drain(self) -> None:
+        """Take no new request from now on."""
+        for run in self.runs.values():
+            run.worker.draining = True
+
+    @property
+    def jobs(self) -> int:
+        """Return how many requests are in progress."""
+        return sum(len(run.worker.jobs) for run in self.runs.values())
+
+    def cut(self) -> None:
+        for run in self.runs.values():
+            run.worker.cut()
+
+    def stop(self) -> None:
+        for run in self.runs.values():
+            run.worker.stop()
+
+
+def rules_of(config: ServeConfig, keys: list[str]) -> Rules:
+    own = {f"[{config.host}]" if ":" in config.host else config.host} - {"0.0.0.0", "[::]"}
+    hosts = LOCAL_NAMES | {host.lower() for host in own | set(config.allowed_hosts)}
+    origins = frozenset(origin.lower() for origin in config.allow_origins)
+    return Rules(frozenset(hosts), origins, tuple(keys), config.body_s, config.max_requests)
+
+
+def exposition(runs: dict[str, ServedRun]) -> str:
+    """Return the figures of all runs in Prometheus' format. Accepted = in progress + ended, always."""
+    page, workers = Exposition(), [({"model": name}, run.worker) for name, run in runs.items()]
+    page.family(
+        "gengen_requests_accepted_total", "counter", "Requests accepted.", [(m, w.accepted) for m, w in workers]
+    )
+    outcomes = [({**m, "outcome": outcome}, n) for m, w in workers for outcome, n in w.outcomes.items()]
+    page.family("gengen_requests_ended_total", "counter", "Requests by how they ended, each once.", outcomes)
+    finishes = [({**m, "reason": reason}, n) for m, w in workers for reason, n in sorted(w.finishes.items())]
+    page.family("gengen_choices_total", "counter", "Choices by why they ended.", finishes)
+    page.family(
+        "gengen_requests_in_progress", "gauge", "Without an outcome yet.", [(m, len(w.jobs)) for m, w in workers]
+    )
+    page.family("gengen_requests_waiting", "gauge", "Without a row yet.", [(m, len(w.unbegun)) for m, w in workers])
+    page.family("gengen_rows_running", "gauge", "Texts that are drawn now.", [(m, w.running) for m, w in workers])
+    drawn = [
+        ({**m, "kind": kind}, n)
+        for m, w in workers
+        for kind, n in (("prompt", w.prompt_tokens), ("drawn", w.drawn_tokens))
+    ]
+    page.family("gengen_tokens_total", "counter", "Tokens read and drawn.", drawn)
+    page.histogram(
+        "gengen_first_text_seconds", "From acceptance to the first text.", [(m, w.first_text_s) for m, w in workers]
+    )
+    return page.text()

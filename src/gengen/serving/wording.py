@@ -1,0 +1,155 @@
+"""How the two endpoints of text put choices into words: chunks of a stream, or a whole answer."""
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from gengen.serving.answers import FINISH, Choice, Spelling, finite, usage
+from gengen.serving.pieces import Token
+from gengen.serving.protocol import ChatRequest, CompletionRequest
+
+Tree = dict[str, Any]
+
+
+class Wording(Protocol):
+    """What an answer needs of them."""
+
+    def chunks(self, choice: Choice) -> Iterator[Tree]:
+        """Yield the chunks that tell what a choice has gained."""
+        ...
+
+    def closing(self) -> Iterator[Tree]:
+        """Yield the chunks after the last choice."""
+        ...
+
+    def whole(self, choices: list[Choice]) -> Tree:
+        """Return the answer that is not streamed."""
+        ...
+
+
+A = TypeVar("A", CompletionRequest, ChatRequest)
+
+
+class _Envelope(Generic[A]):
+    """What both have in common: one id, the usage, and what is ours, under `gengen`."""
+
+    prefix, whole_object, chunk_object = "", "", ""
+
+    def __init__(
+        self,
+        asked: A,
+        model: str,
+        fingerprint: str,
+        spelling: Spelling,
+        seed: int,
+        prompts: list[list[int]],
+    ):
+        self.asked: A = asked
+        self.spelling, self.prompts = spelling, prompts
+        self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self.tail = {"system_fingerprint": fingerprint, "gengen": {"seed": seed}}
+        self.drawn = Counter[int]()
+        self.begun: set[int] = set()
+
+    def chunk(self, choices: list[Tree]) -> Tree:
+        null_usage = {"usage": None} if self.asked.include_usage else {}
+        return {**self.head, "object": self.chunk_object, "choices": choices, **self.tail, **null_usage}
+
+    def closing(self) -> Iterator[Tree]:
+        if self.asked.include_usage:
+            yield {**self.chunk([]), "usage": self.usage()}
+
+    def usage(self) -> Tree:
+        return usage(sum(map(len, self.prompts)), self.drawn.total())
+
+    def enveloped(self, choices: list[Tree]) -> Tree:
+        return {**self.head, "object": self.whole_object, "choices": choices, "usage": self.usage(), **self.tail}
+
+    def ending(self, choice: Choice) -> Tree:
+        """Return why a choice has ended, in OpenAI's words and in ours."""
+        ours = {"gengen": {"finish_reason": choice.finish_reason}} if choice.finish_reason else {}
+        return {"finish_reason": FINISH[choice.finish_reason], **ours}
+
+    def prompt_logprobs(self, choice: Choice) -> Tree:
+        if not (self.asked.prompt_logprobs and choice.prompt):
+            return {}
+        return {"prompt_logprobs": [finite(token.logprob) for token in choice.prompt]}
+
+    def begins(self, choice: Choice) -> bool:
+        """Return whether this is the first that is told of a choice."""
+        first = choice.index not in self.begun
+        self.begun.add(choice.index)
+        return first
+
+
+class CompletionWording(_Envelope[CompletionRequest]):
+    prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def chunks(self, choice: Choice) -> Iterator[Tree]:
+        told = self.choice(choice)
+        if told["text"] or told["finish_reason"] or (told["logprobs"] and told["logprobs"]["tokens"]):
+            yield self.chunk([told])
+
+    def whole(self, choices: list[Choice]) -> Tree:
+        return self.enveloped([self.choice(choice) for choice in choices])
+
+    def choice(self, choice: Choice) -> Tree:
+        """Return a choice, or what of it is new; echo comes with the first of it."""
+        asked, echoed = self.asked, ""
+        text, tokens, drawn = choice.text, choice.tokens, choice.drawn
+        if asked.max_tokens == 0:  # one token was drawn, because an engine draws one at least
+            text, tokens, drawn = "", [], 0
+        prompt = self.prompts[choice.index // self.asked.n]
+        if asked.echo:
+            echoed = self.spelling.tokenizer.decode(prompt)
+            tokens = [Token(t.id, t.logprob, t.top, t.offset + len(echoed)) for t in tokens]
+            tokens += self.end_token(choice, len(echoed) + len(choice.text))
+        first = self.begins(choice)
+        if asked.echo and first:
+            tokens = [*self.without_start(choice.prompt, choice.index), *tokens]
+        if choice.finish_reason:
+            self.drawn[choice.index] = drawn
+        logprobs = None if asked.logprobs is None else self.spelling.legacy_logprobs(tokens, asked.logprobs)
+        text = echoed + text if first else text
+        ending, of_prompt = self.ending(choice), self.prompt_logprobs(choice)
+        return {"index": choice.index, "text": text, "logprobs": logprobs, **ending, **of_prompt}
+
+    def without_start(self, tokens: list[Token], index: int) -> list[Token]:
+        """Leave out the token that begins a text, which a prompt of text does not have itself."""
+        is_text = isinstance(self.asked.prompt[index // self.asked.n], str)
+        start = self.spelling.tokenizer.start
+        return tokens[1:] if is_text and tokens and tokens[0].id == start else tokens
+
+    def end_token(self, choice: Choice, offset: int) -> list[Token]:
+        """Return the token that ended a text by itself, so that an echo has every token that was drawn."""
+        drawn = choice.finish_reason == "end" and self.asked.max_tokens != 0
+        return [Token(self.spelling.tokenizer.eot, None, [], offset)] if drawn else []
+
+
+class ChatWording(_Envelope[ChatRequest]):
+    prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def chunks(self, choice: Choice) -> Iterator[Tree]:
+        if self.begins(choice):
+            role = {"index": choice.index, "delta": {"role": "assistant", "content": ""}}
+            yield self.chunk([{**role, "logprobs": None, "finish_reason": None, **self.prompt_logprobs(choice)}])
+        if choice.text or choice.tokens:
+            content = {"index": choice.index, "delta": {"content": choice.text}}
+            yield self.chunk([{**content, "logprobs": self.logprobs(choice), "finish_reason": None}])
+        if choice.finish_reason:
+            self.drawn[choice.index] = choice.drawn
+            yield self.chunk([{"index": choice.index, "delta": {}, "logprobs": None, **self.ending(choice)}])
+
+    def whole(self, choices: list[Choice]) -> Tree:
+        return self.enveloped([self.choice(choice) for choice in choices])
+
+    def choice(self, choice: Choice) -> Tree:
+        self.drawn[choice.index] = choice.drawn
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        ending, of_prompt = self.ending(choice), self.prompt_logprobs(choice)
+        return {"index": choice.index, "message": message, "logprobs": self.logprobs(choice), **ending, **of_prompt}
+
+    def logprobs(self, choice: Choice) -> Tree | None:
+        return self.spelling.chat_logprobs(choice.tokens) if self.asked.logprobs else None
