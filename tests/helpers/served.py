@@ -26,7 +26,6 @@ from gengen.serving.runs import by_name, load_run
 from helpers.processes import start, waited
 
 SHAPE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "context": 256}
-HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
 ENDLESS = {"logit_bias": {"0": -100}, "overflow": "slide", "max_tokens": 4000}
 """Of a request that goes on until it is ended."""
 
@@ -98,15 +97,21 @@ class Process:
             assert time.monotonic() < end, f"not within {seconds} s: {self.figures()}"
             time.sleep(0.02)
 
+    def ended(self) -> int:
+        """Wait for its end; its exit code."""
+        code = waited(self.pid, 30)
+        assert code is not None, self.said.read_text()
+        return code
+
     def quiet(self) -> bool:
         return not any(self.figure(f"gengen_{name}") for name in ("rows_running", "requests_in_progress"))
 
 
 @contextmanager
-def process(runs: Path, said: Path, *settings: str) -> Iterator[Process]:
-    """A server on a free port, which is stopped in the end and must have no request without an outcome."""
+def process(runs: Path, said: Path, *settings: str, before: Callable[[], object] = lambda: None) -> Iterator[Process]:
+    """A server on a free port, killed in the end; `before` may change things in its process."""
     argv = ["serve", str(runs / "story"), str(runs / "chat"), "port=0", "device=cpu", *settings]
-    pid = start(argv, said)
+    pid = start(argv, said, before=before)
     try:
         end = time.monotonic() + 60
         while not (found := re.search(r"serving at (\S+)/v1", said.read_text() if said.exists() else "")):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import gengen.serving.server
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
@@ -34,7 +35,8 @@ def chat(runs: Path) -> TextGenerator:
 def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """One real process that many tests share. What it has accepted has ended, once all of them are done."""
     limits = ["rows=8", "queue=16", "stall_s=1", "body_s=1"]
-    with process(runs, tmp_path_factory.mktemp("server") / "said.txt", *limits) as running:
+    said = tmp_path_factory.mktemp("server") / "said.txt"
+    with process(runs, said, *limits, before=lambda: setattr(gengen.serving.server, "HEADERS_S", 1.0)) as running:
         yield running
         running.until(running.quiet)
         for model in ("story", "chat"):

@@ -18,6 +18,7 @@ from gengen.serving.app import Application
 
 log = logging.getLogger("gengen.serving")
 MAX_HEADERS = 16 * 1024  # bytes
+SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for a client; more would hide for minutes that it does not read
 HEADERS_S = 10.0  # in which the head of a request must be there, once a connection is open or has sent some of it
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -110,6 +111,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # of each connection, too
     try:
         sock.bind((host, port))
     except OSError as error:
