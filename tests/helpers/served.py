@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,3 +125,21 @@ def process(runs: Path, said: Path, *settings: str, before: Callable[[], object]
             waited(pid, 10)
         except (ProcessLookupError, ChildProcessError):
             pass
+
+
+def request(path: str, tree: dict[str, Any], length: int | None = None) -> bytes:
+    """The bytes of a POST, which may claim another length than it has."""
+    body = json.dumps(tree).encode()
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+@contextmanager
+def connection(server: Process, sent: bytes = b"", buffer: int | None = None) -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        if buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.settimeout(20)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(sent)
+        yield sock

@@ -9,9 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +17,9 @@ import httpx
 import pytest
 
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import ENDLESS, Process, process
+from helpers.served import ENDLESS, Process, connection, process, request
 
 BODY: dict[str, Any] = {"model": "story", "prompt": "Once"}
-
-
-def request(path: str, tree: dict[str, Any], length: int | None = None) -> bytes:
-    """The bytes of a POST, which may claim another length than it has."""
-    body = json.dumps(tree).encode()
-    head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
-
-
-@contextmanager
-def connection(server: Process, sent: bytes = b"", buffer: int | None = None) -> Iterator[socket.socket]:
-    with socket.socket() as sock:
-        if buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        sock.settimeout(20)
-        sock.connect(("127.0.0.1", server.port))
-        sock.sendall(sent)
-        yield sock
 
 
 def all_of(sock: socket.socket) -> bytes:
