@@ -4,6 +4,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gengen.config.compose import compose_train, field_settings, read_command_li
 from gengen.data.sources import wheels
 from gengen.registry import DATA
 from helpers.sentence_encoder import write_package
+from helpers.served import Process, process
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -121,6 +124,8 @@ class Scaled:
         self.data, self.pictures, self.captioned, self.monkeypatch = data, pictures, captioned, monkeypatch
         self.names: dict[str, Any] = {"__name__": "snippet"}  # of the page's Python
         self.train = gengen.train
+        self.servers = ExitStack()
+        self.server: Process | None = None
         monkeypatch.setattr(gengen, "train", self.small_train)
         monkeypatch.setattr("gengen.evaluation.judges.SEEN", 2400)  # images a judge is trained on
         monkeypatch.setitem(registry.IMAGE_REWARDS, "follows_prompt", f"{__name__}:redness")  # no judge is trained
@@ -133,13 +138,33 @@ class Scaled:
         return self.train(*scaled(["train", *asked], self.data, self.pictures, self.captioned)[1:])
 
     def python(self, text: str) -> None:
+        text = text.replace(SERVED, self.served())
         for name, other in {"cat": "cross", "dog": "circle"}.items():  # classes of the stand-in pictures
             text = text.replace(f'"{name}"', f'"{other}"')
         exec(compile(text, "snippet", "exec"), self.names)
 
+    def served(self) -> str:
+        """The address of the server that the page has started last."""
+        return self.server.url if self.server else SERVED
+
+    def serve(self, argv: list[str]) -> None:
+        """Start a server in a process of its own, on a free port; it goes on until the next one or the end."""
+        self.servers.close()
+        settings = [a for a in argv if not a.startswith("port=")]
+        self.server = self.servers.enter_context(process(settings, Path("said.txt")))
+
+    def curl(self, words: list[str]) -> None:
+        command = [word.replace(SERVED, self.served()) for word in words]
+        answer = subprocess.run([*command, "--fail-with-body", "-s"], capture_output=True, text=True)
+        assert answer.returncode == 0 and "error" not in answer.stdout, answer
+
     def shell(self, words: list[str]) -> None:
         if words == ["make", "train"]:  # its recipe, in process
             words = ["python", "scripts/train.py", "model=gpt", "data=tinystories"]
+        if words[0] == "curl":
+            return self.curl(words)
+        if words[:2] == ["python", "scripts/serve.py"] and "--help" not in words:
+            return self.serve(words[2:])
         if words[0] != "python":
             assert words[0] in ("make", "git", "cd", "bash", "pip"), words
             assert words[0] != "make" or set(words[1:]) <= TARGETS, words
@@ -156,7 +181,8 @@ class Scaled:
         assert main(argv) == (2 if "max_step=10" in " ".join(words) else 0), words
 
 
-LONG = {"align.md", "editing.md", "evaluate.md", "images.md", "provenance.md", "train.md"}  # over 5 s
+SERVED = "http://127.0.0.1:8000"
+LONG = {"align.md", "editing.md", "evaluate.md", "images.md", "provenance.md", "serve.md", "train.md"}  # over 5 s
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -179,13 +205,15 @@ def test_every_command_and_snippet_runs(
     (work / "my-images").symlink_to(pictures)
     with wheels.PINS.open("a") as pins:
         pins.write(write_package(stand_in_archive))
+    (work / "keys.txt").write_text("a key that is long enough\n")
     here = Scaled(stand_in_archive, pictures, captioned_pictures, monkeypatch)
-    for language, text in blocks(page):
-        if language == "python":
-            here.python(text)
-        else:
-            for words in commands(text):
-                here.shell(words)
+    with here.servers:
+        for language, text in blocks(page):
+            if language == "python":
+                here.python(text)
+            else:
+                for words in commands(text):
+                    here.shell(words)
 
 
 def test_the_notebook_runs(

@@ -60,6 +60,11 @@ def in_process(application: Application) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
+def both(runs: Path, *settings: str) -> list[str]:
+    """The arguments that serve both runs."""
+    return [str(runs / "story"), str(runs / "chat"), *settings]
+
+
 @dataclass
 class Process:
     """A server in a process of its own."""
@@ -109,9 +114,9 @@ class Process:
 
 
 @contextmanager
-def process(runs: Path, said: Path, *settings: str, before: Callable[[], object] = lambda: None) -> Iterator[Process]:
+def process(settings: list[str], said: Path, before: Callable[[], object] = lambda: None) -> Iterator[Process]:
     """A server on a free port, killed in the end; `before` may change things in its process."""
-    argv = ["serve", str(runs / "story"), str(runs / "chat"), "port=0", "device=cpu", *settings]
+    argv = ["serve", *settings, "port=0", "device=cpu"]
     pid = start(argv, said, before=before)
     try:
         end = time.monotonic() + 60

@@ -9,7 +9,7 @@ import gengen.serving.server
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import Process, process, write_run
+from helpers.served import Process, both, process, write_run
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,9 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
     """One real process that many tests share. What it has accepted has ended, once all of them are done."""
     limits = ["rows=8", "queue=16", "stall_s=1", "body_s=1"]
     said = tmp_path_factory.mktemp("server") / "said.txt"
-    with process(runs, said, *limits, before=lambda: setattr(gengen.serving.server, "HEADERS_S", 1.0)) as running:
+    with process(
+        both(runs, *limits), said, before=lambda: setattr(gengen.serving.server, "HEADERS_S", 1.0)
+    ) as running:
         yield running
         running.until(running.quiet)
         for model in ("story", "chat"):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import ENDLESS, Process, connection, process, request
+from helpers.served import ENDLESS, Process, both, connection, process, request
 
 BODY: dict[str, Any] = {"model": "story", "prompt": "Once"}
 
@@ -295,7 +295,7 @@ def stream_to_the_end(server: Process, tree: dict[str, Any], found: list[str]) -
 
 
 def test_sigterm_lets_streams_end_and_refuses_the_new(runs: Path, tmp_path: Path, story: TextGenerator) -> None:
-    with process(runs, tmp_path / "said.txt") as server:
+    with process(both(runs), tmp_path / "said.txt") as server:
         lines: list[str] = []
         settings = {"seed": 2, "max_tokens": 250, "logit_bias": {"0": -100}}
         thread = stream_to_the_end(server, BODY | settings, lines)
@@ -319,7 +319,7 @@ def test_what_takes_too_long_is_cut_and_says_so(
 ) -> None:
     """When `drain_s` is over, or by a second signal: the answers end cleanly where they are."""
     drain = 1 if len(signals) == 1 else 60
-    with process(runs, tmp_path / "said.txt", f"drain_s={drain}") as server:
+    with process(both(runs, f"drain_s={drain}"), tmp_path / "said.txt") as server:
         lines: list[str] = []
         thread = stream_to_the_end(server, BODY | ENDLESS, lines)
         with ThreadPoolExecutor(1) as pool:
@@ -342,7 +342,7 @@ def test_what_takes_too_long_is_cut_and_says_so(
 
 
 def test_a_deadline_ends_what_takes_too_long(runs: Path, tmp_path: Path) -> None:
-    with process(runs, tmp_path / "said.txt", "deadline_s=1") as server:
+    with process(both(runs, "deadline_s=1"), tmp_path / "said.txt") as server:
         lines: list[str] = []
         thread = stream_to_the_end(server, BODY | ENDLESS, lines)
         answer = server.post("completions", **BODY | ENDLESS)
