@@ -46,11 +46,13 @@ def write_run(folder: Path, tokenizer: TextTokenizer) -> Path:
     return folder
 
 
-def served_here(runs: Path, keys: tuple[str, ...] = (), **settings: Any) -> Application:
-    """The application over both runs, in this process; its engines are still to be started."""
-    config = ServeConfig(runs=[str(runs / "story"), str(runs / "chat")], device="cpu", **settings)
+def served_here(
+    runs: Path, keys: tuple[str, ...] = (), names: tuple[str, ...] = ("story", "chat"), **settings: Any
+) -> Application:
+    """The application over some runs, in this process; its engines are still to be started."""
+    config = ServeConfig(runs=[str(runs / name) for name in names], device="cpu", **settings)
     config.check()
-    loaded = by_name([load_run(run, config, lambda line: None) for run in config.runs])
+    loaded = by_name([load_run(run, config, lambda line: None, len(keys) < 2) for run in config.runs])
     return Application(loaded, config, list(keys))
 
 

@@ -11,6 +11,7 @@ import pytest
 from gengen.config.schema import build
 from gengen.config.serve import ServeConfig
 from gengen.errors import UserError
+from gengen.generation.text.generator import TextGenerator
 from gengen.serving.guard import MAX_BODY
 from helpers.served import in_process, served_here
 
@@ -246,3 +247,27 @@ def test_what_is_no_key_is_refused_without_showing_it(key: str | None, tmp_path:
 def test_origins_are_written_exactly(origin: str) -> None:
     with pytest.raises(UserError, match="write an origin exactly"):
         config(allow_origins=[origin])
+
+
+def test_prompts_of_several_keys_are_not_shared(runs: Path) -> None:
+    """What is reused is counted, and with two keys it is nothing."""
+    long = {"model": "story", "prompt": "a" * 200, "max_tokens": 1}
+    for keys, reused in (((KEY,), [0, 192]), ((KEY, "another-key"), [0, 0])):
+        headers = {"authorization": f"Bearer {keys[-1]}"}
+        found = answers(runs, *[{"json": long, "headers": headers}] * 2, keys=keys)
+        assert [answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in found] == reused
+
+
+@pytest.mark.parametrize("how", ["guess", "draft"])
+def test_guesses_change_no_text(runs: Path, how: str, story: TextGenerator) -> None:
+    settings = {"guess": "lookup"} if how == "guess" else {"draft": str(runs / "story")}
+    one = {"model": "story", "prompt": "abcabcabc", "max_tokens": 60, "n": 3, "seed": 4, "logit_bias": {"0": -100}}
+    found = answers(runs, {"json": one}, names=("story",), **settings)[0].json()
+    ours: dict[str, Any] = {"seed": 4, "n": 3, "max_tokens": 60, "logit_bias": {0: -100}}
+    samples = story.generate("abcabcabc", temperature=1.0, overflow="end", **ours)
+    assert [choice["text"] for choice in found["choices"]] == [sample.text for sample in samples]
+
+
+def test_a_draft_has_the_runs_own_tokenizer(runs: Path) -> None:
+    with pytest.raises(UserError, match="has another tokenizer"):
+        served_here(runs, names=("story",), draft=str(runs / "chat"))

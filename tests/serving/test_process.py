@@ -143,7 +143,7 @@ def test_a_body_that_dribbles_is_refused(server: Process) -> None:
                 time.sleep(0.05)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert all_of(sock).startswith(b"HTTP/1.1 408 ") and time.monotonic() - began < 4
+        assert all_of(sock).startswith(b"HTTP/1.1 408 ") and time.monotonic() - began < 15
 
 
 def readable(sock: socket.socket) -> bool:
@@ -163,17 +163,20 @@ def test_a_head_that_dribbles_or_never_comes_is_cut(server: Process, sent: bytes
                 time.sleep(0.05)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert all_of(sock) == b"" and time.monotonic() - began < 4
+        assert all_of(sock) == b"" and time.monotonic() - began < 15
 
 
 def test_a_second_request_that_dribbles_is_cut_too(server: Process) -> None:
     """On a connection that was good for one."""
     get = b"GET /version HTTP/1.1\r\nHost: localhost\r\n"
     with connection(server, get + b"\r\n") as sock:
-        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += sock.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200 ")
         sock.sendall(get)
         began = time.monotonic()
-        assert all_of(sock) == b"" and time.monotonic() - began < 4
+        assert all_of(sock) == b"" and time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from gengen.serving.runs import by_name, load_run
     from gengen.serving.server import serve
 
-    served = by_name([load_run(run, config, say) for run in config.runs])
+    served = by_name([load_run(run, config, say, share_prefixes=len(keys) < 2) for run in config.runs])
     for name, run in served.items():
         about = run.facts["gengen"]
         kind = "chat" if about["chat"] else "text"

@@ -28,6 +28,13 @@ class ServeConfig:
         "fp32", ["fp32", "bf16", "int8"], "of the weights; below fp32 a text depends a little on those beside it"
     )
     exact: bool = option(True, "fp32: a text is the same whatever is drawn beside it; false: faster for a few texts")
+    prefix_cache: int = option(
+        64, "MiB for the beginnings of prompts, so that they are read once; 0 = none; none with several keys", low=0
+    )
+    guess: str | None = choice(
+        None, ["lookup"], "guess next tokens as the text went on before: faster where it repeats itself, never another"
+    )
+    draft: str | None = option(None, "or guess them by a smaller run with the same tokenizer")
     rows: int = positive(32, "texts drawn at once")
     queue: int = positive(64, "requests that may wait for a row; more are answered 429")
     max_requests: int = positive(256, "requests in progress at once, waiting and drawing and streaming")
@@ -55,6 +62,8 @@ class ServeConfig:
             )
         if self.api_key_env and self.api_key_file:
             raise UserError("api_key_env and api_key_file are two places for keys: give one")
+        if self.guess and self.draft:
+            raise UserError("guess and draft are two ways to guess: give one")
         for origin in self.allow_origins:
             scheme, separator, rest = origin.partition("://")
             if scheme not in ("http", "https") or not separator or not rest or set(rest) & set("/*@?# "):

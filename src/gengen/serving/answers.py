@@ -39,12 +39,13 @@ class Choice:
     finish_reason: str = ""
     drawn: int = 0
     prompt: list[Token] = field(default_factory=list)
+    reused: int = 0
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish_reason, self.drawn = piece.finish_reason, piece.drawn
-        self.prompt = piece.prompt or self.prompt
+        self.prompt, self.reused = piece.prompt or self.prompt, piece.reused
 
 
 def joined(pieces: Iterable[Piece]) -> list[Choice]:
@@ -55,13 +56,14 @@ def joined(pieces: Iterable[Piece]) -> list[Choice]:
     return [found[index] for index in sorted(found)]
 
 
-def usage(prompt_tokens: int, drawn: int) -> dict[str, Any]:
-    """prompt_tokens: of all prompts, each once; drawn: over all choices, what ended a text included."""
+def usage(prompt_tokens: int, reused: int, drawn: int) -> dict[str, Any]:
+    """prompt_tokens: of all prompts, each once; reused: those of them that were not read again; drawn: over all
+    choices, what ended a text included."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": drawn,
         "total_tokens": prompt_tokens + drawn,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": reused},
     }
 
 

@@ -37,6 +37,7 @@ class Piece:
     drawn: int = 0
     error: str = ""
     prompt: list[Token] = field(default_factory=list)
+    reused: int = 0  # tokens of the prompt that were not read, as they had been before
 
 
 class Gains:
@@ -60,6 +61,7 @@ class Gains:
             len(row.tokens) + int(self._ended_by_token()),
             row.error,
             self._prompt(),
+            row.reused,
         )
 
     def _ended_by_token(self) -> bool:

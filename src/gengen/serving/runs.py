@@ -1,5 +1,6 @@
 """A run that is served: its generator, its worker, and what is said of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,11 @@ from gengen.checkpoints.migrate import read_config
 from gengen.config.serve import ServeConfig
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.errors import UserError
-from gengen.generation.load import find_checkpoint, generator_of
+from gengen.generation.load import find_checkpoint, generator_of, load_as
 from gengen.generation.text.generator import PromptTooLong, TextGenerator
+from gengen.generation.text.prefixes import PrefixCache
+from gengen.generation.text.scheduler import Scheduler
+from gengen.generation.text.speculation import DraftModel, Guesser, PromptLookup, Speculation
 from gengen.io import Say
 from gengen.registry import family_and_stage
 from gengen.serving.answers import Spelling
@@ -65,18 +69,45 @@ class ServedRun:
         return self.generator.context - len(prompt) + 1
 
 
-def load_run(where: str, config: ServeConfig, say: Say) -> ServedRun:
-    """Load a run to be served. Raises UserError where it draws no text."""
+def load_run(where: str, config: ServeConfig, say: Say, share_prefixes: bool = True) -> ServedRun:
+    """Load a run to be served. Raises UserError where it draws no text.
+
+    share_prefixes: whether prompts of one client may be what another's need not read again; how long an answer takes
+    then tells of them.
+    """
     directory = find_checkpoint(where, Path(config.runs_dir), config.checkpoint, say)
     generator = generator_of(directory, config.weights, config.device)
     if not isinstance(generator, TextGenerator):
         raise UserError(f"{where} draws no text, and only text is served by now")
     generator.use(config.precision, compile=False, exact=config.exact)
     run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
-    worker = Worker(lambda: generator.scheduler(config.rows), generator.tokenizer, config.rows, config.queue)
+    generator.generate("", max_tokens=2)  # a first text takes longer than all later ones
+    worker = Worker(schedulers(generator, config, share_prefixes), generator.tokenizer, config.rows, config.queue)
     return ServedRun(
         run.name, generator, worker, facts(run.name, directory, generator), fingerprint(directory, generator)
     )
+
+
+def schedulers(generator: TextGenerator, config: ServeConfig, share_prefixes: bool) -> Callable[[], Scheduler]:
+    """Return what makes a new scheduler of a run. Raises UserError for a draft with another tokenizer."""
+    draft = load_as(TextGenerator, config.draft, Path(config.runs_dir), device=config.device) if config.draft else None
+    if draft and draft.tokenizer.hash != generator.tokenizer.hash:
+        raise UserError(f"draft={config.draft} has another tokenizer than the run it is to guess for")
+
+    def make() -> Scheduler:
+        guesser: Guesser | None = PromptLookup() if config.guess else None
+        if draft:
+            guesser = DraftModel(draft.engine, draft.tokenizer.vocab_size, draft.context, config.rows)
+        return Scheduler(
+            generator.engine,
+            generator.tokenizer,
+            generator.context,
+            config.rows,
+            prefixes=PrefixCache(config.prefix_cache * 2**20) if config.prefix_cache and share_prefixes else None,
+            speculation=Speculation(guesser) if guesser else None,
+        )
+
+    return make
 
 
 def facts(name: str, directory: Path, generator: TextGenerator) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class _Envelope(Generic[A]):
         self.spelling, self.prompts = spelling, prompts
         self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self.tail = {"system_fingerprint": fingerprint, "gengen": {"seed": seed}}
-        self.drawn = Counter[int]()
+        self.drawn, self.reused = Counter[int](), Counter[int]()
         self.begun: set[int] = set()
 
     def chunk(self, choices: list[Tree]) -> Tree:
@@ -61,8 +61,15 @@ class _Envelope(Generic[A]):
         if self.asked.include_usage:
             yield {**self.chunk([]), "usage": self.usage()}
 
+    def count(self, choice: Choice, drawn: int) -> None:
+        self.drawn[choice.index], self.reused[choice.index] = drawn, choice.reused
+
     def usage(self) -> Tree:
-        return usage(sum(map(len, self.prompts)), self.drawn.total())
+        first_choices = range(
+            0, len(self.prompts) * self.asked.n, self.asked.n
+        )  # those after may reuse what these read
+        reused = sum(self.reused[choice] for choice in first_choices)
+        return usage(sum(map(len, self.prompts)), reused, self.drawn.total())
 
     def enveloped(self, choices: list[Tree]) -> Tree:
         return {**self.head, "object": self.whole_object, "choices": choices, "usage": self.usage(), **self.tail}
@@ -110,7 +117,7 @@ class CompletionWording(_Envelope[CompletionRequest]):
         if asked.echo and first:
             tokens = [*self.without_start(choice.prompt, choice.index), *tokens]
         if choice.finish_reason:
-            self.drawn[choice.index] = drawn
+            self.count(choice, drawn)
         logprobs = None if asked.logprobs is None else self.spelling.legacy_logprobs(tokens, asked.logprobs)
         text = echoed + text if first else text
         ending, of_prompt = self.ending(choice), self.prompt_logprobs(choice)
@@ -139,14 +146,14 @@ class ChatWording(_Envelope[ChatRequest]):
             content = {"index": choice.index, "delta": {"content": choice.text}}
             yield self.chunk([{**content, "logprobs": self.logprobs(choice), "finish_reason": None}])
         if choice.finish_reason:
-            self.drawn[choice.index] = choice.drawn
+            self.count(choice, choice.drawn)
             yield self.chunk([{"index": choice.index, "delta": {}, "logprobs": None, **self.ending(choice)}])
 
     def whole(self, choices: list[Choice]) -> Tree:
         return self.enveloped([self.choice(choice) for choice in choices])
 
     def choice(self, choice: Choice) -> Tree:
-        self.drawn[choice.index] = choice.drawn
+        self.count(choice, choice.drawn)
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         ending, of_prompt = self.ending(choice), self.prompt_logprobs(choice)
         return {"index": choice.index, "message": message, "logprobs": self.logprobs(choice), **ending, **of_prompt}
