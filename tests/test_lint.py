@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,7 @@ FOREIGN = {  # room -> libraries it must not import
 }
 
 
+@cache
 def imports(path: Path) -> dict[str, bool]:
     """The modules that a file imports: name -> whether it does so when it is imported itself."""
     tree = ast.parse(path.read_text())
@@ -123,11 +125,12 @@ SERVERS = {"starlette", "uvicorn", "h11"}
 
 def test_only_serving_imports_a_server_and_only_its_command_imports_serving() -> None:
     """So that training and sampling need neither."""
-    users = {name for name, path in MODULES.items() if SERVERS & {other.split(".")[0] for other in imports(path)}}
+    found = {name: imports(path) for name, path in MODULES.items()}
+    users = {name for name, others in found.items() if SERVERS & {other.split(".")[0] for other in others}}
     assert users and all(name.startswith("gengen.serving.") for name in users)
-    callers = {name for name, path in MODULES.items() if any(m.startswith("gengen.serving") for m in imports(path))}
+    callers = {name for name, others in found.items() if any(m.startswith("gengen.serving") for m in others)}
     assert {name for name in callers if not name.startswith("gengen.serving")} == {"gengen.cli.serve"}
-    assert not any(m.startswith("gengen.serving") for m, now in imports(MODULES["gengen.cli.serve"]).items() if now)
+    assert not any(m.startswith("gengen.serving") for m, now in found["gengen.cli.serve"].items() if now)
 
 
 def test_every_room_is_known() -> None:
