@@ -116,8 +116,10 @@ def test_a_crowd_is_answered_or_sent_away(server: Process, story: TextGenerator)
 
 
 @pytest.mark.slow
-def test_a_thousand_at_once(server: Process, story: TextGenerator) -> None:
-    crowd(server, story, 1000)
+def test_a_thousand_at_once(runs: Path, tmp_path: Path, story: TextGenerator) -> None:
+    """With the limits of a server: so many clients take longer than the second of other tests."""
+    with process(both(runs), tmp_path / "said.txt") as server:
+        crowd(server, story, 1000)
 
 
 def test_a_client_that_does_not_read_is_cut(server: Process, story: TextGenerator) -> None:
