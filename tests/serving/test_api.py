@@ -240,7 +240,7 @@ TEXT = {"model": "story", "prompt": "a"}
         ("completions", TEXT | {"stop_ids": [-1]}, 400, "invalid_value", "stop_ids"),
         ("completions", TEXT | {"n": 16, "max_tokens": 1025}, 400, "invalid_value", "max_tokens"),
         ("chat/completions", {"model": "story", "messages": MESSAGES}, 400, "not_a_chat_model", "model"),
-        ("completions", TEXT | {"tools": [{}]}, 400, "unsupported_parameter", "tools"),
+        ("completions", TEXT | {"tools": [{}]}, 400, "invalid_value", "tools"),
         ("detokenize", {"model": "story", "tokens": [999]}, 400, "invalid_value", "tokens"),
         ("responses", {"model": "story"}, 404, "not_found", None),
     ],

@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import ENDLESS, Process, connection, request
+from helpers.served import ENDLESS, Process, both, connection, request
 
 OVER = {"logit_bias": {"0": -100}, "overflow": "slide"}
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
@@ -103,13 +108,74 @@ def test_openai_raw_responses_have_our_headers(client: openai.OpenAI) -> None:
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"model": "other"}, openai.NotFoundError, "model"),
         ({"extra_body": {"topk": 3}}, openai.BadRequestError, "topk"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format"),
     ],
 )
 def test_openai_understands_our_errors(client: openai.OpenAI, settings: Any, error: Any, param: str) -> None:
     with pytest.raises(error) as raised:
         client.chat.completions.create(**{"model": "chat", "messages": MESSAGES} | settings)
     assert raised.value.param == param and raised.value.code and raised.value.body["message"]
+
+
+@pytest.fixture(scope="module")
+def grammarian(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """A client of a process of its own from the start: one forked from a process that has compiled a grammar would
+    wait for threads of llguidance's that it does not have."""
+    said, root = tmp_path_factory.mktemp("grammarian") / "said.txt", Path(__file__).parents[2]
+    command = [sys.executable, str(root / "scripts/serve.py"), *both(runs), "port=0", "device=cpu"]
+    with said.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
+        while not (found := re.search(r"serving at (\S+)", said.read_text())):
+            assert server.poll() is None, said.read_text()
+            time.sleep(0.05)
+        yield openai.OpenAI(base_url=found[1], api_key="unused", max_retries=0, timeout=60)
+        server.kill()
+
+
+class Age(BaseModel):
+    """What a client asks for by a class."""
+
+    name: Literal["cat", "dog"]
+    years: Annotated[int, Field(ge=1, le=20)]
+
+
+def test_openai_parses_what_obeys_its_class(grammarian: openai.OpenAI) -> None:
+    """An untrained model answers in the form that was asked for; one that was cut off is said to be."""
+    for seed in range(3):
+        answer = grammarian.chat.completions.parse(model="chat", messages=MESSAGES, response_format=Age, seed=seed)
+        parsed = answer.choices[0].message.parsed
+        assert parsed is not None and 1 <= parsed.years <= 20 and answer.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.LengthFinishReasonError):
+        grammarian.chat.completions.parse(model="chat", messages=MESSAGES, response_format=Age, max_tokens=5)
+
+
+AGE = {
+    "type": "function",
+    "function": {"name": "age_of", "parameters": Age.model_json_schema()},
+}
+
+
+def test_openai_gets_calls_of_tools(grammarian: openai.OpenAI) -> None:
+    settings: Any = {"model": "chat", "messages": MESSAGES, "tools": [AGE], "tool_choice": "required", "seed": 2}
+    choice = grammarian.chat.completions.create(**settings).choices[0]
+    (call,) = choice.message.tool_calls or []
+    assert (call.function.name, choice.finish_reason, choice.message.content) == ("age_of", "tool_calls", None)  # type: ignore[union-attr]
+    assert Age.model_validate_json(call.function.arguments)  # type: ignore[union-attr]
+    with grammarian.chat.completions.stream(**settings) as stream:
+        final = stream.get_final_completion().choices[0]
+    (streamed,) = final.message.tool_calls or []
+    assert streamed.function.arguments == call.function.arguments and final.finish_reason == "tool_calls"  # type: ignore[union-attr]
+    cut = grammarian.chat.completions.create(**settings, max_tokens=4).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None) and cut.message.content
+
+
+def test_completions_are_held_to_expressions_and_choices(grammarian: openai.OpenAI) -> None:
+    def texts(**asked: Any) -> list[str]:
+        answer = grammarian.completions.create(model="story", prompt="a", n=4, max_tokens=60, seed=1, extra_body=asked)
+        return [choice.text for choice in answer.choices]
+
+    assert all(re.fullmatch("[ab]{3}-[0-9]", text) for text in texts(regex="[ab]{3}-[0-9]"))
+    assert set(texts(choice=["red", "green"])) <= {"red", "green"}
+    assert all(set(text) == {"x"} for text in texts(lark='start: "x"+ "xx"'))
 
 
 def test_openai_retries_when_the_queue_is_full(

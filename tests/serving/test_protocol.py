@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gengen.config.limits import parse_json
-from gengen.serving.constraints import constraint_of
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.serving.constraints import grammar_of
 from gengen.serving.protocol import (
     HARMLESS,
     MAX_SEED,
@@ -24,6 +25,8 @@ from gengen.serving.protocol import (
 
 COMPLETION = {"model": "story", "prompt": "Once"}
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
+BYTES = TextTokenizer.byte()
+TOOL = {"type": "function", "function": {"name": "age_of", "parameters": {"type": "object"}}}
 
 
 def refused(cls: Any, tree: Any) -> ApiError:
@@ -153,25 +156,34 @@ def test_what_does_not_go_together(cls: Any, tree: dict[str, Any], param: str) -
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    "key, asked",
     [
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("regex", "a+"),
-        ("choice", ["a"]),
-        ("lark", "start: A"),
+        ("response_format", {"response_format": {"type": "xml"}}),
+        ("response_format", {"response_format": {"type": "json_schema"}}),
+        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}),
+        ("tools", {"tools": [{"type": "function"}], "tool_choice": "required"}),
+        ("tools", {"tools": [TOOL]}),
+        ("tools", {"tools": [TOOL], "tool_choice": "auto"}),
+        ("tool_choice", {"tool_choice": "required"}),
+        ("tool_choice", {"tools": [TOOL], "tool_choice": "always"}),
+        ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "age"}}}),
+        ("regex", {"regex": "(a"}),
+        ("regex", {"regex": 3}),
+        ("choice", {"choice": []}),
+        ("choice", {"choice": "ab"}),
+        ("lark", {"lark": "begin: A"}),
+        ("response_format", {"regex": "a+", "response_format": {"type": "json_object"}}),
     ],
 )
-def test_what_no_answer_is_held_to_is_refused_by_name(key: str, value: Any) -> None:
+def test_what_no_answer_can_be_held_to_is_refused_by_name(key: str, asked: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as error:
-        constraint_of(read_request(ChatRequest, CHAT | {key: value}))
+        grammar_of(read_request(ChatRequest, CHAT | asked), BYTES)
     assert (error.value.param, error.value.status) == (key, 400)
 
 
 def test_what_asks_for_nothing_is_no_constraint() -> None:
     harmless = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
-    assert constraint_of(read_request(ChatRequest, CHAT | harmless)) is None
+    assert grammar_of(read_request(ChatRequest, CHAT | harmless), BYTES) is None
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from gengen.generation.text.grammar import Grammar
 from gengen.generation.text.row import Request
 from gengen.serving.answers import DONE, HEARTBEAT, encoded, event, joined
-from gengen.serving.constraints import constraint_of
+from gengen.serving.constraints import grammar_of
 from gengen.serving.guard import ClientGone, Message, Receive, Send
 from gengen.serving.jobs import Job
 from gengen.serving.pieces import Piece
@@ -61,7 +62,8 @@ class TextApi:
         prompts = await asyncio.to_thread(lambda: [run.prompt_tokens(prompt, "prompt") for prompt in asked.prompt])
         seed = new_seed() if asked.seed is None else asked.seed
         wanted = asked.prompt_logprobs or (asked.echo and asked.logprobs is not None)
-        requests = requests_of(asked, run, prompts, seed, max_tokens, wanted)
+        grammar = await asyncio.to_thread(grammar_of, asked, run.generator.tokenizer)
+        requests = requests_of(asked, run, prompts, seed, max_tokens, wanted, grammar)
         wording = CompletionWording(asked, run.name, run.fingerprint, run.spelling, seed, prompts)
         return await self.answer(http, run, asked, requests, wording)
 
@@ -71,7 +73,9 @@ class TextApi:
         prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
         seed = new_seed() if asked.seed is None else asked.seed
         most = min(run.room(prompt), MAX_DRAWN // asked.n)
-        requests = requests_of(asked, run, [prompt], seed, asked.max_tokens or most, asked.prompt_logprobs)
+        grammar = await asyncio.to_thread(grammar_of, asked, run.generator.tokenizer)
+        max_tokens = asked.max_tokens or most
+        requests = requests_of(asked, run, [prompt], seed, max_tokens, asked.prompt_logprobs, grammar)
         wording = ChatWording(asked, run.name, run.fingerprint, run.spelling, seed, [prompt])
         return await self.answer(http, run, asked, requests, wording)
 
@@ -135,7 +139,13 @@ def new_seed() -> int:
 
 
 def requests_of(
-    asked: TextRequest, run: ServedRun, prompts: list[list[int]], seed: int, max_tokens: int, prompt_logprobs: bool
+    asked: TextRequest,
+    run: ServedRun,
+    prompts: list[list[int]],
+    seed: int,
+    max_tokens: int,
+    prompt_logprobs: bool,
+    grammar: Grammar | None = None,
 ) -> list[Request]:
     """Return what to draw: choice j of prompt p is sample p * n + j, as in `TextGenerator.generate`."""
     if max_tokens * asked.n * len(prompts) > MAX_DRAWN:
@@ -153,7 +163,7 @@ def requests_of(
             prompt,
             settings,
             index=p * asked.n + j,
-            constraint=constraint_of(asked),
+            constraint=grammar.constraint() if grammar else None,
             top_logprobs=asked.top,
             prompt_logprobs=prompt_logprobs,
         )

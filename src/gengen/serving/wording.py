@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
+from gengen.generation.text.tools import tool_call
 from gengen.serving.answers import FINISH, Choice, Spelling, finite, usage
+from gengen.serving.constraints import calls_tool
 from gengen.serving.pieces import Token
 from gengen.serving.protocol import ChatRequest, CompletionRequest
 
@@ -138,23 +140,49 @@ class CompletionWording(_Envelope[CompletionRequest]):
 class ChatWording(_Envelope[ChatRequest]):
     prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, asked: ChatRequest, *rest: Any):
+        super().__init__(asked, *rest)
+        self.calls = calls_tool(asked)
+        self.call_texts: dict[int, str] = {}
+
     def chunks(self, choice: Choice) -> Iterator[Tree]:
         if self.begins(choice):
-            role = {"index": choice.index, "delta": {"role": "assistant", "content": ""}}
+            role = {"index": choice.index, "delta": {"role": "assistant", "content": None if self.calls else ""}}
             yield self.chunk([{**role, "logprobs": None, "finish_reason": None, **self.prompt_logprobs(choice)}])
-        if choice.text or choice.tokens:
-            content = {"index": choice.index, "delta": {"content": choice.text}}
+        delta = self.call_delta(choice) if self.calls else {"content": choice.text}
+        if delta and (choice.text or choice.tokens or self.calls):
+            content = {"index": choice.index, "delta": delta}
             yield self.chunk([{**content, "logprobs": self.logprobs(choice), "finish_reason": None}])
         if choice.finish_reason:
             self.count(choice, choice.drawn)
             yield self.chunk([{"index": choice.index, "delta": {}, "logprobs": None, **self.ending(choice)}])
+
+    def call_delta(self, choice: Choice) -> Tree:
+        """Return a call once it is whole, as one delta; one that was cut off is shown as the text it is."""
+        text = self.call_texts[choice.index] = self.call_texts.get(choice.index, "") + choice.text
+        if not choice.finish_reason:
+            return {}
+        return self.message(text, choice.finish_reason)
+
+    def message(self, text: str, finish_reason: str) -> Tree:
+        """Return what a message holds: a text, or a call of a tool."""
+        if not self.calls or finish_reason not in ("end", "stop"):
+            return {"content": text}
+        name, arguments = tool_call(text)
+        call = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        return {"tool_calls": [{"index": 0, **call, "function": {"name": name, "arguments": arguments}}]}
+
+    def ending(self, choice: Choice) -> Tree:
+        called = self.calls and choice.finish_reason in ("end", "stop")
+        return super().ending(choice) | ({"finish_reason": "tool_calls"} if called else {})
 
     def whole(self, choices: list[Choice]) -> Tree:
         return self.enveloped([self.choice(choice) for choice in choices])
 
     def choice(self, choice: Choice) -> Tree:
         self.count(choice, choice.drawn)
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        held = self.message(choice.text, choice.finish_reason)
+        message = {"role": "assistant", "content": None, "refusal": None, **held}
         ending, of_prompt = self.ending(choice), self.prompt_logprobs(choice)
         return {"index": choice.index, "message": message, "logprobs": self.logprobs(choice), **ending, **of_prompt}
 
