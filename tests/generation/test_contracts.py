@@ -59,7 +59,7 @@ def defaults(config: type, *names: str) -> dict[str, Any]:
         (TextGenerator.stream, ["grammar", "processor", "interrupted"], defaults(DecodingSettings)),
         (
             ImageGenerator.generate,
-            ["first", "frames", "interrupted"],
+            ["first", "frames", "callback", "interrupted"],
             defaults(DiffusionSampling, "n", "seed", "labels", "negative")
             | {"prompts": ()}
             | defaults(DiffusionSettings),

@@ -14,13 +14,14 @@ from gengen.config.commands import EDITS, DiffusionSampling, DiffusionSettings, 
 from gengen.config.schema import build
 from gengen.data.image.captions import caption_tokens
 from gengen.data.text.tokenizer import TextTokenizer
+from gengen.diffusion.samplers import Callback
 from gengen.errors import UserError
 from gengen.generation import diffusion
 from gengen.generation.base import ImageSampler, Labels
 from gengen.generation.diffusion import Condition
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.codec import codec_hash
-from gengen.generation.image.editing import ImageEditor
+from gengen.generation.image.editing import ImageEditor, filmed
 from gengen.generation.image.files import SHOWN, Animation, Drawn, batches, to_uint8, turn_of
 from gengen.generation.image.prompts import Asked, Request, drawn_guidances, drawn_remix, remix, unseen_words
 from gengen.generation.image.sentences import FOLDER, SentenceEncoder, unread_words
@@ -88,6 +89,7 @@ class ImageGenerator(ImageEditor):
         precision: str = "fp32",
         batch_size: int = 64,
         frames: list[Tensor] | None = None,
+        callback: Callback = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Tensor:
         """Return n images, (n, C, H, W) uint8, samples `first` and the next ones; with prompts, n of each, those of
@@ -96,8 +98,9 @@ class ImageGenerator(ImageEditor):
         labels: names, or numbers as ints or a tensor, in turn; none = all in turn. prompts: what a model that reads
         captions is to show; none = whatever comes, as for "". negative: a text to guide away from, instead of the
         empty one. guide: a smaller or earlier model to guide away from, instead of this one without its condition.
-        frames: a list that receives the estimates of all images after each step. Once `interrupted` answers true, the
-        rest is left undrawn. The other settings are explained in DiffusionSettings.
+        frames: a list that receives the estimates of all images after each step. callback: is called in each step of
+        each batch, as `gengen.diffusion.samplers` says, in the model's own space; what it raises ends the draw. Once
+        `interrupted` answers true, the rest is left undrawn. The other settings are explained in DiffusionSettings.
         """
         asked = self.asked(n, labels, [prompts] if isinstance(prompts, str) else prompts, negative, first)
         settings: DiffusionSampling = build(DiffusionSampling, {
@@ -110,7 +113,7 @@ class ImageGenerator(ImageEditor):
             if interrupted():
                 break
             movie: list[Tensor] | None = None if frames is None else []
-            images.append(self.painted(asked.rows(rows), settings, guide, movie))
+            images.append(self.painted(asked.rows(rows), settings, guide, movie, callback))
             movies.append(movie)
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*(movie or [] for movie in movies), strict=True)]
@@ -206,10 +209,11 @@ class ImageGenerator(ImageEditor):
         settings: DiffusionSampling,
         guide: "ImageGenerator | None" = None,
         movie: list[Tensor] | None = None,
+        callback: Callback = None,
     ) -> Tensor:
         """Return images, (B, C, H, W) uint8; `movie` receives the pixels of each estimate."""
         with self.sampling():
-            return self.pixels(self.draw(request, settings.seed, settings, guide, movie))
+            return self.pixels(self.draw(request, settings.seed, settings, guide, movie, callback))
 
     def draw(
         self,
@@ -218,13 +222,12 @@ class ImageGenerator(ImageEditor):
         settings: DiffusionSettings,
         guide: "ImageGenerator | None" = None,
         movie: list[Tensor] | None = None,
+        callback: Callback = None,
     ) -> Tensor:
         """Return samples in the model's own space, (B, C, R, R) fp32; `movie` receives the pixels of each estimate."""
         model, worse = cast(DiffusionNetwork, self.model), cast(DiffusionNetwork, guide.model) if guide else None
-        callback = None if movie is None else lambda i, t, x, x0: movie.append(self.pixels(x0))
-        return diffusion.draw(
-            model, request.condition, request.samples, seed, settings, worse=worse, callback=callback
-        )
+        watched = filmed(movie, self.pixels, callback)
+        return diffusion.draw(model, request.condition, request.samples, seed, settings, worse=worse, callback=watched)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Return what the model draws, (B, C, R, R), as pixels, (B, C, H, W) uint8."""

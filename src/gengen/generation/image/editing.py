@@ -14,6 +14,7 @@ from gengen.config.schema import build
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.diffusion.editing import outpaint
 from gengen.diffusion.masks import known_part
+from gengen.diffusion.samplers import Callback
 from gengen.errors import UserError
 from gengen.generation.base import Labels
 from gengen.generation.editing import Edit, redraw
@@ -74,8 +75,8 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
 
     Everywhere: image: a file, or uint8 (C, H, W), of which the centre square is scaled to the model's size. n: how
     many pictures to make of it, of each prompt where there are prompts; number i is a function of (seed, i). labels,
-    prompts, negative, guide, frames: as of `generate`, but that no class is wanted where none is given. strength,
-    resamples: see `EditSettings`.
+    prompts, negative, guide, frames, callback: as of `generate`, but that no class is wanted where none is given.
+    strength, resamples: see `EditSettings`.
     """
 
     config: DiffusionConfig
@@ -114,6 +115,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         first: int = 0,
         guide: "ImageEditor | None" = None,
         frames: list[Tensor] | None = None,
+        callback: Callback = None,
         **sampling: Unpack[Sampling],
     ) -> Tensor:
         """Draw what is open of a picture anew (`MaskLike`), or all of it, from part of the way to noise (SDEdit).
@@ -127,7 +129,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         parts, movies = [], []
         for rows in order.batches():
             movie: list[Tensor] | None = None if frames is None else []
-            parts.append(self.changed(order, rows, picture.pixels[None], is_open, movie=movie))
+            parts.append(self.changed(order, rows, picture.pixels[None], is_open, movie=movie, callback=callback))
             movies.append(movie or [])
         if frames is not None:
             frames += [torch.cat(parts) for parts in zip(*movies, strict=True)]
@@ -235,6 +237,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         *,
         purpose: str = "",
         movie: list[Tensor] | None = None,
+        callback: Callback = None,
     ) -> Tensor:
         """Return some of what is asked as changes of pictures, uint8 (B or 1, C, R, R) -> uint8 (B, C, R, R).
 
@@ -258,13 +261,13 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         def shown(x: Tensor) -> Tensor:
             return self.pixels(x) if is_open is None else torch.where(is_open, self.pixels(x), pictures)
 
-        callback = None if movie is None else lambda i, t, x, x0: movie.append(shown(x0))
+        watched = filmed(movie, shown, callback)
         worse = cast(DiffusionNetwork, order.guide.model) if order.guide else None
         model = cast(DiffusionNetwork, self.model)
         with self.sampling():
             return shown(
                 redraw(model, condition, request.samples, order.seed, order.settings, edit, worse=worse,
-                       callback=callback)
+                       callback=watched)
             )  # fmt: skip
 
     def carried_on(self, order: Order, rows: range, canvas: Tensor, is_open: Tensor) -> Tensor:
@@ -317,6 +320,20 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         mask = [] if is_open is None else [255 * is_open.expand_as(picture.pixels).byte()]
         pixels = picture.pixels[None]
         return lambda rows, movie: self.changed(order, rows, pixels, is_open, movie=movie), [picture.pixels, *mask]
+
+
+def filmed(movie: list[Tensor] | None, shown: Callable[[Tensor], Tensor], callback: Callback) -> Callback:
+    """Return a callback of a sampler that does what `callback` does, and adds to `movie`, where there is one, what is
+    shown of each estimate."""
+    if movie is None:
+        return callback
+
+    def watched(i: int, t: float, x: Tensor, x0: Tensor) -> None:
+        if callback:
+            callback(i, t, x, x0)
+        movie.append(shown(x0))
+
+    return watched
 
 
 def extended(picture: Tensor, left: int, right: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:

@@ -70,11 +70,16 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
-def write_png(path: Path, image: Tensor, info: PngInfo | None = None) -> None:
-    """Write (C, H, W) uint8 to a file, in one step. info: text chunks of the file (provenance.py)."""
+def png_bytes(image: Tensor, info: PngInfo | None = None) -> bytes:
+    """Return (C, H, W) uint8 as a PNG. info: text chunks of the file (provenance.py)."""
     data = io.BytesIO()
     picture(image).save(data, "png", pnginfo=info)
-    replace_bytes(path, data.getvalue())
+    return data.getvalue()
+
+
+def write_png(path: Path, image: Tensor, info: PngInfo | None = None) -> None:
+    """Write (C, H, W) uint8 to a file, in one step. info: as above."""
+    replace_bytes(path, png_bytes(image, info))
 
 
 def write_gif(path: Path, frames: Sequence[Tensor], seconds: float) -> None:

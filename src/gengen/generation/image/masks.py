@@ -1,6 +1,7 @@
 """From files, words and tensors to what an edit starts from: a picture, and a mask of what of it is open."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor
 from gengen.data.image.decode import one_line_errors, plain, square, upright
 from gengen.errors import UserError, did_you_mean
 
-PictureLike = Tensor | Path | str
-"""A picture: a file, or uint8 (C, H, W)."""
-MaskLike = Tensor | Path | str
-"""What of a picture is open, that is to be drawn anew: a file, white where it is; bool or uint8 (H, W), other than 0
-where it is; or a word or a box, as `EditSettings.mask` says.
+PictureLike = Tensor | Path | str | BytesIO
+"""A picture: a file, its bytes, or uint8 (C, H, W)."""
+MaskLike = Tensor | Path | str | BytesIO
+"""What of a picture is open, that is to be drawn anew: a file or its bytes, white where it is; bool or uint8 (H, W),
+other than 0 where it is; or a word or a box, as `EditSettings.mask` says.
 """
 WORDS = {  # the box x0, y0, x1, y1 in quarters of the picture
     "left": (0, 0, 2, 4),
@@ -48,7 +49,7 @@ def read_picture(given: PictureLike, resolution: int, channels: int) -> Picture:
         done: list[str] = []
         name = "image"
     else:
-        name = f"image={given}"
+        name = "image" if isinstance(given, BytesIO) else f"image={given}"
         try:
             with one_line_errors():
                 image = upright(given)
@@ -99,7 +100,7 @@ def read_mask(given: MaskLike, size: tuple[int, int], resolution: int) -> Tensor
 
 
 def name_of(given: MaskLike) -> str:
-    return "mask" if isinstance(given, Tensor) else f"mask={given}"
+    return "mask" if isinstance(given, Tensor | BytesIO) else f"mask={given}"
 
 
 def whole_mask(given: MaskLike, size: tuple[int, int]) -> Tensor:
@@ -110,7 +111,7 @@ def whole_mask(given: MaskLike, size: tuple[int, int]) -> Tensor:
         return given.cpu() != 0
     if isinstance(given, str) and given.replace(",", "").replace("-", "").replace(" ", "").isdecimal():
         return box(given, size)
-    if not Path(given).exists():
+    if not isinstance(given, BytesIO) and not Path(given).exists():
         near = did_you_mean(str(given), WORDS, all_if_none=False)
         words = ", ".join(WORDS)
         raise UserError(f"mask={given}: no such file, nor one of {words}, nor a box x0,y0,x1,y1{near}")
@@ -118,7 +119,7 @@ def whole_mask(given: MaskLike, size: tuple[int, int]) -> Tensor:
         with one_line_errors():
             return torch.from_numpy(np.array(plain(upright(given), channels=1))) >= OPEN
     except ValueError as error:
-        raise UserError(f"mask={given}: {error}") from None
+        raise UserError(f"{name_of(given)}: {error}") from None
 
 
 def box(text: str, size: tuple[int, int]) -> Tensor:
