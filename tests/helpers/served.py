@@ -1,31 +1,46 @@
 """Runs to be served, and servers of them: in this process, or in one of its own."""
 
+import base64
+import io
 import json
 import os
 import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from gengen.checkpoints import store
 from gengen.checkpoints.layout import Checkpoint, unique_state
-from gengen.config.model import GPTConfig
+from gengen.config.model import AutoencoderConfig, GANConfig, GPTConfig, ModelConfig, UNetConfig
 from gengen.config.schema import plain
 from gengen.config.serve import ServeConfig
 from gengen.data.text.tokenizer import TextTokenizer
+from gengen.models.autoencoder import Autoencoder
+from gengen.models.gan import GAN
 from gengen.models.gpt import GPT
+from gengen.models.reward import RewardModel
+from gengen.models.unet import UNet
 from gengen.serving.app import Application
-from gengen.serving.runs import by_name, load_run
+from gengen.serving.load import load_run
+from gengen.serving.runs import by_name
 from helpers.processes import start, waited
 
+M = TypeVar("M", bound=nn.Module)
+Post = Callable[..., Awaitable[httpx.Response]]
+Test = Callable[[Post, Application], Awaitable[None]]
+"""A test of an application that runs, and of what posts to it."""
+IMAGE_RUNS = ("unet", "gan", "vae", "reward", "text", "story", "chat")
 SHAPE = {"size": "nano", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ff": 48, "context": 256}
 ENDLESS = {"logit_bias": {"0": -100}, "overflow": "slide", "max_tokens": 4000}
 """Of a request that goes on until it is ended."""
@@ -34,20 +49,57 @@ ENDLESS = {"logit_bias": {"0": -100}, "overflow": "slide", "max_tokens": 4000}
 def write_run(folder: Path, tokenizer: TextTokenizer) -> Path:
     """A run whose next token depends much on all before it: random weights, none of them zero."""
     config = GPTConfig(name="gpt", **SHAPE, vocab_size=tokenizer.vocab_size)
-    model, draw = GPT(config).eval(), torch.Generator().manual_seed(0)
+    model, draw = GPT(config), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             scale = 0.2 if p.dim() < 2 else 1.5 * p.shape[-1] ** -0.5
             p.copy_(torch.randn(p.shape, generator=draw) * scale + (p.dim() < 2))
-    tree = {"model": plain(config), "stage": {"name": "pretrain"}}
+    return save_run(folder, config, model, tokenizer=tokenizer.to_json())
+
+
+def save_run(
+    folder: Path, config: ModelConfig, model: nn.Module, stage: str = "pretrain", tokenizer: str = ""
+) -> Path:
+    """A run of a model as it is."""
+    tree = {"model": plain(config), "stage": {"name": stage}}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(tree))
-    store.save(folder / "checkpoints", Checkpoint(7, tree, unique_state(model), tokenizer=tokenizer.to_json()))
+    store.save(folder / "checkpoints", Checkpoint(7, tree, unique_state(model), tokenizer=tokenizer or None))
     return folder
 
 
+def awake(model: M) -> M:
+    """A network of random weights, none of them zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return model
+
+
+IMAGES: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["cat", "dog", "fox"], "widths": [32], "patch": 2}
+
+
+def write_image_runs(folder: Path) -> None:
+    """The runs `unet` and `gan`, of three classes and 8 x 8 pixels, `vae`, without classes, and `reward`."""
+    torch.manual_seed(0)
+    unet = UNetConfig(name="unet", **IMAGES, blocks=1, attention=[0], sigma_data=0.5).resolved()
+    save_run(folder / "unet", unet, awake(UNet(unet)))
+    gan = GANConfig(name="gan", **IMAGES | {"widths": [8, 16]}, latent_size=8, blocks=1)
+    save_run(folder / "gan", gan, awake(GAN(gan)))
+    shape = IMAGES | {"classes": [], "widths": [8, 16]}
+    vae = AutoencoderConfig(name="vae", **shape, blocks=1, latent_channels=2)
+    save_run(folder / "vae", vae, awake(Autoencoder(vae)))
+    tokenizer = TextTokenizer.byte().with_chat()
+    config = GPTConfig(name="gpt", **SHAPE, vocab_size=tokenizer.vocab_size)
+    reward = RewardModel(config)
+    reward.gain.fill_(2.0)
+    reward.bias.fill_(0.5)
+    save_run(folder / "reward", config, reward, "reward", tokenizer.to_json())
+
+
 def served_here(
-    runs: Path, keys: tuple[str, ...] = (), names: tuple[str, ...] = ("story", "chat"), **settings: Any
+    runs: Path, keys: tuple[str, ...] = (), names: Sequence[str] = ("story", "chat"), **settings: Any
 ) -> Application:
     """The application over some runs, in this process; its engines are still to be started."""
     config = ServeConfig(runs=[str(runs / name) for name in names], device="cpu", **settings)
@@ -60,6 +112,23 @@ def in_process(application: Application) -> httpx.AsyncClient:
     """A client of the application itself. It buffers: what streams or disconnects is tested on a real process."""
     transport = httpx.ASGITransport(application.asgi)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+def pixels(text: str) -> Tensor:
+    """A PNG in base64 -> uint8 (C, H, W)."""
+    array = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The events of a stream, each of which says its name twice."""
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    found = []
+    for block in answer.text.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
 
 
 def both(runs: Path, *settings: str) -> list[str]:

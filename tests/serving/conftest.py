@@ -1,6 +1,7 @@
-"""Two small runs, and one process that serves them."""
+"""Two small runs, and one process that serves them; runs of images, served in this process."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ import gengen.serving.server
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import Process, both, process, write_run
+from helpers.served import (
+    IMAGE_RUNS,
+    Process,
+    Test,
+    both,
+    in_process,
+    process,
+    served_here,
+    write_image_runs,
+    write_run,
+)
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +30,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "story", TextTokenizer.byte())
     write_run(folder / "chat", TextTokenizer.byte().with_chat())
     return folder
+
+
+@pytest.fixture(scope="session")
+def image_runs(runs: Path, text_run: Path) -> Path:
+    """The same folder, with the runs `unet`, `gan`, `vae` and `reward`, and `text`, which reads captions."""
+    write_image_runs(runs)
+    (runs / "text").symlink_to(text_run)
+    return runs
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +63,22 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
         for model in ("story", "chat"):
             assert running.figure("gengen_requests_accepted_total", model) == sum(running.outcomes(model).values())
         assert "Traceback" not in running.said.read_text(), running.said.read_text()
+
+
+@pytest.fixture(scope="session")
+def served(image_runs: Path) -> Callable[[Test], None]:
+    """Runs a test with a function that posts, and the application whose engines run."""
+
+    def run(test: Test) -> None:
+        async def inside() -> None:
+            application = served_here(image_runs, names=IMAGE_RUNS, queue=2)
+            application.start()
+            try:
+                async with in_process(application) as client, asyncio.timeout(60):
+                    await test(lambda path, **tree: client.post(path, json=tree), application)
+            finally:
+                application.stop()
+
+        asyncio.run(inside())
+
+    return run

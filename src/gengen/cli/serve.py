@@ -26,15 +26,13 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     from gengen.serving.app import Application
-    from gengen.serving.runs import by_name, load_run
+    from gengen.serving.load import load_run
+    from gengen.serving.runs import by_name
     from gengen.serving.server import serve
 
     served = by_name([load_run(run, config, say, share_prefixes=len(keys) < 2) for run in config.runs])
     for name, run in served.items():
-        about = run.facts["gengen"]
-        kind = "chat" if about["chat"] else "text"
-        exact = "exact" if about["exact"] else "not exact: other requests may change a text"
-        say(f"{name}: step {about['step']}, {kind}, context {about['context']}, {about['precision']}, {exact}")
+        say(f"{name}: {run.summary}")
     return serve(Application(served, config, keys), config, say, lambda address: say(f"serving at {address}/v1"))
 
 

@@ -25,6 +25,11 @@ def event(tree: dict[str, Any]) -> bytes:
     return b"data: " + encoded(tree) + b"\n\n"
 
 
+def named_event(name: str, tree: dict[str, Any]) -> bytes:
+    """Return a server-sent event that says its name twice, as those of OpenAI's image API do."""
+    return f"event: {name}\n".encode() + event({"type": name} | tree)
+
+
 HEARTBEAT = b": still drawing\n\n"
 DONE = b"data: [DONE]\n\n"
 

@@ -9,31 +9,43 @@ from starlette.routing import Route, Router
 
 from gengen import __version__
 from gengen.config.serve import ServeConfig
+from gengen.serving.answering import json_response
+from gengen.serving.calls import CallWorker
 from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
+from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
-from gengen.serving.runs import ServedRun
-from gengen.serving.text import TextApi, json_response
+from gengen.serving.runs import Served, named
+from gengen.serving.text import TextApi
+from gengen.serving.worker import Worker
 
 
 class Application:
     """All that is served: `asgi` is the application, `runs` what it draws from."""
 
-    def __init__(self, runs: dict[str, ServedRun], config: ServeConfig, keys: list[str]):
+    def __init__(self, runs: dict[str, Served], config: ServeConfig, keys: list[str]):
         self.runs = runs
-        text = TextApi(runs, config)
+        text, images = TextApi(runs, config), ImageApi(runs, config)
         self.routes = [
-            Route("/v1/models", text.models, methods=["GET"]),
-            Route("/v1/models/{name}", text.model, methods=["GET"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name}", self.model, methods=["GET"]),
             Route("/v1/completions", text.completions, methods=["POST"]),
             Route("/v1/chat/completions", text.chat, methods=["POST"]),
             Route("/v1/tokenize", text.tokenize, methods=["POST"]),
             Route("/v1/detokenize", text.detokenize, methods=["POST"]),
+            Route("/v1/images/generations", images.generations, methods=["POST"]),
+            Route("/gengen/v1/images/edits", images.edits, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
         ]
         self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
+
+    async def models(self, http: Request) -> Response:
+        return json_response({"object": "list", "data": [run.facts for run in self.runs.values()]})
+
+    async def model(self, http: Request) -> Response:
+        return json_response(named(self.runs, http.path_params["name"]).facts)
 
     # --- how the server is; none of these waits for an engine
 
@@ -91,7 +103,7 @@ def rules_of(config: ServeConfig, keys: list[str]) -> Rules:
     return Rules(frozenset(hosts), origins, tuple(keys), config.body_s, config.max_requests)
 
 
-def exposition(runs: dict[str, ServedRun]) -> str:
+def exposition(runs: dict[str, Served]) -> str:
     """Return the figures of all runs in Prometheus' format. Accepted = in progress + ended, always."""
     page, workers = Exposition(), [({"model": name}, run.worker) for name, run in runs.items()]
     page.family(
@@ -99,20 +111,23 @@ def exposition(runs: dict[str, ServedRun]) -> str:
     )
     outcomes = [({**m, "outcome": outcome}, n) for m, w in workers for outcome, n in w.outcomes.items()]
     page.family("gengen_requests_ended_total", "counter", "Requests by how they ended, each once.", outcomes)
-    finishes = [({**m, "reason": reason}, n) for m, w in workers for reason, n in sorted(w.finishes.items())]
-    page.family("gengen_choices_total", "counter", "Choices by why they ended.", finishes)
     page.family(
         "gengen_requests_in_progress", "gauge", "Without an outcome yet.", [(m, len(w.jobs)) for m, w in workers]
     )
-    page.family("gengen_requests_waiting", "gauge", "Without a row yet.", [(m, len(w.unbegun)) for m, w in workers])
-    page.family("gengen_rows_running", "gauge", "Texts that are drawn now.", [(m, w.running) for m, w in workers])
+    page.family("gengen_requests_waiting", "gauge", "Not begun yet.", [(m, len(w.unbegun)) for m, w in workers])
+    page.family("gengen_rows_running", "gauge", "Texts or calls in work now.", [(m, w.running) for m, w in workers])
+    texts = [(m, worker) for m, worker in workers if isinstance(worker, Worker)]
+    finishes = [({**m, "reason": reason}, n) for m, w in texts for reason, n in sorted(w.finishes.items())]
+    page.family("gengen_choices_total", "counter", "Choices by why they ended.", finishes)
     drawn = [
         ({**m, "kind": kind}, n)
-        for m, w in workers
+        for m, w in texts
         for kind, n in (("prompt", w.prompt_tokens), ("drawn", w.drawn_tokens))
     ]
     page.family("gengen_tokens_total", "counter", "Tokens read and drawn.", drawn)
     page.histogram(
-        "gengen_first_text_seconds", "From acceptance to the first text.", [(m, w.first_text_s) for m, w in workers]
+        "gengen_first_text_seconds", "From acceptance to the first text.", [(m, w.first_text_s) for m, w in texts]
     )
+    calls = [(m, worker.seconds) for m, worker in workers if isinstance(worker, CallWorker)]
+    page.histogram("gengen_call_seconds", "Calls that were done: images, scores.", calls)
     return page.text()

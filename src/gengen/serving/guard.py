@@ -30,6 +30,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_BODY = 2**20  # bytes
+MAX_PICTURES = 2**23  # bytes of a body that brings pictures
+PICTURES = {"/gengen/v1/images/edits"}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -101,7 +103,7 @@ class Guard:
                 429, f"{self.rules.max_requests} requests are in progress", "rate_limit_exceeded", retry_after=1
             )
         if scope["method"] not in SAFE_METHODS:
-            check_body(headers)
+            check_body(headers, scope["path"])
         return None
 
 
@@ -131,8 +133,8 @@ class Exchange:
             raise ClientGone
         self.received += len(message.get("body", b""))
         self.body_left = message.get("more_body", False)
-        if self.received > MAX_BODY:
-            raise too_large()
+        if self.received > most_of(self.scope["path"]):
+            raise too_large(self.scope["path"])
         return message
 
     def _body_time(self) -> float:
@@ -227,7 +229,7 @@ def check_key(headers: Headers, keys: tuple[str, ...]) -> str:
     return f"key {matches.index(True)}"
 
 
-def check_body(headers: Headers) -> None:
+def check_body(headers: Headers, path: str) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"Content-Type {kind[:60]!a}: a body is application/json", "unsupported_media_type")
@@ -236,9 +238,14 @@ def check_body(headers: Headers) -> None:
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()) or len(length) > 12:
         raise ApiError(400, "Content-Length is no number", "invalid_content_length")
-    if int(length) > MAX_BODY:
-        raise too_large()
+    if int(length) > most_of(path):
+        raise too_large(path)
 
 
-def too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {MAX_BODY:,} bytes", "body_too_large")
+def most_of(path: str) -> int:
+    """Return how many bytes the body of a request may have."""
+    return MAX_PICTURES if path in PICTURES else MAX_BODY
+
+
+def too_large(path: str) -> ApiError:
+    return ApiError(413, f"the body is larger than {most_of(path):,} bytes", "body_too_large")

@@ -1,10 +1,11 @@
-"""A request that was accepted: what it asks the engine for, and how what is drawn arrives."""
+"""A request that was accepted: what it asks an engine for, and how what is drawn arrives."""
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Generic, TypeVar
 
 from gengen.generation.text.row import Request
 from gengen.serving.pieces import Piece
@@ -15,48 +16,30 @@ OUTCOMES = ("done", "cancelled", "stalled", "deadline", "drained", "error")
 stopped before the job was done, and it was answered as far as it had come."""
 
 
-@dataclass(eq=False)
-class Job:
-    """All choices of one request.
+P = TypeVar("P")
 
-    client: whose turn they take. requests: what to draw, a choice each. streamed: whether pieces are wanted while a
-    choice is drawn; else each choice is one piece. Belongs to the event loop, but for what `Worker` says.
+
+@dataclass(eq=False)
+class BaseJob(Generic[P]):
+    """What all jobs share; what is drawn comes in pieces of type P.
+
+    client: whose turn it takes. Belongs to the event loop, but for what the engine's thread says of it.
     """
 
     client: str
-    requests: list[Request]
-    streamed: bool = False
+    _: KW_ONLY
     outcome: str = ""
     error: ApiError | None = None
     began: float = field(default_factory=time.monotonic)
-    first_text: float | None = None  # when the first piece came
-    pieces: deque[Piece] = field(default_factory=deque)
+    pieces: deque[P] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: set[int] = field(default_factory=set)  # choices
 
-    @property
-    def cost(self) -> int:
-        """Return the tokens of a choice at most."""
-        return self.requests[0].settings.max_tokens
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Return the tokens of its prompts, each counted once, however many choices it has."""
-        return sum({id(request.prompt): len(request.prompt) for request in self.requests}.values())
-
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: P) -> None:
         """Take what was drawn."""
-        if self.first_text is None and (piece.text or piece.finish_reason):
-            self.first_text = time.monotonic()
         self.pieces.append(piece)
-        if piece.finish_reason:
-            self.ended.add(piece.choice)
+        self.arrived.set()
 
-    @property
-    def complete(self) -> bool:
-        return len(self.ended) == len(self.requests)
-
-    async def stream(self, heartbeat_s: float) -> AsyncIterator[list[Piece]]:
+    async def stream(self, heartbeat_s: float) -> AsyncIterator[list[P]]:
         """Yield what has arrived since the last time, an empty list where that is nothing for `heartbeat_s`, until the
         job has its outcome. Raises ApiError if that is an error."""
         while True:
@@ -74,3 +57,38 @@ class Job:
                 if self.error:
                     raise self.error
                 return
+
+
+@dataclass(eq=False)
+class Job(BaseJob[Piece]):
+    """All choices of one request for texts.
+
+    requests: what to draw, a choice each. streamed: whether pieces are wanted while a choice is drawn; else each
+    choice is one piece.
+    """
+
+    requests: list[Request]
+    streamed: bool = False
+    first_text: float | None = field(default=None, kw_only=True)  # when the first piece came
+    ended: set[int] = field(default_factory=set, kw_only=True)  # choices
+
+    @property
+    def cost(self) -> int:
+        """Return the tokens of a choice at most."""
+        return self.requests[0].settings.max_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the tokens of its prompts, each counted once, however many choices it has."""
+        return sum({id(request.prompt): len(request.prompt) for request in self.requests}.values())
+
+    def take(self, piece: Piece) -> None:
+        if self.first_text is None and (piece.text or piece.finish_reason):
+            self.first_text = time.monotonic()
+        if piece.finish_reason:
+            self.ended.add(piece.choice)
+        super().take(piece)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.ended) == len(self.requests)

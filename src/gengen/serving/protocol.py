@@ -1,4 +1,4 @@
-"""What may be asked of the text API, one dataclass an endpoint with the range of each parameter; and its errors.
+"""What may be asked of the text API, one dataclass an endpoint with the range of each parameter; and all its errors.
 
 Pure: JSON trees in, dataclasses or an `ApiError` out. null means that a parameter is absent, as OpenAI's clients send
 it. Defaults are OpenAI's, so temperature is 1 here and not gengen's 0.8.
@@ -6,7 +6,7 @@ it. Defaults are OpenAI's, so temperature is 1 here and not gengen's 0.8.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gengen.config.commands import DecodingSettings
 from gengen.config.fields import choice, option
@@ -16,7 +16,16 @@ from gengen.data.text.tokenizer import ROLES
 from gengen.errors import UserError, did_you_mean
 from gengen.io import Json
 
-R = TypeVar("R", bound="TextRequest | TokenizeRequest | DetokenizeRequest")
+
+class Asked(Protocol):
+    """A dataclass of what a request asks for."""
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        ...
+
+
+R = TypeVar("R", bound=Asked)
 
 MAX_N, MAX_PROMPTS, MAX_TOP = 16, 64, 20
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256  # stop strings of a request, characters of each
@@ -85,6 +94,14 @@ def read_logit_bias(key: str, value: Json) -> dict[int, float]:
             raise invalid(key, f"{key}: {str(bias)[:60]} for token {token} is no number from -100 to 100")
         found[int(token)] = float(bias)
     return found
+
+
+MISSING = "missing_required_parameter"
+
+
+def check_model(name: str) -> None:
+    if not name:
+        raise invalid("model", "model is missing: the name of a run; GET /v1/models lists them", MISSING)
 
 
 def is_tokens(value: Json) -> bool:
@@ -172,26 +189,37 @@ def parameter(read: Callable[[str, Json], Json], doc: str, default: Json = None)
 
 
 @dataclass
-class TextRequest:
+class Controls:
+    """How the next token is drawn."""
+
+    temperature: float = option(1.0, "divides the logits; 0 takes the likeliest token", low=0, high=2)
+    top_k: int | None = option(None, "draw from the k likeliest tokens only", above=0)
+    top_p: float | None = option(None, "draw from the fewest tokens that hold this much", above=0, high=1)
+    min_p: float | None = option(None, "draw from tokens this much as likely as the likeliest", low=0, high=1)
+    logit_bias: dict[int, float] = parameter(read_logit_bias, "added to a token's logit", {})
+    repetition_penalty: float = option(1.0, "divides positive logits of tokens that are there", above=0, high=10)
+    presence_penalty: float = option(0.0, "taken from the logits of tokens in the text", low=-2, high=2)
+    frequency_penalty: float = option(0.0, "likewise, as often as they are there", low=-2, high=2)
+
+    def controls(self) -> dict[str, Any]:
+        """Return them as `DecodingSettings` has them."""
+        found = {f.name: getattr(self, f.name) for f in fields(Controls)}
+        return found | {"logit_bias": [f"{token}:{number!r}" for token, number in self.logit_bias.items()]}
+
+
+@dataclass
+class TextRequest(Controls):
     """What completions and chat completions share."""
 
     model: str = option("", "the run, by its name")
     max_tokens: int | None = option(None, "new tokens at most", low=0, high=MAX_DRAWN)
-    temperature: float = option(1.0, "divides the logits; 0 takes the likeliest token", low=0, high=2)
-    top_p: float | None = option(None, "draw from the fewest tokens that hold this much", above=0, high=1)
     n: int = option(1, "choices; choice j is sample j", low=1, high=MAX_N)
     seed: int | None = option(
         None, "choice j is a function of seed and j alone; null = a new one", low=0, high=MAX_SEED
     )
     stop: list[str] = parameter(read_stop, "texts that end a choice, and are left out of it", [])
-    logit_bias: dict[int, float] = parameter(read_logit_bias, "added to a token's logit", {})
-    presence_penalty: float = option(0.0, "taken from the logits of tokens in the text", low=-2, high=2)
-    frequency_penalty: float = option(0.0, "likewise, as often as they are there", low=-2, high=2)
     stream: bool = option(False, "answer by server-sent events")
     stream_options: dict[str, bool] = parameter(read_stream_options, "include_usage: end with the usage", {})
-    top_k: int | None = option(None, "draw from the k likeliest tokens only", above=0)
-    min_p: float | None = option(None, "draw from tokens this much as likely as the likeliest", low=0, high=1)
-    repetition_penalty: float = option(1.0, "divides positive logits of tokens that are there", above=0, high=10)
     stop_ids: list[int] = parameter(read_token_ids, "tokens that end a choice, and are left out of it", [])
     prompt_logprobs: bool = option(False, "also return log-probabilities of the prompt's tokens")
     overflow: str = choice(
@@ -215,8 +243,7 @@ class TextRequest:
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
-        if not self.model:
-            raise invalid("model", "model is missing: the name of a run; GET /v1/models lists them", MISSING)
+        check_model(self.model)
         if len(self.stop_ids) > MAX_STOPS:
             raise invalid("stop_ids", f"stop_ids takes at most {MAX_STOPS} tokens")
         if self.stream_options and not self.stream:
@@ -224,13 +251,10 @@ class TextRequest:
 
     def settings(self, seed: int, max_tokens: int) -> DecodingSettings:
         """Return how the choices are drawn."""
-        same = {f.name for f in fields(DecodingSettings)} - {"seed", "max_tokens", "logit_bias"}
-        bias = [f"{token}:{number!r}" for token, number in self.logit_bias.items()]
-        values = {name: getattr(self, name) for name in same}
-        return DecodingSettings(seed=seed, max_tokens=max_tokens, logit_bias=bias, **values)
-
-
-MISSING = "missing_required_parameter"
+        return DecodingSettings(
+            seed=seed, max_tokens=max_tokens, stop=self.stop, stop_ids=self.stop_ids, overflow=self.overflow,
+            **self.controls(),
+        )  # fmt: skip
 
 
 @dataclass
@@ -291,8 +315,7 @@ class TokenizeRequest:
     messages: list[dict[str, str]] = parameter(read_messages, "or a conversation", [])
 
     def check(self) -> None:
-        if not self.model:
-            raise invalid("model", "model is missing: the name of a run; GET /v1/models lists them", MISSING)
+        check_model(self.model)
         if (self.prompt is None) == (not self.messages):
             raise invalid("prompt", "give prompt, a text, or messages, a conversation", MISSING)
 
@@ -305,8 +328,7 @@ class DetokenizeRequest:
     tokens: list[int] = parameter(read_token_ids, "token ids", [])
 
     def check(self) -> None:
-        if not self.model:
-            raise invalid("model", "model is missing: the name of a run; GET /v1/models lists them", MISSING)
+        check_model(self.model)
 
 
 # --- from bytes to a request

@@ -1,10 +1,10 @@
-"""A run that is served: its generator, its worker, and what is said of it."""
+"""Runs that are served: their generators, their engines, and what is said of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
@@ -13,28 +13,73 @@ from gengen.checkpoints.migrate import read_config
 from gengen.config.serve import ServeConfig
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.errors import UserError
-from gengen.generation.load import find_checkpoint, generator_of, load_as
+from gengen.generation.load import load_as
 from gengen.generation.text.generator import PromptTooLong, TextGenerator
 from gengen.generation.text.prefixes import PrefixCache
 from gengen.generation.text.scheduler import Scheduler
 from gengen.generation.text.speculation import DraftModel, Guesser, PromptLookup, Speculation
-from gengen.io import Say
 from gengen.registry import family_and_stage
 from gengen.serving.answers import Spelling
+from gengen.serving.engine_thread import EngineThread
 from gengen.serving.protocol import ApiError, invalid
 from gengen.serving.worker import Worker
 
 
+class Served(Protocol):
+    """What all runs that are served have. name: what requests call it by. facts: what /v1/models says of it."""
+
+    does: ClassVar[str]  # what it is for, and by which endpoints
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def worker(self) -> EngineThread[Any]: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
+    @property
+    def summary(self) -> str:
+        """Return what the command says of it when it starts, in a line."""
+        ...
+
+
+S = TypeVar("S", bound=Served)
+
+
+def named(runs: Mapping[str, Served], name: str) -> Served:
+    """Return the run of this name. Raises ApiError where there is none."""
+    if name not in runs:
+        raise ApiError(
+            404, f"no run is served as {name[:80]!r}; there is {', '.join(runs)}", "model_not_found", "model"
+        )
+    return runs[name]
+
+
+def picked(runs: Mapping[str, Served], name: str, kind: type[S]) -> S:
+    """Return the run of this name. Raises ApiError where there is none, or one of another kind."""
+    run = named(runs, name)
+    if not isinstance(run, kind):
+        raise invalid("model", f"{name} {run.does}", "wrong_kind_of_model")
+    return run
+
+
 @dataclass
 class ServedRun:
-    """name: what requests call it by. facts: what /v1/models says of it. fingerprint: equal fingerprints, seeds and
-    settings mean equal bytes, where `exact` stands in it."""
+    """A language model. fingerprint: equal fingerprints, seeds and settings mean equal bytes, where `exact` stands in
+    it."""
 
     name: str
     generator: TextGenerator
     worker: Worker
     facts: dict[str, Any]
     fingerprint: str
+    does: ClassVar[str] = "continues texts: /v1/completions, and /v1/chat/completions where it knows roles"
+
+    @property
+    def summary(self) -> str:
+        about = self.facts["gengen"]
+        kind = "chat" if about["chat"] else "text"
+        exact = "exact" if about["exact"] else "not exact: other requests may change a text"
+        return f"step {about['step']}, {kind}, context {about['context']}, {about['precision']}, {exact}"
 
     @cached_property
     def spelling(self) -> Spelling:
@@ -69,23 +114,21 @@ class ServedRun:
         return self.generator.context - len(prompt) + 1
 
 
-def load_run(where: str, config: ServeConfig, say: Say, share_prefixes: bool = True) -> ServedRun:
-    """Load a run to be served. Raises UserError where it draws no text.
-
-    share_prefixes: whether prompts of one client may be what another's need not read again; how long an answer takes
-    then tells of them.
-    """
-    directory = find_checkpoint(where, Path(config.runs_dir), config.checkpoint, say)
-    generator = generator_of(directory, config.weights, config.device)
-    if not isinstance(generator, TextGenerator):
-        raise UserError(f"{where} draws no text, and only text is served by now")
+def load_text(
+    name: str, directory: Path, generator: TextGenerator, config: ServeConfig, share_prefixes: bool
+) -> ServedRun:
+    """Return a language model to be served. share_prefixes: as of `load_run`."""
     generator.use(config.precision, compile=False, exact=config.exact)
-    run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
     generator.generate("", max_tokens=2)  # a first text takes longer than all later ones
     worker = Worker(schedulers(generator, config, share_prefixes), generator.tokenizer, config.rows, config.queue)
-    return ServedRun(
-        run.name, generator, worker, facts(run.name, directory, generator), fingerprint(directory, generator)
-    )
+    about = {
+        "context": generator.context,
+        "vocabulary": generator.tokenizer.vocab_size,
+        "chat": bool(generator.tokenizer.chat),
+        "precision": generator.precision,
+        "exact": generator.engine.exact,
+    }
+    return ServedRun(name, generator, worker, facts(name, directory, about), fingerprint(directory, generator))
 
 
 def schedulers(generator: TextGenerator, config: ServeConfig, share_prefixes: bool) -> Callable[[], Scheduler]:
@@ -110,28 +153,19 @@ def schedulers(generator: TextGenerator, config: ServeConfig, share_prefixes: bo
     return make
 
 
-def facts(name: str, directory: Path, generator: TextGenerator) -> dict[str, Any]:
-    """Return a model of OpenAI's list, and under `gengen` what else there is to know."""
+def facts(name: str, directory: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return a model of OpenAI's list, and under `gengen` what else there is to know, of its kind too."""
     entry, stage = family_and_stage(read_config(directory), directory)
     manifest = read_json(directory / "manifest.json")
-    return {
-        "id": name,
-        "object": "model",
-        "created": int((directory / "manifest.json").stat().st_mtime),
-        "owned_by": "gengen",
-        "gengen": {
-            "family": entry.name,
-            "kind": entry.kind,
-            "stage": stage or "pretrain",
-            "step": manifest["step"],
-            "sha256": manifest["sha256"],
-            "context": generator.context,
-            "vocabulary": generator.tokenizer.vocab_size,
-            "chat": bool(generator.tokenizer.chat),
-            "precision": generator.precision,
-            "exact": generator.engine.exact,
-        },
+    always = {
+        "family": entry.name,
+        "kind": entry.kind,
+        "stage": stage or "pretrain",
+        "step": manifest["step"],
+        "sha256": manifest["sha256"],
     }
+    created = int((directory / "manifest.json").stat().st_mtime)
+    return {"id": name, "object": "model", "created": created, "owned_by": "gengen", "gengen": always | about}
 
 
 def fingerprint(directory: Path, generator: TextGenerator) -> str:
@@ -141,15 +175,11 @@ def fingerprint(directory: Path, generator: TextGenerator) -> str:
     return f"{sha[:16]}-{generator.precision}-{rows}-torch{torch.__version__}"
 
 
-def by_name(runs: list[ServedRun]) -> dict[str, ServedRun]:
+def by_name(runs: Sequence[Served]) -> dict[str, Served]:
     """Return the runs by the names that requests call them by. Raises UserError for a name that two have."""
-    found: dict[str, ServedRun] = {}
+    found: dict[str, Served] = {}
     for run in runs:
         if run.name in found:
             raise UserError(f"two of the runs are called {run.name}: a request could not tell them apart")
         found[run.name] = run
     return found
-
-
-def model_not_found(name: str, runs: dict[str, ServedRun]) -> ApiError:
-    return ApiError(404, f"no run is served as {name[:80]!r}; there is {', '.join(runs)}", "model_not_found", "model")

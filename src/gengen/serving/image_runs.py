@@ -1,0 +1,156 @@
+"""Runs of images that are served: what a family takes, how it is called, and what is said of what it drew."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+
+from gengen.config.commands import DiffusionSettings, RunConfig
+from gengen.config.serve import ServeConfig
+from gengen.errors import UserError
+from gengen.generation.base import GeneratesImages
+from gengen.generation.image.diffusion import ImageGenerator
+from gengen.generation.image.editing import ImageEditor, Sampling
+from gengen.generation.image.files import PictureGenerator, named, png_bytes, turn_of
+from gengen.serving.calls import CallWorker
+from gengen.serving.image_protocol import DrawRequest, EditRequest, given, names_of
+from gengen.serving.protocol import invalid
+from gengen.serving.runs import facts
+
+Watch = Callable[[int, float, Tensor, Tensor], None]
+"""Called in each step of a sampler with its number, its time, the state and the estimate in it."""
+SETTINGS = ("sampler", "steps", "guidance", "negative", "truncation")
+"""Settings of a family that a request may name."""
+API_NAMES = {"labels": "prompt", "prompts": "prompt"}  # what a generator calls what a request calls otherwise
+
+
+@dataclass
+class ServedImages:
+    """A run that draws images."""
+
+    name: str
+    generator: GeneratesImages
+    worker: CallWorker
+    facts: dict[str, Any]
+    does: ClassVar[str] = "draws images: /v1/images/generations, and /gengen/v1 what its family has"
+
+    @property
+    def summary(self) -> str:
+        about = self.facts["gengen"]
+        what = "captions" if about["captions"] else f"{len(about['classes'])} classes"
+        size = f", {about['side']} x {about['side']}" if about["side"] else ""
+        return f"step {about['step']}, images{size}, {what}"
+
+    @property
+    def side(self) -> int | None:
+        """Return the pixels a side of its images; None where it does not say."""
+        side: int | None = self.facts["gengen"]["side"]
+        return side
+
+    def generate(self, asked: DrawRequest, n: int, seed: int, watch: Watch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return n images, uint8 (n, C, H, W), and of each what samples.json says. watch: see `Watch`; a family
+        without steps does not call it. Raises ApiError for what this run does not take."""
+        settings = self.checked(self.generator.generate, asked.settings)
+        what = self.wanted(asked) | {"seed": seed, "first": asked.first}
+        takes_callback = "callback" in inspect.signature(self.generator.generate).parameters
+        watched: dict[str, Any] = {"callback": watch} if takes_callback else {}
+        with refusing():
+            said = self.facts_of(what, n, settings)
+            return self.generator.generate(n, **what, **settings, **watched), said
+
+    def edit(self, asked: EditRequest, n: int, seed: int, watch: Watch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return n changes of a picture, likewise."""
+        generator = self.generator
+        if not isinstance(generator, ImageEditor):
+            raise invalid("model", f"{self.name} changes no images: a diffusion model does", "wrong_kind_of_model")
+        assert asked.image is not None, "check"
+        settings = self.checked(generator.generate, asked.settings)
+        what, how = self.wanted(asked), given(asked, ("strength", "resamples"))
+        negative, sampling = settings.pop("negative", ""), cast(Sampling, settings)
+        with refusing():
+            wanted = generator.wanted(n, what.get("labels", ()), what.get("prompts", ()), negative, asked.first)
+            order = generator.order(wanted, seed, asked.strength, asked.resamples, None, settings)
+            images = generator.edit(
+                asked.image, asked.mask, n=n, **what, negative=negative, **how, seed=seed, first=asked.first,
+                callback=watch, **sampling,
+            )  # fmt: skip
+            used = generator.settings(order.settings, RunConfig(), negative)[1]
+        mask = {"mask": asked.mask} if isinstance(asked.mask, str) else {}
+        said = {"what": "edit", "seed": seed} | mask | how | used | {"guidance": order.settings.guidance}
+        return images, [fact | said for fact in wanted.facts(range(n))]
+
+    def wanted(self, asked: DrawRequest) -> dict[str, Any]:
+        """Return what a prompt asks for, in the words of `generate`: classes, or a text."""
+        if getattr(self.generator, "reads_prompts", False):
+            return {"prompts": [asked.prompt or ""]}
+        return {"labels": [asked.prompt] if asked.prompt else []}
+
+    def checked(self, function: Callable[..., object], settings: dict[str, Any]) -> dict[str, Any]:
+        """Return settings, all of which the family takes. Raises ApiError for one that it does not."""
+        takes = defaults(function)
+        for name in settings:
+            if name not in takes:
+                known = f"takes {', '.join(takes)}" if takes else "takes no such settings"
+                raise invalid(name, f"{name}: {self.name} is a {self.facts['gengen']['family']}, which {known}")
+        return dict(settings)
+
+    def facts_of(self, what: dict[str, Any], n: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what samples.json would say of each image."""
+        seed, first, labels = what["seed"], what["first"], what.get("labels", ())
+        generator = self.generator
+        if isinstance(generator, ImageGenerator):
+            negative = settings.get("negative", "")
+            how = DiffusionSettings(**{name: value for name, value in settings.items() if name != "negative"})
+            asked = generator.asked(n, labels, what.get("prompts", ()), negative, first)
+            used = {"seed": seed} | generator.settings(how, RunConfig(), negative)[1]
+            return [fact | used for fact in asked.facts(range(n))]
+        turn = turn_of(labels, generator.classes)
+        used = {"seed": seed} | defaults(generator.generate) | settings
+        return [{"index": first + j} | used | named(turn[j % len(turn)], generator.classes) for j in range(n)]
+
+
+def defaults(function: Callable[..., object]) -> dict[str, Any]:
+    """Return the settings of `SETTINGS` that a family's function takes, each with its default."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in SETTINGS if name in parameters}
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a generator's error into one of a request, which names its parameter as the request does."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        key = message.partition("=")[0].partition(":")[0]
+        name = API_NAMES.get(key, key)
+        if name not in names_of(EditRequest):
+            raise invalid(None, message) from None
+        raise invalid(name, name + message.removeprefix(key)) from None
+
+
+def load_images(name: str, directory: Path, generator: GeneratesImages, config: ServeConfig) -> ServedImages:
+    """Return a run of images to be served."""
+    about = {
+        "side": side_of(generator),
+        "classes": list(generator.classes),
+        "captions": bool(getattr(generator, "reads_prompts", False)),
+        "edits": isinstance(generator, ImageEditor),
+    }
+    return ServedImages(name, generator, CallWorker(config.queue), facts(name, directory, about))
+
+
+def side_of(generator: GeneratesImages) -> int | None:
+    if isinstance(generator, ImageEditor):
+        return generator.side
+    return generator.config.resolution if isinstance(generator, PictureGenerator) else None
+
+
+def encoded_png(image: Tensor, times: int, said: dict[str, Any]) -> bytes:
+    """Return an image (C, H, W) uint8 as a PNG, each pixel repeated so often a side. said: what the answer says of it,
+    which is what a file's provenance is made of: here is where it joins."""
+    return png_bytes(image.repeat_interleave(times, -1).repeat_interleave(times, -2))
