@@ -11,6 +11,7 @@ from gengen import __version__
 from gengen.config.serve import ServeConfig
 from gengen.serving.answering import json_response
 from gengen.serving.calls import CallWorker
+from gengen.serving.families import FamilyApi
 from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
 from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
@@ -24,7 +25,7 @@ class Application:
 
     def __init__(self, runs: dict[str, Served], config: ServeConfig, keys: list[str]):
         self.runs = runs
-        text, images = TextApi(runs, config), ImageApi(runs, config)
+        text, images, families = TextApi(runs, config), ImageApi(runs, config), FamilyApi(runs, config)
         self.routes = [
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name}", self.model, methods=["GET"]),
@@ -34,6 +35,11 @@ class Application:
             Route("/v1/detokenize", text.detokenize, methods=["POST"]),
             Route("/v1/images/generations", images.generations, methods=["POST"]),
             Route("/gengen/v1/images/edits", images.edits, methods=["POST"]),
+            Route("/gengen/v1/next", families.next, methods=["POST"]),
+            Route("/gengen/v1/denoise", families.denoise, methods=["POST"]),
+            Route("/gengen/v1/latent", families.latent, methods=["POST"]),
+            Route("/gengen/v1/gan", families.gan, methods=["POST"]),
+            Route("/gengen/v1/score", families.score, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),

@@ -7,9 +7,11 @@ from gengen.errors import UserError
 from gengen.generation.base import GeneratesImages
 from gengen.generation.load import find_checkpoint, generator_of
 from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.rewards import Scorer
 from gengen.io import Say
 from gengen.serving.image_runs import load_images
 from gengen.serving.runs import Served, load_text
+from gengen.serving.scores import load_scorer
 
 
 def load_run(where: str, config: ServeConfig, say: Say, share_prefixes: bool = True) -> Served:
@@ -23,6 +25,8 @@ def load_run(where: str, config: ServeConfig, say: Say, share_prefixes: bool = T
     run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
     if isinstance(generator, TextGenerator):
         return load_text(run.name, directory, generator, config, share_prefixes)
+    if isinstance(generator, Scorer):
+        return load_scorer(run.name, directory, generator, config)
     if isinstance(generator, GeneratesImages):
         return load_images(run.name, directory, generator, config)
-    raise UserError(f"{where}: {type(generator).__name__} draws neither texts nor images")
+    raise UserError(f"{where}: {type(generator).__name__} draws neither texts nor images, and scores nothing")

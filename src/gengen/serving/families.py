@@ -1,0 +1,214 @@
+"""The endpoints that show how a family works: the next token, noise on its way to an image, a latent, a GAN's own
+judgement, a score."""
+
+import asyncio
+import base64
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from torch import Tensor
+
+from gengen.config.commands import DecodingSettings
+from gengen.generation.diffusion import path_of
+from gengen.generation.image.autoencoder import AutoencoderGenerator
+from gengen.generation.image.diffusion import ImageGenerator
+from gengen.generation.image.files import labels_of, named, to_uint8
+from gengen.generation.image.gan import GANGenerator
+from gengen.generation.text.row import Request, Row
+from gengen.generation.text.stages import stages
+from gengen.serving.answering import JSON, EventStream, Patience, json_response, read_body, whole
+from gengen.serving.answers import encoded, named_event
+from gengen.serving.calls import Call, CallWorker, Progress
+from gengen.serving.family_protocol import DenoiseRequest, GanRequest, LatentRequest, NextRequest, ScoreRequest
+from gengen.serving.image_runs import ServedImages, encoded_png, refusing
+from gengen.serving.images import STEPS, partial_steps
+from gengen.serving.jobs import Job
+from gengen.serving.protocol import invalid
+from gengen.serving.runs import Served, ServedRun, picked
+from gengen.serving.scores import ServedScorer
+from gengen.serving.text import check_tokens, new_seed
+
+Tree = dict[str, Any]
+G = TypeVar("G")
+Answer = Response | EventStream[bytes]
+
+
+class FamilyApi:
+    """The endpoints, over the runs that are served."""
+
+    def __init__(self, runs: Mapping[str, Served], patience: Patience):
+        self.runs, self.patience = dict(runs), patience
+
+    async def next(self, http: HttpRequest) -> Response:
+        """The step of the network is one of the run's scheduler, beside the texts that it draws."""
+        asked = await read_body(NextRequest, http)
+        run = picked(self.runs, asked.model, ServedRun)
+        check_tokens(run, "logit_bias", asked.logit_bias)
+        if asked.messages:
+            prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
+        else:
+            prompt = await asyncio.to_thread(run.prompt_tokens, asked.prompt[0], "prompt")
+        kept: list[Tensor] = []
+
+        def keep(logits: Tensor, tokens: list[list[int]]) -> Tensor:
+            kept.append(logits[0].clone())
+            return logits
+
+        plain = DecodingSettings(max_tokens=1, temperature=1.0)  # so that the logits are the model's own
+        job = Job(http.scope["state"]["client"], [Request(prompt, plain, processor=keep)])
+        await whole(job, run.worker, http, self.patience)
+        settings = DecodingSettings(max_tokens=1, **asked.controls())
+        return json_response(await asyncio.to_thread(next_tokens, run, Request(prompt, settings), kept[0], asked.top))
+
+    async def denoise(self, http: HttpRequest) -> Answer:
+        asked = await read_body(DenoiseRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, ImageGenerator, "no diffusion model: it has no steps to show")
+        seed = new_seed() if asked.seed is None else asked.seed
+
+        def work(progress: Progress) -> bytes:
+            return denoised(run, generator, asked, seed, progress)
+
+        return await self.called(http, run.worker, work, asked.steps or STEPS, asked.stream)
+
+    async def latent(self, http: HttpRequest) -> Answer:
+        asked = await read_body(LatentRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
+        return await self.called(http, run.worker, lambda progress: decoded(generator, asked))
+
+    async def gan(self, http: HttpRequest) -> Answer:
+        asked = await read_body(GanRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, GANGenerator, "no GAN")
+        return await self.called(http, run.worker, lambda progress: judged(generator, asked), asked.n)
+
+    async def score(self, http: HttpRequest) -> Answer:
+        asked = await read_body(ScoreRequest, http)
+        run = picked(self.runs, asked.model, ServedScorer)
+        return await self.called(http, run.worker, lambda progress: run.score(asked, progress), len(asked.responses))
+
+    async def called(
+        self,
+        http: HttpRequest,
+        worker: CallWorker,
+        work: Callable[[Progress], bytes],
+        cost: int = 1,
+        streamed: bool = False,
+    ) -> Answer:
+        """Return what a call answers, whole or in events."""
+        job = Call(http.scope["state"]["client"], work, cost=cost)
+        if streamed:
+            return EventStream(job, worker, self.patience, b"".join)
+        pieces = await whole(job, worker, http, self.patience)
+        return Response(b"".join(pieces), headers=JSON)
+
+
+def of_family(run: ServedImages, kind: type[G], what: str) -> G:
+    """Return a run's generator, which must be of a kind. Raises ApiError where it is not."""
+    if not isinstance(run.generator, kind):
+        raise invalid("model", f"{run.name} is {what}", "wrong_kind_of_model")
+    return run.generator
+
+
+# --- the next token
+
+
+def next_tokens(run: ServedRun, request: Request, logits: Tensor, top: int) -> Tree:
+    """Return the likeliest tokens under the model and under what is drawn from, with the probability of each after
+    each control; and of each of these distributions the entropy in nats and how many tokens are possible."""
+    row = Row(request, run.generator.tokenizer, logits.device)
+    found = {name: p.double() for name, p in stages(row, logits).items()}
+    first, last = found["model"], [*found.values()][-1]
+    likeliest = torch.cat([p.topk(min(top, len(p))).indices for p in (last, first)]).tolist()
+    tokens = list(dict.fromkeys(likeliest))
+    after = [
+        {"control": name, "entropy": float(torch.special.entr(p).sum()), "possible": int((p > 0).sum())}
+        for name, p in found.items()
+    ]
+    entries = [
+        run.spelling.described(token) | {"probability": {name: float(p[token]) for name, p in found.items()}}
+        for token in tokens
+    ]
+    return {"model": run.name, "prompt_tokens": len(request.prompt), "controls": after, "tokens": entries}
+
+
+# --- images
+
+
+def base64_png(image: Tensor, said: Tree) -> str:
+    return base64.b64encode(encoded_png(image, 1, said)).decode()
+
+
+def denoised(
+    run: ServedImages, generator: ImageGenerator, asked: DenoiseRequest, seed: int, progress: Progress
+) -> bytes:
+    """Draw a sample, and show its state and the estimate of it in some of the steps: the answer, or its last event."""
+    path, steps = path_of(generator.config), asked.steps or STEPS
+    shown = [0, *partial_steps(steps, min(asked.frames, steps) - 1)]
+    strip: list[Tree] = []
+
+    def watch(i: int, t: float, x: Tensor, x0: Tensor) -> None:
+        progress.check()
+        if i not in shown:
+            return
+        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        state = generator.pixels(x / math.hypot(alpha, sigma))[0]  # as wide as data, whatever the path makes of it
+        estimate = generator.pixels(x0)[0]
+        frame: Tree = {"step": i, "t": t, "alpha": alpha, "sigma": sigma}
+        frame |= {"x_t": base64_png(state, frame), "x_0": base64_png(estimate, frame)}
+        if asked.stream:
+            progress.tell(named_event("denoise.step", frame))
+        else:
+            strip.append(frame)
+
+    images, said = run.generate(asked, 1, seed, watch)
+    answer = {"b64_json": base64_png(images[0], said[0]), "gengen": said[0]}
+    return named_event("denoise.completed", answer) if asked.stream else encoded({"steps": strip} | answer)
+
+
+def decoded(generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:
+    """Return what is decoded from a draw of the prior, some of whose channels or numbers lie elsewhere."""
+    model = generator.model
+    with torch.no_grad():
+        latents = generator.prior([asked.first], asked.seed)
+        drawn = model.whitened(latents)
+        shape, given = list(drawn.shape[1:]), asked.deviations
+        if given:
+            places = {shape[0]: (shape[0], 1, 1), math.prod(shape): shape}
+            if len(given) not in places:
+                message = (
+                    f"deviations: {len(given)} numbers; the latent has {shape[0]} channels, {math.prod(shape)} numbers"
+                )
+                raise invalid("deviations", message)
+            wanted = torch.tensor([math.nan if d is None else d for d in given], device=drawn.device)
+            wanted = wanted.view(places[len(given)]).expand(shape)
+            moved = torch.where(wanted.isnan(), latents[0], model.unwhitened(wanted.nan_to_num()[None])[0])[None]
+        else:
+            moved = latents
+        image = to_uint8(generator.decode(moved))[0].cpu()
+        said = {"seed": asked.seed, "index": asked.first}
+        deviations = model.whitened(moved)[0].flatten().tolist()
+    answer = {"b64_json": base64_png(image, said), "shape": shape, "deviations": deviations, "gengen": said}
+    return encoded(answer)
+
+
+def judged(generator: GANGenerator, asked: GanRequest) -> bytes:
+    """Return images and the discriminator's logit of each: above 0, it takes the image for a real one. The generator's
+    weights may be averaged; the discriminator's are those of the last step."""
+    samples = range(asked.first, asked.first + asked.n)
+    with refusing():
+        labels = labels_of([asked.prompt] if asked.prompt else [], generator.classes, asked.n).to(generator.device)
+    z = asked.truncation * generator.latents(samples, asked.seed)
+    with generator.sampling():
+        images = generator.model.generator(z, labels)
+        logits = generator.model.discriminator(images, labels).tolist()
+    rows = []
+    for i, label, image, logit in zip(samples, labels.tolist(), to_uint8(images).cpu(), logits, strict=True):
+        said = {"index": i, "seed": asked.seed, "truncation": asked.truncation} | named(label, generator.classes)
+        rows.append({"b64_json": base64_png(image, said), "logit": logit, "gengen": said})
+    return encoded({"data": rows})
