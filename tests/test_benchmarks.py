@@ -45,6 +45,10 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "results": (["{codec}"], r"PSNR \d+\.\d+ dB"),
     "ring": (["seconds=0.5", "seeds=1"], r"the plain loss.* of 8 modes"),
+    "serving": (
+        ["{run}", "clients=1,2", "tokens=4", "rounds=1", "threads=1"],
+        r"exact, 1 threads\n +1 clients +\d(.|\n)*tokens arrive: 99 % \d",
+    ),
     "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
     "step": (["rounds=1", "threads=1", "tokens=64", "vocab=128", "{text}"], r"fetching a batch of .*: \d"),
     "storybook": (["seconds=1", "seeds=0", "tiny=1", "{text}"], r"gengen's recipe +\d"),

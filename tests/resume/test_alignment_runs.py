@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from gengen.generation.text.decoding import Decoding
 
 from gengen.checkpoints import store
 from gengen.checkpoints.files import to_json

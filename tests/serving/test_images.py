@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import gengen
+from gengen.generation.image.provenance import read_provenance
 from gengen.serving.app import Application
 from gengen.serving.calls import Call, CallWorker, Progress
 from gengen.serving.image_protocol import MAX_GIVEN
@@ -61,6 +63,9 @@ def test_images_are_those_of_the_library(
         facts = [row["gengen"] for row in answer.json()["data"]]
         assert [(fact["index"], fact["seed"]) for fact in facts] == [(first + i, 3) for i in range(n)]
         assert "usage" not in answer.json() and answer.json()["output_format"] == "png"
+        record, by_a_model = read_provenance(io.BytesIO(base64.b64decode(answer.json()["data"][-1]["b64_json"])))
+        assert record is not None and by_a_model and record | facts[-1] == record
+        assert (record["run"], record["step"]) == (run, application.runs[run].facts["gengen"]["step"])
         told = events(await post("/v1/images/generations", model=run, seed=3, **asked, stream=True))
         assert [event["type"] for event in told] == ["image_generation.completed"] * n
         assert torch.equal(torch.stack([pixels(event["b64_json"]) for event in told]), expected)

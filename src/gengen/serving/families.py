@@ -79,13 +79,13 @@ class FamilyApi:
         asked = await read_body(LatentRequest, http)
         run = picked(self.runs, asked.model, ServedImages)
         generator = of_family(run, AutoencoderGenerator, "no autoencoder")
-        return await self.called(http, run.worker, lambda progress: decoded(generator, asked))
+        return await self.called(http, run.worker, lambda progress: decoded(run, generator, asked))
 
     async def gan(self, http: HttpRequest) -> Answer:
         asked = await read_body(GanRequest, http)
         run = picked(self.runs, asked.model, ServedImages)
         generator = of_family(run, GANGenerator, "no GAN")
-        return await self.called(http, run.worker, lambda progress: judged(generator, asked), asked.n)
+        return await self.called(http, run.worker, lambda progress: judged(run, generator, asked), asked.n)
 
     async def score(self, http: HttpRequest) -> Answer:
         asked = await read_body(ScoreRequest, http)
@@ -140,8 +140,8 @@ def next_tokens(run: ServedRun, request: Request, logits: Tensor, top: int) -> T
 # --- images
 
 
-def base64_png(image: Tensor, said: Tree) -> str:
-    return base64.b64encode(encoded_png(image, 1, said)).decode()
+def base64_png(run: ServedImages, image: Tensor, said: Tree) -> str:
+    return base64.b64encode(encoded_png(run, image, said)).decode()
 
 
 def denoised(
@@ -160,18 +160,18 @@ def denoised(
         state = generator.pixels(x / math.hypot(alpha, sigma))[0]  # as wide as data, whatever the path makes of it
         estimate = generator.pixels(x0)[0]
         frame: Tree = {"step": i, "t": t, "alpha": alpha, "sigma": sigma}
-        frame |= {"x_t": base64_png(state, frame), "x_0": base64_png(estimate, frame)}
+        frame |= {"x_t": base64_png(run, state, frame), "x_0": base64_png(run, estimate, frame)}
         if asked.stream:
             progress.tell(named_event("denoise.step", frame))
         else:
             strip.append(frame)
 
     images, said = run.generate(asked, 1, seed, watch)
-    answer = {"b64_json": base64_png(images[0], said[0]), "gengen": said[0]}
+    answer = {"b64_json": base64_png(run, images[0], said[0]), "gengen": said[0]}
     return named_event("denoise.completed", answer) if asked.stream else encoded({"steps": strip} | answer)
 
 
-def decoded(generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:
+def decoded(run: ServedImages, generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:
     """Return what is decoded from a draw of the prior, some of whose channels or numbers lie elsewhere."""
     model = generator.model
     with torch.no_grad():
@@ -193,11 +193,11 @@ def decoded(generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:
         image = to_uint8(generator.decode(moved))[0].cpu()
         said = {"seed": asked.seed, "index": asked.first}
         deviations = model.whitened(moved)[0].flatten().tolist()
-    answer = {"b64_json": base64_png(image, said), "shape": shape, "deviations": deviations, "gengen": said}
+    answer = {"b64_json": base64_png(run, image, said), "shape": shape, "deviations": deviations, "gengen": said}
     return encoded(answer)
 
 
-def judged(generator: GANGenerator, asked: GanRequest) -> bytes:
+def judged(run: ServedImages, generator: GANGenerator, asked: GanRequest) -> bytes:
     """Return images and the discriminator's logit of each: above 0, it takes the image for a real one. The generator's
     weights may be averaged; the discriminator's are those of the last step."""
     samples = range(asked.first, asked.first + asked.n)
@@ -210,5 +210,5 @@ def judged(generator: GANGenerator, asked: GanRequest) -> bytes:
     rows = []
     for i, label, image, logit in zip(samples, labels.tolist(), to_uint8(images).cpu(), logits, strict=True):
         said = {"index": i, "seed": asked.seed, "truncation": asked.truncation} | named(label, generator.classes)
-        rows.append({"b64_json": base64_png(image, said), "logit": logit, "gengen": said})
+        rows.append({"b64_json": base64_png(run, image, said), "logit": logit, "gengen": said})
     return encoded({"data": rows})

@@ -16,6 +16,7 @@ from gengen.generation.base import GeneratesImages
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.editing import ImageEditor, Sampling
 from gengen.generation.image.files import PictureGenerator, named, png_bytes, turn_of
+from gengen.generation.image.provenance import Origin, chunks
 from gengen.serving.calls import CallWorker
 from gengen.serving.image_protocol import DrawRequest, EditRequest, given, names_of
 from gengen.serving.protocol import invalid
@@ -150,7 +151,9 @@ def side_of(generator: GeneratesImages) -> int | None:
     return generator.config.resolution if isinstance(generator, PictureGenerator) else None
 
 
-def encoded_png(image: Tensor, times: int, said: dict[str, Any]) -> bytes:
-    """Return an image (C, H, W) uint8 as a PNG, each pixel repeated so often a side. said: what the answer says of it,
-    which is what a file's provenance is made of: here is where it joins."""
-    return png_bytes(image.repeat_interleave(times, -1).repeat_interleave(times, -2))
+def encoded_png(run: ServedImages, image: Tensor, said: dict[str, Any], times: int = 1) -> bytes:
+    """Return an image (C, H, W) uint8 of a run as a PNG, each pixel repeated so often a side. It holds what the answer
+    says of it, and where it comes from."""
+    about = run.facts["gengen"]
+    origin = Origin(run.name, about["step"], about["sha256"])
+    return png_bytes(image.repeat_interleave(times, -1).repeat_interleave(times, -2), chunks(origin, said))

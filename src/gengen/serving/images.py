@@ -102,7 +102,7 @@ class Drawing:
         return named_event(name, tree | {"gengen": fact})
 
     def png(self, image: Tensor, fact: Tree) -> str:
-        return base64.b64encode(encoded_png(image, self.times, fact)).decode()
+        return base64.b64encode(encoded_png(self.run, image, fact, self.times)).decode()
 
     def form(self, images: Tensor) -> Tree:
         """Return what an answer says of the form of its images, in OpenAI's words."""

@@ -173,7 +173,7 @@ def read_stream_options(key: str, value: Json) -> dict[str, bool]:
 
 
 def read_any(key: str, value: Json) -> Json:
-    """What `constraint_of` reads."""
+    """What `grammar_of` reads."""
     return value
 
 

@@ -6,6 +6,7 @@ It is as easily removed as read: it tells those who want to know, and proves not
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def chunks(origin: Origin | None, facts: Mapping[str, Any]) -> PngInfo | None:
     return info
 
 
-def read_provenance(path: Path) -> tuple[dict[str, Any] | None, bool]:
+def read_provenance(path: Path | BytesIO) -> tuple[dict[str, Any] | None, bool]:
     """Return the record in a picture's file, None where there is none, and whether its XMP says that a model drew it.
     Raises ValueError for a record that is none. To be called within `one_line_errors`."""
     with Image.open(path, formats=FORMATS) as image:
