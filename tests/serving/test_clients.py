@@ -157,13 +157,15 @@ AGE = {
 def test_openai_gets_calls_of_tools(grammarian: openai.OpenAI) -> None:
     settings: Any = {"model": "chat", "messages": MESSAGES, "tools": [AGE], "tool_choice": "required", "seed": 2}
     choice = grammarian.chat.completions.create(**settings).choices[0]
-    (call,) = choice.message.tool_calls or []
-    assert (call.function.name, choice.finish_reason, choice.message.content) == ("age_of", "tool_calls", None)  # type: ignore[union-attr]
-    assert Age.model_validate_json(call.function.arguments)  # type: ignore[union-attr]
+    called: list[Any] = [*(choice.message.tool_calls or [])]
+    assert [call.function.name for call in called] == ["age_of"]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert Age.model_validate_json(called[0].function.arguments)
     with grammarian.chat.completions.stream(**settings) as stream:
         final = stream.get_final_completion().choices[0]
-    (streamed,) = final.message.tool_calls or []
-    assert streamed.function.arguments == call.function.arguments and final.finish_reason == "tool_calls"  # type: ignore[union-attr]
+    streamed: list[Any] = [*(final.message.tool_calls or [])]
+    assert [call.function.arguments for call in streamed] == [called[0].function.arguments]
+    assert final.finish_reason == "tool_calls"
     cut = grammarian.chat.completions.create(**settings, max_tokens=4).choices[0]
     assert (cut.finish_reason, cut.message.tool_calls) == ("length", None) and cut.message.content
 
