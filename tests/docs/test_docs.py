@@ -19,7 +19,7 @@ from gengen.config.compose import compose_train, field_settings, read_command_li
 from gengen.data.sources import wheels
 from gengen.registry import DATA
 from helpers.sentence_encoder import write_package
-from helpers.served import Process, process
+from helpers.served import Process, new_process
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -151,7 +151,7 @@ class Scaled:
         """Start a server in a process of its own, on a free port; it goes on until the next one or the end."""
         self.servers.close()
         settings = [a for a in argv if not a.startswith("port=")]
-        self.server = self.servers.enter_context(process(settings, Path("said.txt")))
+        self.server = self.servers.enter_context(new_process(settings, Path("said.txt")))
 
     def curl(self, words: list[str]) -> None:
         command = [word.replace(SERVED, self.served()) for word in words]

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,6 +203,23 @@ def process(settings: list[str], said: Path, before: Callable[[], object] = lamb
             waited(pid, 10)
         except (ProcessLookupError, ChildProcessError):
             pass
+
+
+@contextmanager
+def new_process(settings: list[str], said: Path) -> Iterator[Process]:
+    """The same in a process of its own from the start, which takes seconds more: one that is forked from a process in
+    which a grammar was compiled would wait for threads of llguidance's that it does not have."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "scripts/serve.py"), *settings, "port=0", "device=cpu"]
+    environment = os.environ | {"PYTHONPATH": str(root / "src")}
+    with said.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as server:
+        try:
+            while not (found := re.search(r"serving at (\S+)/v1", said.read_text())):
+                assert server.poll() is None, said.read_text()
+                time.sleep(0.05)
+            yield Process(server.pid, found[1], said)
+        finally:
+            server.kill()
 
 
 def request(path: str, tree: dict[str, Any], length: int | None = None) -> bytes:

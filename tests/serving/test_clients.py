@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from gengen.generation.text.generator import TextGenerator
-from helpers.served import ENDLESS, Process, both, connection, request
+from helpers.served import ENDLESS, Process, both, connection, new_process, request
 
 OVER = {"logit_bias": {"0": -100}, "overflow": "slide"}
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
@@ -119,16 +117,9 @@ def test_openai_understands_our_errors(client: openai.OpenAI, settings: Any, err
 
 @pytest.fixture(scope="module")
 def grammarian(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """A client of a process of its own from the start: one forked from a process that has compiled a grammar would
-    wait for threads of llguidance's that it does not have."""
-    said, root = tmp_path_factory.mktemp("grammarian") / "said.txt", Path(__file__).parents[2]
-    command = [sys.executable, str(root / "scripts/serve.py"), *both(runs), "port=0", "device=cpu"]
-    with said.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
-        while not (found := re.search(r"serving at (\S+)", said.read_text())):
-            assert server.poll() is None, said.read_text()
-            time.sleep(0.05)
-        yield openai.OpenAI(base_url=found[1], api_key="unused", max_retries=0, timeout=60)
-        server.kill()
+    """A client of a server that compiles grammars."""
+    with new_process(both(runs), tmp_path_factory.mktemp("grammarian") / "said.txt") as server:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60)
 
 
 class Age(BaseModel):
