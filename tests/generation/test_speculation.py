@@ -150,6 +150,22 @@ def test_many_texts_are_not_guessed(model: GPT) -> None:
     assert asked_of_five <= 1 < guesser.asked, "five texts of four tokens are more than sixteen"
 
 
+def test_a_chunk_is_never_padded_beyond_the_memory(model: GPT) -> None:
+    """A long prompt with a little left to read, beside one that begins, in a memory smaller than the context: padded
+    to the other's chunk its positions lay beyond the memory."""
+    some = Scheduler(build_engine(model), BYTES, CONTEXT, 4, slots=144)
+    few = DecodingSettings(max_tokens=8, temperature=1.0)
+    long, next_one = (Request([3 + i % 90 for i in range(length)], few, length) for length in (134, 129))
+    first = some.admit(long)
+    some.step()
+    second = some.admit(next_one)
+    while not some.idle:
+        some.step()
+    for text, asked in ((first, long), (second, next_one)):
+        alone = drawn(Scheduler(build_engine(model), BYTES, CONTEXT, 1), [asked])[0]
+        assert (text.text, text.tokens, text.finish_reason, text.logprobs) == alone
+
+
 # --- prompts that were read before
 
 

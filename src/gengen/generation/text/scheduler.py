@@ -40,6 +40,7 @@ class Scheduler:
         self.engine, self.tokenizer, self.context, self.rows = engine, tokenizer, context, rows
         self.prefixes, self.speculation = prefixes, speculation
         self.memory = engine.memory(rows, min(slots or context, context))
+        self.room = min(context, self.memory.slots)  # tokens of a row, padding of a chunk included
         self.queue: deque[Row] = deque()
         self.active: list[Row] = []  # row i of the memory belongs to active[i]
 
@@ -130,8 +131,8 @@ class Scheduler:
     def read(self, candidates: list[int], budget: int) -> None:
         """Read a chunk of as many rows as one pass takes, `budget` tokens in all."""
         longest = max((self.active[i] for i in candidates), key=lambda row: row.unread)
-        T = chunk_of(longest.unread, self.context - longest.cached)
-        fits = [i for i in candidates if self.active[i].cached + T <= self.context][: max(1, budget // T)]
+        T = chunk_of(longest.unread, self.room - longest.cached)
+        fits = [i for i in candidates if self.active[i].cached + T <= self.room][: max(1, budget // T)]
         parts = [self.active[i].next_part(T) for i in fits]
         padded = [[*part, *[0] * (T - len(part))] for part in parts]
         features = self.engine.read(padded, fits, [self.active[i].cached for i in fits], self.memory)
@@ -159,7 +160,7 @@ class Scheduler:
     def advance(self, ready: list[int]) -> None:
         """Draw a token for the ready rows, or several where they can be guessed."""
         rows = [self.active[i] for i in ready]
-        roomy = all(row.cached + GUESSES + 1 <= self.context for row in rows)
+        roomy = all(row.cached + GUESSES + 1 <= self.room for row in rows)
         if self.speculation is not None and roomy and (guesses := self.speculation.guess(rows)):
             self.check(ready, guesses)
         else:
