@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,17 +31,25 @@ PROMPT = "Once upon a time there was"
 NEVER_ENDS = {"logit_bias": {"0": -100}, "overflow": "slide", "temperature": 1.0}
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server in a process of its own."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def server(run: str, threads: int, *settings: str) -> Iterator[str]:
-    """Serve a run in another process; gives its address."""
+def server(run: str, threads: int, *settings: str) -> Iterator[Server]:
+    """Serve a run in another process, whose log is not kept."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, str(SERVE), run, "port=0", "queue=256", *settings]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout is not None
     try:
         for line in process.stdout:
             if found := re.search(r"http://[\w.]+:\d+", line):
-                yield found[0]
+                yield Server(found[0], process.pid)
                 return
         raise SystemExit("the server did not begin")
     finally:
@@ -123,7 +132,8 @@ def main(run: str, clients: str, tokens: int, rounds: int, threads: int, modes: 
     model, counts = Path(run).name, [int(count) for count in clients.split(",")]
     alone = 0.0
     for mode in modes.split(","):
-        with server(run, threads, f"exact={str(mode == 'exact').lower()}", f"rows={max(counts)}") as url:
+        with server(run, threads, f"exact={str(mode == 'exact').lower()}", f"rows={max(counts)}") as served:
+            url = served.url
             asyncio.run(throughput(url, model, max(counts), 20))
             print(f"{mode}, {threads} threads")
             for count in counts:

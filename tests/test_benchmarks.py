@@ -49,6 +49,11 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         ["{run}", "clients=1,2", "tokens=4", "rounds=1", "threads=1"],
         r"exact, 1 threads\n +1 clients +\d(.|\n)*tokens arrive: 99 % \d",
     ),
+    "serving_exact": (
+        ["{run}", "requests=10", "tokens=12", "clients=1,3", "guess=lookup", "threads=1"],
+        r"guess lookup +1 clients +0 of (.|\n)*guess lookup +3 clients +0 of [\d,]+ bytes differ, in 0 texts",
+    ),
+    "serving_soak": (["{run}", "requests=30", "threads=1"], r"after +30 requests: [\d,]+ MiB(.|\n)*left 3\n"),
     "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
     "step": (["rounds=1", "threads=1", "tokens=64", "vocab=128", "{text}"], r"fetching a batch of .*: \d"),
     "storybook": (["seconds=1", "seeds=0", "tiny=1", "{text}"], r"gengen's recipe +\d"),

@@ -173,6 +173,21 @@ def test_a_text_may_end_where_the_context_does(model: GPT) -> None:
     assert text.tokens == alone(model, request("x" * 25, max_tokens=7)).tokens
 
 
+def test_a_text_that_fills_the_context_leaves_its_neighbours_alone(model: GPT) -> None:
+    """The context is as long as the memory here: a step for the full row would write beyond it."""
+    some = Scheduler(build_engine(model), BYTES, 64, rows=2)
+    full = some.admit(request("x" * 60, max_tokens=100, overflow="end"))
+    other = some.admit(request("by the sea", 1, max_tokens=40))
+    waits = some.admit(request("to", 2, max_tokens=5))
+    told = list[Continuation]()
+    while not some.idle:
+        told += [text for text in some.step() if text.finish_reason]
+    assert told == [full, waits, other], "each is told once, and what waits gets the row that is free"
+    assert (full.finish_reason, len(full.tokens)) == ("length", 64 - 61 + 1)
+    single = Scheduler(build_engine(model), BYTES, 64, rows=1)
+    assert facts(finished(single, [single.admit(request("by the sea", 1, max_tokens=40))])[0]) == facts(other)
+
+
 def test_log_probabilities_of_the_prompt_and_of_the_likeliest(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CHUNK", 8)
     asked = request("The bear said", max_tokens=5)

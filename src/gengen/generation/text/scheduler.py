@@ -82,7 +82,7 @@ class Scheduler:
         with self.engine.decoding():
             while self.queue and len(self.active) < self.rows:
                 self.give_row(self.queue.popleft())
-            self.make_room()
+            filled = self.make_room()
             streaming = any(row.text.tokens and not row.unread for row in self.going())
             if unread := [i for i, row in enumerate(self.active) if row.unread and not row.text.finish_reason]:
                 self.read(self.leaders(unread), CHUNK if streaming else READ_AT_ONCE)
@@ -93,7 +93,7 @@ class Scheduler:
                 ready = []
         changed = [row.text for i, row in enumerate(self.active) if row.text.finish_reason or i in ready]
         self.drop_finished()
-        return changed
+        return filled + changed
 
     def going(self) -> list[Row]:
         return [row for row in self.active if not row.text.finish_reason]
@@ -105,15 +105,17 @@ class Scheduler:
         if self.prefixes is not None and not row.request.prompt_logprobs:
             row.cached = row.text.reused = self.prefixes.load(row.tokens, self.memory, len(self.active) - 1)
 
-    def make_room(self) -> None:
-        """Where a text fills the model's context: end it, or let it go on from its last half, which is read again."""
-        for row in self.active:
-            if row.cached < self.context:
-                continue
+    def make_room(self) -> list[Continuation]:
+        """Where a text fills the model's context: let it go on from its last half, which is read again, or end it. The
+        ended ones are returned and leave at once: a step of the others would write beyond their slots."""
+        full = [row for row in self.active if row.cached >= self.context]
+        for row in full:
             if row.request.settings.overflow == "end":
                 row.text.finish("length")
-                continue
-            row.begin, row.cached = len(row.tokens) - max(self.context // 2, 1), 0
+            else:
+                row.begin, row.cached = len(row.tokens) - max(self.context // 2, 1), 0
+        self.drop_finished()
+        return [row.text for row in full if row.text.finish_reason]
 
     def leaders(self, unread: Sequence[int]) -> list[int]:
         """Of rows that begin with the same prompt return the first alone."""
