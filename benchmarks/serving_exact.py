@@ -41,7 +41,8 @@ def cases(generator: TextGenerator, count: int) -> list[Case]:
     """Requests whose prompts share their beginnings, in lengths that differ, half of the context at most."""
     draw, most = random.Random(0), generator.context // 2
     texts = [draw.choice(BEGINNINGS) + " and a ".join(draw.sample(WORDS, draw.randint(0, 4))) for _ in range(count)]
-    return [Case(generator.prompt_tokens(text)[:most], seed) for seed, text in enumerate(texts)]
+    tokenizer = generator.tokenizer
+    return [Case([tokenizer.start, *tokenizer.encode(text)][:most], seed) for seed, text in enumerate(texts)]
 
 
 def expected(generator: TextGenerator, asked: list[Case], tokens: int, alone: int = 20) -> list[str]:
