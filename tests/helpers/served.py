@@ -1,5 +1,6 @@
 """Runs to be served, and servers of them: in this process, or in one of its own."""
 
+import asyncio
 import base64
 import io
 import json
@@ -114,6 +115,20 @@ def in_process(application: Application) -> httpx.AsyncClient:
     """A client of the application itself. It buffers: what streams or disconnects is tested on a real process."""
     transport = httpx.ASGITransport(application.asgi)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+def during(application: Application, test: Test) -> None:
+    """Run a test with a function that posts, while the engines of an application run."""
+
+    async def inside() -> None:
+        application.start()
+        try:
+            async with in_process(application) as client, asyncio.timeout(60):
+                await test(lambda path, **tree: client.post(path, json=tree), application)
+        finally:
+            application.stop()
+
+    asyncio.run(inside())
 
 
 def pixels(text: str) -> Tensor:

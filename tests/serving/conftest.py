@@ -1,6 +1,5 @@
 """Two small runs, and one process that serves them; runs of images, served in this process."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from helpers.served import (
     Process,
     Test,
     both,
-    in_process,
+    during,
     process,
     served_here,
     write_image_runs,
@@ -70,15 +69,6 @@ def served(image_runs: Path) -> Callable[[Test], None]:
     """Runs a test with a function that posts, and the application whose engines run."""
 
     def run(test: Test) -> None:
-        async def inside() -> None:
-            application = served_here(image_runs, names=IMAGE_RUNS, queue=2)
-            application.start()
-            try:
-                async with in_process(application) as client, asyncio.timeout(60):
-                    await test(lambda path, **tree: client.post(path, json=tree), application)
-            finally:
-                application.stop()
-
-        asyncio.run(inside())
+        during(served_here(image_runs, names=IMAGE_RUNS, queue=2), test)
 
     return run

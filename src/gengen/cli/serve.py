@@ -5,11 +5,17 @@ import os
 import sys
 from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gengen.config.commands import RunConfig
 from gengen.config.compose import compose_flat, read_command_line
 from gengen.config.help import flat_help
 from gengen.config.serve import ServeConfig
 from gengen.errors import UserError
+
+if TYPE_CHECKING:
+    from gengen.data.text.shards import TokenStream
 
 
 def main(argv: list[str]) -> int:
@@ -30,10 +36,18 @@ def main(argv: list[str]) -> int:
     from gengen.serving.runs import by_name
     from gengen.serving.server import serve
 
-    served = by_name([load_run(run, config, say, share_prefixes=len(keys) < 2) for run in config.runs])
+    share_prefixes = len(keys) < 2
+    served = by_name([load_run(run, config, say, share_prefixes, training_text) for run in config.runs])
     for name, run in served.items():
         say(f"{name}: {run.summary}")
     return serve(Application(served, config, keys), config, say, lambda address: say(f"serving at {address}/v1"))
+
+
+def training_text(directory: Path) -> "TokenStream":
+    """Open the tokens that the run of a checkpoint was trained on."""
+    from gengen.training.evaluate import training_text_of
+
+    return training_text_of(RunConfig(run=str(directory)), say)
 
 
 def say(line: str) -> None:

@@ -11,7 +11,10 @@ from gengen.serving.pieces import Piece, Token
 
 NEVER = -9999.0
 """What OpenAI writes for a log-probability of -inf, which is no JSON."""
-FINISH = {"": None, "end": "stop", "stop": "stop", "length": "length", "interrupted": "length", "error": "error"}
+FINISH = {
+    **{"": None, "end": "stop", "stop": "stop", "length": "length", "interrupted": "length"},
+    **{"filtered": "content_filter", "error": "error"},
+}
 """OpenAI's word for each of ours. A text is interrupted only when the server is stopped."""
 
 
@@ -45,12 +48,13 @@ class Choice:
     drawn: int = 0
     prompt: list[Token] = field(default_factory=list)
     reused: int = 0
+    found: str = ""
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish_reason, self.drawn = piece.finish_reason, piece.drawn
-        self.prompt, self.reused = piece.prompt or self.prompt, piece.reused
+        self.prompt, self.reused, self.found = piece.prompt or self.prompt, piece.reused, piece.found
 
 
 def joined(pieces: Iterable[Piece]) -> list[Choice]:

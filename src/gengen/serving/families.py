@@ -47,6 +47,9 @@ class FamilyApi:
         """The step of the network is one of the run's scheduler, beside the texts that it draws."""
         asked = await read_body(NextRequest, http)
         run = picked(self.runs, asked.model, ServedRun)
+        if run.screen.filters:
+            message = "this server filters texts, and a text could be had here token by token"
+            raise invalid("model", message, "unsupported_parameter")
         check_tokens(run, "logit_bias", asked.logit_bias)
         if asked.messages:
             prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)

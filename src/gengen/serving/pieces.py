@@ -26,8 +26,8 @@ class Piece:
     """What choice number `choice` has gained: certain text, and the tokens that begin in it.
 
     drawn: tokens drawn so far, the one that ended the text included. finish_reason: as in `Sample`, or "error" with
-    its words; empty while the text goes on. prompt: the tokens of the prompt, in the first piece if they were asked
-    for.
+    its words, or "filtered" with the kind of what was found; empty while the text goes on. prompt: the tokens of the
+    prompt, in the first piece if they were asked for.
     """
 
     choice: int
@@ -38,6 +38,7 @@ class Piece:
     error: str = ""
     prompt: list[Token] = field(default_factory=list)
     reused: int = 0  # tokens of the prompt that were not read, as they had been before
+    found: str = ""
 
 
 class Gains:

@@ -241,6 +241,11 @@ class TextRequest(Controls):
         """How many of the likeliest tokens are returned with each."""
         return 0
 
+    @property
+    def logprobs_key(self) -> str | None:
+        """Return which parameter asks for log-probabilities, None if none does."""
+        return "prompt_logprobs" if self.prompt_logprobs else None
+
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
         check_model(self.model)
@@ -271,6 +276,10 @@ class CompletionRequest(TextRequest):
     def top(self) -> int:
         return self.logprobs or 0
 
+    @property
+    def logprobs_key(self) -> str | None:
+        return super().logprobs_key if self.logprobs is None else "logprobs"
+
     def check(self) -> None:
         super().check()
         if not self.prompt:
@@ -294,6 +303,10 @@ class ChatRequest(TextRequest):
     @property
     def top(self) -> int:
         return self.top_logprobs or 0
+
+    @property
+    def logprobs_key(self) -> str | None:
+        return "logprobs" if self.logprobs else super().logprobs_key
 
     def check(self) -> None:
         super().check()

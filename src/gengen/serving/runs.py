@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 
@@ -12,7 +12,9 @@ from gengen.checkpoints.files import read_json
 from gengen.checkpoints.migrate import read_config
 from gengen.config.serve import ServeConfig
 from gengen.data.dialogue.template import prompt_tokens
+from gengen.data.text.shards import TokenStream
 from gengen.errors import UserError
+from gengen.generation.filters.base import Action, FilterRequest, load_filters
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import PromptTooLong, TextGenerator
 from gengen.generation.text.prefixes import PrefixCache
@@ -22,6 +24,7 @@ from gengen.registry import family_and_stage
 from gengen.serving.answers import Spelling
 from gengen.serving.engine_thread import EngineThread
 from gengen.serving.protocol import ApiError, invalid
+from gengen.serving.screen import Screen, shown_name
 from gengen.serving.worker import Worker
 
 
@@ -43,6 +46,8 @@ class Served(Protocol):
 
 
 S = TypeVar("S", bound=Served)
+TrainingText = Callable[[Path], TokenStream]
+"""Opens the tokens that the run of a checkpoint was trained on."""
 
 
 def named(runs: Mapping[str, Served], name: str) -> Served:
@@ -72,6 +77,7 @@ class ServedRun:
     worker: Worker
     facts: dict[str, Any]
     fingerprint: str
+    screen: Screen
     does: ClassVar[str] = "continues texts: /v1/completions, and /v1/chat/completions where it knows roles"
 
     @property
@@ -115,9 +121,14 @@ class ServedRun:
 
 
 def load_text(
-    name: str, directory: Path, generator: TextGenerator, config: ServeConfig, share_prefixes: bool
+    name: str,
+    directory: Path,
+    generator: TextGenerator,
+    config: ServeConfig,
+    share_prefixes: bool,
+    training_text: TrainingText,
 ) -> ServedRun:
-    """Return a language model to be served. share_prefixes: as of `load_run`."""
+    """Return a language model to be served. share_prefixes, training_text: as of `load_run`."""
     generator.use(config.precision, compile=False, exact=config.exact)
     generator.generate("", max_tokens=2)  # a first text takes longer than all later ones
     worker = Worker(schedulers(generator, config, share_prefixes), generator.tokenizer, config.rows, config.queue)
@@ -127,8 +138,25 @@ def load_text(
         "chat": bool(generator.tokenizer.chat),
         "precision": generator.precision,
         "exact": generator.engine.exact,
+        "filters": [shown_name(each) for each in config.filter],
     }
-    return ServedRun(name, generator, worker, facts(name, directory, about), fingerprint(directory, generator))
+    screen = screen_of(generator, config, lambda: training_text(directory))
+    known, mark = facts(name, directory, about), fingerprint(directory, generator)
+    return ServedRun(name, generator, worker, known, mark, screen)
+
+
+def screen_of(generator: TextGenerator, config: ServeConfig, training_text: Callable[[], TokenStream]) -> Screen:
+    """Make the filters that the config names. Raises UserError for one that cannot be had."""
+    request = FilterRequest(
+        option="",
+        tokenizer=generator.tokenizer,
+        training_text=training_text,
+        threshold=config.filter_threshold,
+        runs_dir=Path(config.runs_dir),
+        device=config.device,
+    )
+    filters = load_filters(config.filter, request)
+    return Screen(dict(zip(config.filter, filters, strict=True)), cast(Action, config.filter_action))
 
 
 def schedulers(generator: TextGenerator, config: ServeConfig, share_prefixes: bool) -> Callable[[], Scheduler]:

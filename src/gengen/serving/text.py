@@ -24,6 +24,7 @@ from gengen.serving.protocol import (
     invalid,
 )
 from gengen.serving.runs import Served, ServedRun, picked
+from gengen.serving.screen import ScreenedJob, ScreenedTexts
 from gengen.serving.wording import ChatWording, CompletionWording, Wording
 
 
@@ -39,17 +40,22 @@ class TextApi:
     async def completions(self, http: HttpRequest) -> "Response | EventStream[Piece]":
         asked = await read_body(CompletionRequest, http)
         run, max_tokens = self.run(asked.model), asked.max_tokens or (1 if asked.max_tokens == 0 else 16)
+        run.screen.check(asked)
+        asked.prompt = await asyncio.to_thread(run.screen.prompts, asked.prompt, run.generator.tokenizer)
         prompts = await asyncio.to_thread(lambda: [run.prompt_tokens(prompt, "prompt") for prompt in asked.prompt])
         seed = new_seed() if asked.seed is None else asked.seed
         wanted = asked.prompt_logprobs or (asked.echo and asked.logprobs is not None)
         grammar = await asyncio.to_thread(grammar_of, asked, run.generator.tokenizer)
         requests = requests_of(asked, run, prompts, seed, max_tokens, wanted, grammar)
         wording = CompletionWording(asked, run.name, run.fingerprint, run.spelling, seed, prompts)
-        return await self.answer(http, run, asked, requests, wording)
+        texts = [p if isinstance(p, str) else run.generator.tokenizer.decode(p) for p in asked.prompt]
+        return await self.answer(http, run, asked, requests, wording, texts)
 
     async def chat(self, http: HttpRequest) -> "Response | EventStream[Piece]":
         asked = await read_body(ChatRequest, http)
         run = self.run(asked.model)
+        run.screen.check(asked)
+        asked.messages = await asyncio.to_thread(run.screen.messages, asked.messages)
         prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
         seed = new_seed() if asked.seed is None else asked.seed
         most = min(run.room(prompt), MAX_DRAWN // asked.n)
@@ -57,12 +63,20 @@ class TextApi:
         max_tokens = asked.max_tokens or most
         requests = requests_of(asked, run, [prompt], seed, max_tokens, asked.prompt_logprobs, grammar)
         wording = ChatWording(asked, run.name, run.fingerprint, run.spelling, seed, [prompt])
-        return await self.answer(http, run, asked, requests, wording)
+        last = asked.messages[-1]["content"]
+        return await self.answer(http, run, asked, requests, wording, [last])
 
     async def answer(
-        self, http: HttpRequest, run: ServedRun, asked: TextRequest, requests: list[Request], wording: Wording
+        self,
+        http: HttpRequest,
+        run: ServedRun,
+        asked: TextRequest,
+        requests: list[Request],
+        wording: Wording,
+        prompts: list[str],
     ) -> "Response | EventStream[Piece]":
-        job = Job(http.scope["state"]["client"], requests, asked.stream)
+        """prompts: as texts, which some filters look at beside what goes on from them."""
+        job = job_of(http.scope["state"]["client"], run, requests, asked.stream, prompts)
         if asked.stream:
 
             def events(pieces: list[Piece]) -> bytes:
@@ -94,6 +108,16 @@ class TextApi:
         check_tokens(run, "tokens", asked.tokens)
         spelled = run.generator.tokenizer.decode_bytes(asked.tokens)
         return json_response({"text": spelled.decode(errors="replace"), "bytes": spelled.hex()})
+
+
+def job_of(client: str, run: ServedRun, requests: list[Request], streamed: bool, prompts: list[str]) -> Job:
+    """Return a job of the choices of a request, as many of each prompt."""
+    if not run.screen.filters:
+        return Job(client, requests, streamed)
+    n = len(requests) // len(prompts)
+    constrained = any(request.constraint for request in requests)
+    texts = ScreenedTexts(run.screen, [prompts[i // n] for i in range(len(requests))], constrained)
+    return ScreenedJob(client, requests, streamed=True, texts=texts, worker=run.worker)
 
 
 def new_seed() -> int:

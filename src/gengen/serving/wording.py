@@ -78,8 +78,11 @@ class _Envelope(Generic[A]):
 
     def ending(self, choice: Choice) -> Tree:
         """Return why a choice has ended, in OpenAI's words and in ours."""
-        ours = {"gengen": {"finish_reason": choice.finish_reason}} if choice.finish_reason else {}
-        return {"finish_reason": FINISH[choice.finish_reason], **ours}
+        if not choice.finish_reason:
+            return {"finish_reason": None}
+        found = {"found": choice.found} if choice.found else {}
+        ours = {"finish_reason": choice.finish_reason, **found}
+        return {"finish_reason": FINISH[choice.finish_reason], "gengen": ours}
 
     def prompt_logprobs(self, choice: Choice) -> Tree:
         if not (self.asked.prompt_logprobs and choice.prompt):

@@ -72,6 +72,10 @@ class Worker(EngineThread[Job]):
     def _cut_begun(self, job: Job) -> None:
         self._command(self._cut, job)
 
+    def end_choice(self, job: Job, choice: int) -> None:
+        """End a choice that is being drawn, of which no more is wanted: it was refused."""
+        self._command(lambda job: self._end_choice(job, choice), job)
+
     def _deliver(self, begun: list[Job], told: list[Told]) -> None:
         """Take what the thread tells of a step."""
         for job in begun:
@@ -159,6 +163,12 @@ class Worker(EngineThread[Job]):
             self.scheduler.cancel(drawing.text)
             self._release(drawing)
         return dropped
+
+    def _end_choice(self, job: Job, choice: int) -> None:
+        for drawing in [one for one in self.drawings.values() if one.job is job and one.gains.choice == choice]:
+            self.scheduler.cancel(drawing.text, "filtered")
+            self.told.append((job, drawing.gains.piece()))
+            self._release(drawing)
 
     def _cut(self, job: Job) -> None:
         """End a job as far as it has come: every choice is told."""
