@@ -29,6 +29,7 @@ from gengen.config.model import AutoencoderConfig, GANConfig, GPTConfig, ModelCo
 from gengen.config.schema import plain
 from gengen.config.serve import ServeConfig
 from gengen.data.text.tokenizer import TextTokenizer
+from gengen.generation.text.watermark import Watermark
 from gengen.models.autoencoder import Autoencoder
 from gengen.models.gan import GAN
 from gengen.models.gpt import GPT
@@ -102,12 +103,17 @@ def write_image_runs(folder: Path) -> None:
 
 
 def served_here(
-    runs: Path, keys: tuple[str, ...] = (), names: Sequence[str] = ("story", "chat"), **settings: Any
+    runs: Path,
+    keys: tuple[str, ...] = (),
+    names: Sequence[str] = ("story", "chat"),
+    watermark: Watermark | None = None,
+    **settings: Any,
 ) -> Application:
     """The application over some runs, in this process; its engines are still to be started."""
     config = ServeConfig(runs=[str(runs / name) for name in names], device="cpu", **settings)
     config.check()
-    loaded = by_name([load_run(run, config, lambda line: None, len(keys) < 2) for run in config.runs])
+    shared = len(keys) < 2
+    loaded = by_name([load_run(run, config, lambda line: None, shared, watermark=watermark) for run in config.runs])
     return Application(loaded, config, list(keys))
 
 

@@ -116,6 +116,8 @@ def test_a_refused_prompt_names_its_filter_and_a_redacted_one_is_read_redacted(
         tokens = story.prompt_tokens(mail)
         error = (await post("/v1/completions", model="story", prompt=tokens, **asked)).json()["error"]
         assert error["code"] == "content_filter" and "tokens" in error["message"]
+        error = (await post("/v1/completions", model="story", prompt=[257], **asked)).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "prompt"), "no token, before any filter reads it"
         last = [{"role": "user", "content": mail}]
         answer = (await post("/v1/chat/completions", model="chat", messages=last, **asked)).json()
         expected = chat.generate("write to [e-mail]", **asked, overflow="end")[0]

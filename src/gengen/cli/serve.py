@@ -31,13 +31,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'gengen[serve]'")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    from gengen.generation.secret_key import read_key
+    from gengen.generation.text.watermark import Watermark
     from gengen.serving.app import Application
     from gengen.serving.load import load_run
     from gengen.serving.runs import by_name
     from gengen.serving.server import serve
 
     share_prefixes = len(keys) < 2
-    served = by_name([load_run(run, config, say, share_prefixes, training_text) for run in config.runs])
+    mark = Watermark(read_key(Path(config.watermark)), config.watermark_delta) if config.watermark else None
+    served = by_name([load_run(run, config, say, share_prefixes, training_text, mark) for run in config.runs])
     for name, run in served.items():
         say(f"{name}: {run.summary}")
     return serve(Application(served, config, keys), config, say, lambda address: say(f"serving at {address}/v1"))

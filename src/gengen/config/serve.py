@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gengen.config.fields import choice, option, positive
-from gengen.config.marks import FilterSettings
+from gengen.config.marks import FilterSettings, WatermarkSettings
 from gengen.errors import UserError
 
 
 @dataclass
-class ServeConfig(FilterSettings):
+class ServeConfig(WatermarkSettings, FilterSettings):
     """Which runs to serve, and to whom."""
 
     runs: list[str] = option([], "runs or checkpoint directories, one or more; also as the first arguments")

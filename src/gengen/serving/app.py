@@ -33,6 +33,7 @@ class Application:
             Route("/v1/chat/completions", text.chat, methods=["POST"]),
             Route("/v1/tokenize", text.tokenize, methods=["POST"]),
             Route("/v1/detokenize", text.detokenize, methods=["POST"]),
+            Route("/gengen/v1/watermark/detect", text.detect, methods=["POST"]),
             Route("/v1/images/generations", images.generations, methods=["POST"]),
             Route("/gengen/v1/images/edits", images.edits, methods=["POST"]),
             Route("/gengen/v1/next", families.next, methods=["POST"]),

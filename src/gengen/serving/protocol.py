@@ -319,31 +319,6 @@ class ChatRequest(TextRequest):
         self.max_tokens = self.max_completion_tokens or self.max_tokens
 
 
-@dataclass
-class TokenizeRequest:
-    """The body of POST /v1/tokenize: a text as it stands, or a conversation with its markers."""
-
-    model: str = option("", "the run, by its name")
-    prompt: str | None = option(None, "the text")
-    messages: list[dict[str, str]] = parameter(read_messages, "or a conversation", [])
-
-    def check(self) -> None:
-        check_model(self.model)
-        if (self.prompt is None) == (not self.messages):
-            raise invalid("prompt", "give prompt, a text, or messages, a conversation", MISSING)
-
-
-@dataclass
-class DetokenizeRequest:
-    """The body of POST /v1/detokenize."""
-
-    model: str = option("", "the run, by its name")
-    tokens: list[int] = parameter(read_token_ids, "token ids", [])
-
-    def check(self) -> None:
-        check_model(self.model)
-
-
 # --- from bytes to a request
 
 

@@ -20,6 +20,7 @@ from gengen.generation.text.generator import PromptTooLong, TextGenerator
 from gengen.generation.text.prefixes import PrefixCache
 from gengen.generation.text.scheduler import Scheduler
 from gengen.generation.text.speculation import DraftModel, Guesser, PromptLookup, Speculation
+from gengen.generation.text.watermark import Watermark
 from gengen.registry import family_and_stage
 from gengen.serving.answers import Spelling
 from gengen.serving.engine_thread import EngineThread
@@ -78,6 +79,7 @@ class ServedRun:
     facts: dict[str, Any]
     fingerprint: str
     screen: Screen
+    watermark: Watermark | None
     does: ClassVar[str] = "continues texts: /v1/completions, and /v1/chat/completions where it knows roles"
 
     @property
@@ -127,8 +129,9 @@ def load_text(
     config: ServeConfig,
     share_prefixes: bool,
     training_text: TrainingText,
+    watermark: Watermark | None,
 ) -> ServedRun:
-    """Return a language model to be served. share_prefixes, training_text: as of `load_run`."""
+    """Return a language model to be served. The other arguments are those of `load_run`."""
     generator.use(config.precision, compile=False, exact=config.exact)
     generator.generate("", max_tokens=2)  # a first text takes longer than all later ones
     worker = Worker(schedulers(generator, config, share_prefixes), generator.tokenizer, config.rows, config.queue)
@@ -139,10 +142,11 @@ def load_text(
         "precision": generator.precision,
         "exact": generator.engine.exact,
         "filters": [shown_name(each) for each in config.filter],
+        "watermark": watermark is not None,
     }
     screen = screen_of(generator, config, lambda: training_text(directory))
-    known, mark = facts(name, directory, about), fingerprint(directory, generator)
-    return ServedRun(name, generator, worker, known, mark, screen)
+    known, mark = facts(name, directory, about), fingerprint(directory, generator, watermark)
+    return ServedRun(name, generator, worker, known, mark, screen, watermark)
 
 
 def screen_of(generator: TextGenerator, config: ServeConfig, training_text: Callable[[], TokenStream]) -> Screen:
@@ -196,11 +200,12 @@ def facts(name: str, directory: Path, about: dict[str, Any]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "gengen", "gengen": always | about}
 
 
-def fingerprint(directory: Path, generator: TextGenerator) -> str:
-    """Return what tells engines apart whose texts may differ: weights, precision, kernels."""
+def fingerprint(directory: Path, generator: TextGenerator, watermark: Watermark | None) -> str:
+    """Return what tells engines apart whose texts may differ: weights, precision, kernels, a watermark's key."""
     sha, engine = read_json(directory / "manifest.json")["sha256"], generator.engine
     rows = f"exact{engine.least_rows}" if engine.exact else "fast"
-    return f"{sha[:16]}-{generator.precision}-{rows}-torch{torch.__version__}"
+    marked = f"-marked{watermark.delta:g}-{watermark.key_id}" if watermark else ""
+    return f"{sha[:16]}-{generator.precision}-{rows}-torch{torch.__version__}{marked}"
 
 
 def by_name(runs: Sequence[Served]) -> dict[str, Served]:

@@ -18,13 +18,12 @@ from gengen.serving.protocol import (
     MAX_DRAWN,
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     TextRequest,
-    TokenizeRequest,
     invalid,
 )
 from gengen.serving.runs import Served, ServedRun, picked
 from gengen.serving.screen import ScreenedJob, ScreenedTexts
+from gengen.serving.token_protocol import DetectRequest, DetokenizeRequest, TokenizeRequest
 from gengen.serving.wording import ChatWording, CompletionWording, Wording
 
 
@@ -41,6 +40,9 @@ class TextApi:
         asked = await read_body(CompletionRequest, http)
         run, max_tokens = self.run(asked.model), asked.max_tokens or (1 if asked.max_tokens == 0 else 16)
         run.screen.check(asked)
+        for prompt in asked.prompt:
+            if not isinstance(prompt, str):
+                check_tokens(run, "prompt", prompt)
         asked.prompt = await asyncio.to_thread(run.screen.prompts, asked.prompt, run.generator.tokenizer)
         prompts = await asyncio.to_thread(lambda: [run.prompt_tokens(prompt, "prompt") for prompt in asked.prompt])
         seed = new_seed() if asked.seed is None else asked.seed
@@ -89,6 +91,30 @@ class TextApi:
         pieces = await whole(job, run.worker, http, self.patience)
         drained = {"x-gengen-drained": "true"} if job.outcome == "drained" else {}
         return Response(encoded(wording.whole(joined(pieces))), headers=JSON | drained)
+
+    async def detect(self, http: HttpRequest) -> Response:
+        """Look for the watermark in a text. Every pair of tokens is counted; no step of a network is made."""
+        asked = await read_body(DetectRequest, http)
+        run = self.run(asked.model)
+        if (watermark := run.watermark) is None:
+            message = "this server marks no texts: watermark=KEYFILE on its command line names the key to look for"
+            raise invalid(None, message, "no_watermark")
+        if asked.tokens:
+            check_tokens(run, "tokens", asked.tokens)
+        start = await asyncio.to_thread(run.prompt_tokens, asked.prompt, "prompt")
+        tokens = asked.tokens or await asyncio.to_thread(run.generator.tokenizer.encode, asked.text or "")
+        found = await asyncio.to_thread(watermark.detect, [*start, *tokens], len(start))
+        return json_response(
+            {
+                "model": run.name,
+                "tokens": len(tokens),
+                "counted": found.counted,
+                "matching": found.matching,
+                "z": found.z,
+                "p_value": found.p_value,
+                "verdict": found.verdict,
+            }
+        )
 
     async def tokenize(self, http: HttpRequest) -> Response:
         asked = await read_body(TokenizeRequest, http)
@@ -153,6 +179,7 @@ def requests_of(
             prompt,
             settings,
             index=p * asked.n + j,
+            processor=run.watermark,
             constraint=grammar.constraint() if grammar else None,
             top_logprobs=asked.top,
             prompt_logprobs=prompt_logprobs,

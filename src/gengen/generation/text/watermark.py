@@ -29,6 +29,11 @@ class Watermark:
     def __init__(self, key: bytes, delta: float = 2.0):
         self.key, self.delta = key, delta
 
+    @property
+    def key_id(self) -> str:
+        """Return what tells this key from others, and nothing of it: no other use makes this hash."""
+        return shake_256(PURPOSE + b" id" + self.key).hexdigest(4)
+
     def __call__(self, logits: Tensor, tokens: list[list[int]]) -> Tensor:
         """Return logits (B, V) with delta added to those of green tokens."""
         green = self.green([row[-1] for row in tokens], logits.shape[-1])
