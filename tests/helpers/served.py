@@ -94,12 +94,17 @@ def write_image_runs(folder: Path) -> None:
     shape = IMAGES | {"classes": [], "widths": [8, 16]}
     vae = AutoencoderConfig(name="vae", **shape, blocks=1, latent_channels=2)
     save_run(folder / "vae", vae, awake(Autoencoder(vae)))
+    write_reward(folder / "reward")
+
+
+def write_reward(folder: Path) -> None:
+    """A run of stage=reward that reads the tokens of `chat`."""
     tokenizer = TextTokenizer.byte().with_chat()
     config = GPTConfig(name="gpt", **SHAPE, vocab_size=tokenizer.vocab_size)
     reward = RewardModel(config)
     reward.gain.fill_(2.0)
     reward.bias.fill_(0.5)
-    save_run(folder / "reward", config, reward, "reward", tokenizer.to_json())
+    save_run(folder, config, reward, "reward", tokenizer.to_json())
 
 
 def served_here(

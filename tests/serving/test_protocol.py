@@ -17,11 +17,10 @@ from gengen.serving.protocol import (
     ApiError,
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
     parse_body,
     read_request,
 )
+from gengen.serving.token_protocol import DetokenizeRequest, TokenizeRequest
 
 COMPLETION = {"model": "story", "prompt": "Once"}
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}

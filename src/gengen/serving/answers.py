@@ -48,13 +48,15 @@ class Choice:
     drawn: int = 0
     prompt: list[Token] = field(default_factory=list)
     reused: int = 0
-    found: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # of its ending, under `gengen`
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish_reason, self.drawn = piece.finish_reason, piece.drawn
-        self.prompt, self.reused, self.found = piece.prompt or self.prompt, piece.reused, piece.found
+        self.prompt, self.reused = piece.prompt or self.prompt, piece.reused
+        told = {"found": piece.found or None, "reward": piece.reward, "sample": piece.sample}
+        self.facts = {name: value for name, value in told.items() if value is not None}
 
 
 def joined(pieces: Iterable[Piece]) -> list[Choice]:

@@ -39,6 +39,9 @@ class Piece:
     prompt: list[Token] = field(default_factory=list)
     reused: int = 0  # tokens of the prompt that were not read, as they had been before
     found: str = ""
+    ids: list[int] = field(default_factory=list)  # at the end: all tokens of the text, those of a stop string included
+    reward: float | None = None  # of one that was chosen among several, and which sample it is
+    sample: int | None = None
 
 
 class Gains:
@@ -63,6 +66,7 @@ class Gains:
             row.error,
             self._prompt(),
             row.reused,
+            ids=row.tokens if row.finish_reason else [],
         )
 
     def _ended_by_token(self) -> bool:

@@ -231,6 +231,13 @@ class TextRequest(Controls):
     regex: Json = parameter(read_any, "what the text must match")
     choice: Json = parameter(read_any, "the texts to choose from")
     lark: Json = parameter(read_any, "a grammar of the text")
+    best_of: int | None = option(None, "draw so many, and return the n that reward likes best", low=1, high=MAX_N)
+    reward: str | None = option(None, "what best_of goes by: a run of stage=reward that is served, by its name")
+
+    @property
+    def drawn(self) -> int:
+        """Return how many texts are drawn for each prompt."""
+        return self.best_of if self.reward and self.best_of else self.n
 
     @property
     def include_usage(self) -> bool:
@@ -253,6 +260,19 @@ class TextRequest(Controls):
             raise invalid("stop_ids", f"stop_ids takes at most {MAX_STOPS} tokens")
         if self.stream_options and not self.stream:
             raise invalid("stream_options", "stream_options is for stream=true")
+        self.check_best_of()
+
+    def check_best_of(self) -> None:
+        """Raise ApiError where the best of several texts cannot be chosen."""
+        if self.reward is None:
+            if self.best_of not in (None, self.n):
+                message = f"best_of={self.best_of} needs reward, which says what the n={self.n} best are"
+                raise invalid("best_of", message)
+            return
+        if self.best_of is None or self.best_of < self.n:
+            raise invalid("best_of", f"best_of={self.best_of}: reward chooses n={self.n} of as many or more")
+        if self.stream:
+            raise invalid("stream", "stream=true tells a text while it is drawn; reward chooses among whole ones")
 
     def settings(self, seed: int, max_tokens: int) -> DecodingSettings:
         """Return how the choices are drawn."""
@@ -270,7 +290,6 @@ class CompletionRequest(TextRequest):
     max_tokens: int | None = option(16, "new tokens at most; 0 only with echo", low=0, high=MAX_DRAWN)
     echo: bool = option(False, "begin each choice with its prompt")
     logprobs: int | None = option(None, "log-probabilities, with as many of the likeliest tokens", low=0, high=MAX_TOP)
-    best_of: int | None = option(None, "only as many as n: none is thrown away", low=1, high=MAX_N)
 
     @property
     def top(self) -> int:
@@ -284,8 +303,6 @@ class CompletionRequest(TextRequest):
         super().check()
         if not self.prompt:
             raise invalid("prompt", "prompt is missing: a text, which may be empty", MISSING)
-        if self.best_of not in (None, self.n):
-            raise invalid("best_of", f"best_of={self.best_of}: leave it out, or let it equal n={self.n}")
         if self.max_tokens == 0 and not self.echo:
             raise invalid("max_tokens", "max_tokens=0 draws nothing, which only echo=true makes sense of")
 

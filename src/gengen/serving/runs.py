@@ -51,20 +51,18 @@ TrainingText = Callable[[Path], TokenStream]
 """Opens the tokens that the run of a checkpoint was trained on."""
 
 
-def named(runs: Mapping[str, Served], name: str) -> Served:
-    """Return the run of this name. Raises ApiError where there is none."""
+def named(runs: Mapping[str, Served], name: str, key: str = "model") -> Served:
+    """Return the run of this name. Raises ApiError, naming the parameter `key`, where there is none."""
     if name not in runs:
-        raise ApiError(
-            404, f"no run is served as {name[:80]!r}; there is {', '.join(runs)}", "model_not_found", "model"
-        )
+        raise ApiError(404, f"no run is served as {name[:80]!r}; there is {', '.join(runs)}", "model_not_found", key)
     return runs[name]
 
 
-def picked(runs: Mapping[str, Served], name: str, kind: type[S]) -> S:
+def picked(runs: Mapping[str, Served], name: str, kind: type[S], key: str = "model") -> S:
     """Return the run of this name. Raises ApiError where there is none, or one of another kind."""
-    run = named(runs, name)
+    run = named(runs, name, key)
     if not isinstance(run, kind):
-        raise invalid("model", f"{name} {run.does}", "wrong_kind_of_model")
+        raise invalid(key, f"{name} {run.does}", "wrong_kind_of_model")
     return run
 
 

@@ -1,5 +1,6 @@
 """Reward runs that are served: they score answers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,6 +8,7 @@ from typing import Any, ClassVar
 from gengen.config.serve import ServeConfig
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.generation.text.rewards import Answer, Scorer, check_scale
+from gengen.generation.text.row import Request
 from gengen.serving.answers import encoded
 from gengen.serving.calls import CallWorker, Progress
 from gengen.serving.family_protocol import ScoreRequest
@@ -28,6 +30,24 @@ class ServedScorer:
     def summary(self) -> str:
         about = self.facts["gengen"]
         return f"step {about['step']}, scores answers, context {about['context']}"
+
+    def room(self, prompt: list[int]) -> int:
+        """Return how many tokens of an answer it can read after a prompt."""
+        context: int = self.facts["gengen"]["context"]
+        return context - len(prompt)
+
+    def check_room(self, request: Request) -> None:
+        """Raise ApiError for a text that may become longer than what it can read."""
+        if request.settings.max_tokens > self.room(request.prompt):
+            length = f"{len(request.prompt)} tokens of prompt and max_tokens={request.settings.max_tokens}"
+            context = self.facts["gengen"]["context"]
+            message = f"max_tokens: {length} are more than the {context} that reward {self.name} can read"
+            raise invalid("max_tokens", message, "context_length_exceeded")
+
+    def rewards(self, answers: list[Answer], progress: Progress) -> bytes:
+        """Return the score of each answer, as JSON."""
+        progress.check()
+        return json.dumps(self.scorer(answers).tolist(), allow_nan=False).encode()
 
     def answers(self, asked: ScoreRequest) -> list[Answer]:
         """Return what is to be scored, as tokens. Raises ApiError for an answer that does not fit the context."""

@@ -87,6 +87,9 @@ class ScreenedTexts:
             return replace(piece, text=shown, tokens=[])
         return replace(piece, text=shown, tokens=[], finish_reason="filtered", found=text.refused.kind)
 
+    def all_shown(self, pieces: list[Piece]) -> list[Piece]:
+        return [shown for piece in pieces if (shown := self.shown(piece)) is not None]
+
     def refused(self, choice: int) -> bool:
         return self.texts[choice].refused is not None
 
@@ -101,13 +104,10 @@ class ScreenedJob(Job):
     async def stream(self, heartbeat_s: float) -> AsyncIterator[list[Piece]]:
         last = time.monotonic()
         async for pieces in super().stream(heartbeat_s):
-            shown = await asyncio.to_thread(self._shown, pieces)
+            shown = await asyncio.to_thread(self.texts.all_shown, pieces)
             for choice in {piece.choice for piece in pieces if not piece.finish_reason}:
                 if self.texts.refused(choice):
                     self.worker.end_choice(self, choice)
             if shown or time.monotonic() - last >= heartbeat_s:
                 last = time.monotonic()
                 yield shown
-
-    def _shown(self, pieces: list[Piece]) -> list[Piece]:
-        return [shown for piece in pieces if (shown := self.texts.shown(piece)) is not None]

@@ -1,6 +1,7 @@
 """The endpoints of text: completions and chat completions, whole or as server-sent events; tokens and back."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,8 @@ from gengen.generation.text.grammar import Grammar
 from gengen.generation.text.row import Request
 from gengen.serving.answering import JSON, EventStream, Patience, json_response, read_body, whole
 from gengen.serving.answers import DONE, encoded, event, joined
+from gengen.serving.best_of import answers_of, chosen_of
+from gengen.serving.calls import Call
 from gengen.serving.constraints import grammar_of
 from gengen.serving.jobs import Job
 from gengen.serving.pieces import Piece
@@ -22,6 +25,7 @@ from gengen.serving.protocol import (
     invalid,
 )
 from gengen.serving.runs import Served, ServedRun, picked
+from gengen.serving.scores import ServedScorer
 from gengen.serving.screen import ScreenedJob, ScreenedTexts
 from gengen.serving.token_protocol import DetectRequest, DetokenizeRequest, TokenizeRequest
 from gengen.serving.wording import ChatWording, CompletionWording, Wording
@@ -60,9 +64,11 @@ class TextApi:
         asked.messages = await asyncio.to_thread(run.screen.messages, asked.messages)
         prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
         seed = new_seed() if asked.seed is None else asked.seed
-        most = min(run.room(prompt), MAX_DRAWN // asked.n)
+        most = min(run.room(prompt), MAX_DRAWN // asked.drawn)
         grammar = await asyncio.to_thread(grammar_of, asked, run.generator.tokenizer)
-        max_tokens = asked.max_tokens or most
+        if asked.reward:
+            most = min(most, self.scorer(asked.reward, run).room(prompt))
+        max_tokens = asked.max_tokens or max(most, 1)
         requests = requests_of(asked, run, [prompt], seed, max_tokens, asked.prompt_logprobs, grammar)
         wording = ChatWording(asked, run.name, run.fingerprint, run.spelling, seed, [prompt])
         last = asked.messages[-1]["content"]
@@ -78,6 +84,8 @@ class TextApi:
         prompts: list[str],
     ) -> "Response | EventStream[Piece]":
         """prompts: as texts, which some filters look at beside what goes on from them."""
+        if asked.reward:
+            return await self.best(http, run, asked, requests, wording, prompts)
         job = job_of(http.scope["state"]["client"], run, requests, asked.stream, prompts)
         if asked.stream:
 
@@ -91,6 +99,41 @@ class TextApi:
         pieces = await whole(job, run.worker, http, self.patience)
         drained = {"x-gengen-drained": "true"} if job.outcome == "drained" else {}
         return Response(encoded(wording.whole(joined(pieces))), headers=JSON | drained)
+
+    def scorer(self, name: str, run: ServedRun) -> ServedScorer:
+        """Return a reward run by its name. Raises ApiError where it is none, or reads another run's tokens."""
+        scorer = picked(self.runs, name, ServedScorer, "reward")
+        if scorer.scorer.tokenizer.hash != run.generator.tokenizer.hash:
+            raise invalid(
+                "reward", f"{name} was trained with another tokenizer than {run.name}", "wrong_kind_of_model"
+            )
+        return scorer
+
+    async def best(
+        self,
+        http: HttpRequest,
+        run: ServedRun,
+        asked: TextRequest,
+        requests: list[Request],
+        wording: Wording,
+        prompts: list[str],
+    ) -> Response:
+        """Draw `best_of` texts of each prompt, and answer with the n that a reward run likes best."""
+        scorer = self.scorer(str(asked.reward), run)
+        for request in requests:
+            scorer.check_room(request)
+        client = http.scope["state"]["client"]
+        drawn = await whole(Job(client, requests), run.worker, http, self.patience)
+        drawn.sort(key=lambda piece: piece.choice)
+        answers = answers_of(drawn, requests, prompts)
+        call = Call(client, lambda progress: scorer.rewards(answers, progress), cost=len(answers))
+        rewards = await whole(call, scorer.worker, http, self.patience)
+        chosen = chosen_of(drawn, json.loads(rewards[0]), asked.drawn, asked.n)
+        wording.not_chosen = sum(piece.drawn for piece in drawn) - sum(piece.drawn for piece in chosen)
+        if run.screen.filters:
+            texts = screened_texts(run, requests[:: asked.drawn], prompts, asked.n)
+            chosen = await asyncio.to_thread(texts.all_shown, chosen)
+        return Response(encoded(wording.whole(joined(chosen))), headers=JSON)
 
     async def detect(self, http: HttpRequest) -> Response:
         """Look for the watermark in a text. Every pair of tokens is counted; no step of a network is made."""
@@ -140,10 +183,14 @@ def job_of(client: str, run: ServedRun, requests: list[Request], streamed: bool,
     """Return a job of the choices of a request, as many of each prompt."""
     if not run.screen.filters:
         return Job(client, requests, streamed)
-    n = len(requests) // len(prompts)
-    constrained = any(request.constraint for request in requests)
-    texts = ScreenedTexts(run.screen, [prompts[i // n] for i in range(len(requests))], constrained)
+    texts = screened_texts(run, requests, prompts, len(requests) // len(prompts))
     return ScreenedJob(client, requests, streamed=True, texts=texts, worker=run.worker)
+
+
+def screened_texts(run: ServedRun, requests: list[Request], prompts: list[str], n: int) -> ScreenedTexts:
+    """Return what a run's filters make of n choices of each prompt."""
+    constrained = any(request.constraint for request in requests)
+    return ScreenedTexts(run.screen, [prompt for prompt in prompts for _ in range(n)], constrained)
 
 
 def new_seed() -> int:
@@ -167,9 +214,10 @@ def requests_of(
     prompt_logprobs: bool,
     grammar: Grammar | None = None,
 ) -> list[Request]:
-    """Return what to draw: choice j of prompt p is sample p * n + j, as in `TextGenerator.generate`."""
-    if max_tokens * asked.n * len(prompts) > MAX_DRAWN:
-        drawn = f"{len(prompts)} prompts with n={asked.n} and max_tokens={max_tokens}"
+    """Return what to draw: choice j of prompt p is sample p * n + j, as in `TextGenerator.generate`; of the best of
+    several, n is how many are drawn."""
+    if max_tokens * asked.drawn * len(prompts) > MAX_DRAWN:
+        drawn = f"{len(prompts)} prompts with {asked.drawn} texts each and max_tokens={max_tokens}"
         raise invalid("max_tokens", f"{drawn} may draw more than {MAX_DRAWN} tokens, the most of a request")
     check_tokens(run, "logit_bias", asked.logit_bias)
     check_tokens(run, "stop_ids", asked.stop_ids)
@@ -178,12 +226,12 @@ def requests_of(
         Request(
             prompt,
             settings,
-            index=p * asked.n + j,
+            index=p * asked.drawn + j,
             processor=run.watermark,
             constraint=grammar.constraint() if grammar else None,
             top_logprobs=asked.top,
             prompt_logprobs=prompt_logprobs,
         )
         for p, prompt in enumerate(prompts)
-        for j in range(asked.n)
+        for j in range(asked.drawn)
     ]

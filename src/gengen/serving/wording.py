@@ -18,6 +18,8 @@ Tree = dict[str, Any]
 class Wording(Protocol):
     """What an answer needs of them."""
 
+    not_chosen: int
+
     def chunks(self, choice: Choice) -> Iterator[Tree]:
         """Yield the chunks that tell what a choice has gained."""
         ...
@@ -54,6 +56,7 @@ class _Envelope(Generic[A]):
         self.tail = {"system_fingerprint": fingerprint, "gengen": {"seed": seed}}
         self.drawn, self.reused = Counter[int](), Counter[int]()
         self.begun: set[int] = set()
+        self.not_chosen = 0  # tokens of texts that are drawn and not shown
 
     def chunk(self, choices: list[Tree]) -> Tree:
         null_usage = {"usage": None} if self.asked.include_usage else {}
@@ -71,7 +74,7 @@ class _Envelope(Generic[A]):
             0, len(self.prompts) * self.asked.n, self.asked.n
         )  # those after may reuse what these read
         reused = sum(self.reused[choice] for choice in first_choices)
-        return usage(sum(map(len, self.prompts)), reused, self.drawn.total())
+        return usage(sum(map(len, self.prompts)), reused, self.drawn.total() + self.not_chosen)
 
     def enveloped(self, choices: list[Tree]) -> Tree:
         return {**self.head, "object": self.whole_object, "choices": choices, "usage": self.usage(), **self.tail}
@@ -80,8 +83,7 @@ class _Envelope(Generic[A]):
         """Return why a choice has ended, in OpenAI's words and in ours."""
         if not choice.finish_reason:
             return {"finish_reason": None}
-        found = {"found": choice.found} if choice.found else {}
-        ours = {"finish_reason": choice.finish_reason, **found}
+        ours = {"finish_reason": choice.finish_reason, **choice.facts}
         return {"finish_reason": FINISH[choice.finish_reason], "gengen": ours}
 
     def prompt_logprobs(self, choice: Choice) -> Tree:
