@@ -451,6 +451,35 @@ def test_logprobs_are_the_models_own(model: GPT, generator: TextGenerator, setti
         assert len(s.tokens) > 3 and s.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_logprobs_of_what_is_drawn_from(model: GPT, generator: TextGenerator) -> None:
+    """After bias, temperature and top_k, by the formula; the tokens, and a neighbour's own log-probabilities, stay."""
+    settings: dict[str, Any] = {"temperature": 0.7, "top_k": 5, "logit_bias": {70: 2.0}, "max_tokens": 12, "seed": 4}
+    drawn = generator.generate("Once", n=3, logprobs_of="drawn", **settings)
+    plain = generator.generate("Once", n=3, **settings)
+    assert drawn == plain
+    prompt = [0, *BYTES.encode("Once")]
+    for s in drawn:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + s.tokens]))[0][len(prompt) - 1 :]
+        logits[:, 70] += 2.0
+        expected = next_token_probabilities(logits, 0.7, 5).log()
+        chosen = [expected[i, token].item() for i, token in enumerate(s.tokens)]
+        assert s.logprobs == pytest.approx(chosen, abs=1e-4)
+    asked = [DecodingSettings(**settings | {"logit_bias": ["70:2.0"]}, logprobs_of=of) for of in ("drawn", "model")]
+    scheduler = generator.scheduler(2)
+    texts = [scheduler.admit(Request(prompt, one, 0, top_logprobs=7)) for one in asked]
+    while not scheduler.idle:
+        scheduler.step()
+    assert [text.logprobs for text in texts] == [drawn[0].logprobs, plain[0].logprobs]
+    assert [logprob for _, logprob in texts[0].top_logprobs[0]][5:] == [-math.inf] * 2, "five may be drawn"
+    assert all(math.isfinite(logprob) for _, logprob in texts[1].top_logprobs[0])
+
+
+def test_the_likeliest_token_is_drawn_for_certain(generator: TextGenerator) -> None:
+    sample = generator.generate("Once", temperature=0, max_tokens=5, logprobs_of="drawn")[0]
+    assert sample.logprobs == [0.0] * 5
+
+
 def test_a_prompt_of_tokens_equals_one_of_text(generator: TextGenerator) -> None:
     prompts = ["Once upon", "", "é"]
     texts = generator.generate(prompts, n=2, max_tokens=15)

@@ -53,6 +53,9 @@ class DecodingSettings:
         "slide", ["slide", "end"],
         "a text that fills the model's context: slide = it goes on from its last half; end = it ends there",
     )  # fmt: skip
+    logprobs_of: str = choice(
+        "model", ["model", "drawn"], "log-probabilities of a text's tokens: the model's own, or after all controls"
+    )
 
     def bias(self) -> dict[int, float]:
         """logit_bias as numbers. Raises UserError."""

@@ -48,7 +48,7 @@ class Sample:
     finish_reason: "end" (the model ended its text), "stop" (a stop string came), "length" (max_tokens),
     "interrupted" or "filtered" (a filter refused what comes next).
     tokens: all that were drawn but what ended the text; they spell the text and, after "stop", the stop string too.
-    logprobs: log-probability of each of them under the model itself, before any control.
+    logprobs: log-probability of each of them under the model itself, before any control; or after all (`logprobs_of`).
     """
 
     prompt: str

@@ -10,7 +10,7 @@ from gengen.generation.text.row import Request
 
 @dataclass(frozen=True)
 class Token:
-    """A token with its log-probability under the model itself, before any control; None where nothing was computed.
+    """A token with its log-probability, by `logprobs_of` of the request; None where nothing was computed.
 
     top: the likeliest tokens in its place, each with its own. offset: characters of the text before it.
     """

@@ -225,6 +225,7 @@ class TextRequest(Controls):
     overflow: str = choice(
         "end", ["end", "slide"], "when the context is full: end with length, or go on from its last half"
     )
+    logprobs_of: str = choice("model", ["model", "drawn"], "log-probabilities: the model's own, or after all controls")
     response_format: Json = parameter(read_any, "text")
     tools: Json = parameter(read_any, "functions to call")
     tool_choice: Json = parameter(read_any, "which")
@@ -260,6 +261,8 @@ class TextRequest(Controls):
             raise invalid("stop_ids", f"stop_ids takes at most {MAX_STOPS} tokens")
         if self.stream_options and not self.stream:
             raise invalid("stream_options", "stream_options is for stream=true")
+        if self.logprobs_of == "drawn" and not self.logprobs_key:
+            raise invalid("logprobs_of", "logprobs_of=drawn goes with logprobs")
         self.check_best_of()
 
     def check_best_of(self) -> None:
@@ -278,7 +281,7 @@ class TextRequest(Controls):
         """Return how the choices are drawn."""
         return DecodingSettings(
             seed=seed, max_tokens=max_tokens, stop=self.stop, stop_ids=self.stop_ids, overflow=self.overflow,
-            **self.controls(),
+            logprobs_of=self.logprobs_of, **self.controls(),
         )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class TextApi:
     async def completions(self, http: HttpRequest) -> "Response | EventStream[Piece]":
         asked = await read_body(CompletionRequest, http)
         run, max_tokens = self.run(asked.model), asked.max_tokens or (1 if asked.max_tokens == 0 else 16)
-        run.screen.check(asked)
+        check_logprobs(asked, run)
         for prompt in asked.prompt:
             if not isinstance(prompt, str):
                 check_tokens(run, "prompt", prompt)
@@ -60,7 +60,7 @@ class TextApi:
     async def chat(self, http: HttpRequest) -> "Response | EventStream[Piece]":
         asked = await read_body(ChatRequest, http)
         run = self.run(asked.model)
-        run.screen.check(asked)
+        check_logprobs(asked, run)
         asked.messages = await asyncio.to_thread(run.screen.messages, asked.messages)
         prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
         seed = new_seed() if asked.seed is None else asked.seed
@@ -196,6 +196,14 @@ def screened_texts(run: ServedRun, requests: list[Request], prompts: list[str], 
 def new_seed() -> int:
     """Return a seed that a client can send back: JavaScript holds integers up to 2^53 exactly."""
     return secrets.randbits(48)
+
+
+def check_logprobs(asked: TextRequest, run: ServedRun) -> None:
+    """Raise ApiError for log-probabilities that would give away what is filtered, or which tokens a mark prefers."""
+    run.screen.check(asked)
+    if run.watermark and asked.logprobs_of == "drawn":
+        message = "logprobs_of=drawn: this server marks its texts, and these would tell how; logprobs_of=model is had"
+        raise invalid("logprobs_of", message, "unsupported_parameter")
 
 
 def check_tokens(run: ServedRun, key: str, tokens: Iterable[int]) -> None:

@@ -15,9 +15,9 @@ class Continuation:
     may begin a stop string. Of several stop strings the one that is complete first counts, wherever the borders of
     tokens lie.
 
-    logprobs: of each token under the model itself. top_logprobs: (token, log-probability) of the likeliest in its
-    place, where they were asked for. prompt_logprobs, prompt_top_logprobs: the same of each token of the prompt but
-    the first.
+    logprobs: of each token, by `logprobs_of` of the settings. top_logprobs: (token, log-probability) of the likeliest
+    in its place, where they were asked for. prompt_logprobs, prompt_top_logprobs: under the model itself, of each
+    token of the prompt but the first.
     reused: how many tokens of the prompt were not read, as they had been before.
     finish_reason: as in `Sample`, or "error", of which `error` says what it is; empty until the text has ended.
     """

@@ -24,20 +24,24 @@ def add_tokens(logits: Tensor, rows: Sequence[Row]) -> None:
         some = [rows[i] for i in places]
         every = len(some) == len(rows)
         try:
-            tokens = draw_alike(logits if every else logits[places], some)
+            tokens, probabilities = draw_alike(logits if every else logits[places], some)
         except UserError as error:  # a processor's
             for row in some:
                 row.text.fail(str(error))
             continue
-        own = logprobs if every else logprobs[places]
-        drawn = torch.tensor(tokens, device=own.device).clamp(max=own.shape[-1] - 1)
+        told = logprobs if every else logprobs[places]
+        asked = [row.request.settings.logprobs_of == "drawn" for row in some]
+        if any(asked):
+            drawn_from = torch.tensor(asked, device=told.device)[:, None]
+            told = torch.where(drawn_from, probabilities.log().to(told), told)
+        drawn = torch.tensor(tokens, device=told.device).clamp(max=told.shape[-1] - 1)
         for i, (row, token, logprob) in enumerate(
-            zip(some, tokens, own.gather(1, drawn[:, None])[:, 0].tolist(), strict=True)
+            zip(some, tokens, told.gather(1, drawn[:, None])[:, 0].tolist(), strict=True)
         ):
-            if token == own.shape[-1]:
+            if token == told.shape[-1]:
                 row.text.fail(f"the logits are not finite, or no token is allowed: {why_none(logits[places[i]], row)}")
             else:
-                row.add(token, logprob, likeliest(own[i], row.request.top_logprobs))
+                row.add(token, logprob, likeliest(told[i], row.request.top_logprobs))
 
 
 def add_prompt_logprobs(logits: Tensor, row: Row) -> None:
@@ -50,13 +54,14 @@ def add_prompt_logprobs(logits: Tensor, row: Row) -> None:
         row.text.prompt_top_logprobs.append(likeliest(own, row.request.top_logprobs))
 
 
-def draw_alike(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+def draw_alike(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], Tensor]:
     """Return a token for each of some rows with the same controls, by their logits (n, V); V where none is possible.
-    Raises UserError where their processor does."""
+    And what they were drawn from, probabilities (n, V). Raises UserError where their processor does."""
     c = rows[0].request.settings
     wanted = constrained(controlled(logits, rows), rows)
     numbers = torch.tensor([row.next_number() for row in rows], dtype=torch.float64, device=logits.device)
-    return draw(next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p), numbers).tolist()
+    probabilities = next_token_probabilities(wanted, c.temperature, c.top_k, c.top_p, c.min_p)
+    return draw(probabilities, numbers).tolist(), probabilities
 
 
 def controlled(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -102,6 +102,7 @@ class TextGenerator:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         overflow: str = "slide",
+        logprobs_of: str = "model",
         grammar: GrammarSpec | None = None,
         processor: Processor | None = None,
         interrupted: Callable[[], bool] = never,
@@ -115,7 +116,7 @@ class TextGenerator:
         """
         settings = decoding_settings(
             seed, max_tokens, temperature, top_k, top_p, min_p,
-            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow,
+            repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_ids, overflow, logprobs_of,
         )  # fmt: skip
         return list(
             self.samples(prompts, settings, n=n, grammar=grammar, processor=processor, interrupted=interrupted)
@@ -272,6 +273,7 @@ def decoding_settings(
     stop: str | Sequence[str],
     stop_ids: Sequence[int],
     overflow: str,
+    logprobs_of: str = "model",
 ) -> DecodingSettings:
     """Return the settings, each held to its field of DecodingSettings. Raises UserError for one that is out of range.
 
@@ -285,6 +287,6 @@ def decoding_settings(
         "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty, "logit_bias": list(logit_bias),
         "stop": [stop] if isinstance(stop, str) else list(stop), "stop_ids": list(stop_ids),
-        "overflow": overflow,
+        "overflow": overflow, "logprobs_of": logprobs_of,
     })  # fmt: skip
     return settings
