@@ -109,9 +109,11 @@ class EventStream(Generic[P]):
             raise ClientGone
 
     async def send(self, send: Send, body: bytes, last: bool = False) -> None:
-        """Send some events. A client that does not read them for too long ends its job."""
+        """Send some events. A client that does not read them for too long, or until too much waits, ends its job."""
+        now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self.patience.stall_s):
+            async with asyncio.timeout(self.patience.stall_s) as limit:
+                self.job.when_full = lambda: limit.reschedule(now())
                 if not self.began:
                     self.began = True
                     headers = [(name.encode(), value.encode()) for name, value in SSE.items()]
@@ -120,3 +122,5 @@ class EventStream(Generic[P]):
         except TimeoutError:
             self.stalled = True
             self.worker.end(self.job, "stalled")
+        finally:
+            self.job.when_full = None

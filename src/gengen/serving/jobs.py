@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from gengen.generation.text.row import Request
 from gengen.serving.pieces import Piece
@@ -16,14 +16,28 @@ OUTCOMES = ("done", "cancelled", "stalled", "deadline", "drained", "error")
 stopped before the job was done, and it was answered as far as it had come."""
 
 
-P = TypeVar("P")
+MAX_UNSENT = 256 * 1024
+"""Bytes that may gather for a client while it does not read."""
+
+
+class Sized(Protocol):
+    """What a job is told."""
+
+    def __len__(self) -> int:
+        """Return about how many bytes it takes."""
+        ...
+
+
+P = TypeVar("P", bound=Sized)
 
 
 @dataclass(eq=False)
 class BaseJob(Generic[P]):
     """What all jobs share; what is drawn comes in pieces of type P.
 
-    client: whose turn it takes. Belongs to the event loop, but for what the engine's thread says of it.
+    client: whose turn it takes. unsent: bytes of the pieces that wait. when_full: set while the client does not read
+    what it was sent; called once when more than `MAX_UNSENT` wait meanwhile. Belongs to the event loop, but for what
+    the engine's thread says of it.
     """
 
     client: str
@@ -33,11 +47,17 @@ class BaseJob(Generic[P]):
     began: float = field(default_factory=time.monotonic)
     pieces: deque[P] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    unsent: int = 0
+    when_full: Callable[[], object] | None = None
 
     def take(self, piece: P) -> None:
         """Take what was drawn."""
         self.pieces.append(piece)
         self.arrived.set()
+        self.unsent += len(piece)
+        if self.when_full and self.unsent > MAX_UNSENT:
+            when_full, self.when_full = self.when_full, None
+            when_full()
 
     async def stream(self, heartbeat_s: float) -> AsyncIterator[list[P]]:
         """Yield what has arrived since the last time, an empty list where that is nothing for `heartbeat_s`, until the
@@ -51,6 +71,7 @@ class BaseJob(Generic[P]):
             self.arrived.clear()
             pieces, settled = list(self.pieces), bool(self.outcome)
             self.pieces.clear()
+            self.unsent = 0
             if pieces:
                 yield pieces
             if settled and not self.pieces:

@@ -7,6 +7,8 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.text.continuation import Continuation
 from gengen.generation.text.row import Request
 
+LOGPROB = 64  # bytes that a log-probability takes with its token, about
+
 
 @dataclass(frozen=True)
 class Token:
@@ -42,6 +44,11 @@ class Piece:
     ids: list[int] = field(default_factory=list)  # at the end: all tokens of the text, those of a stop string included
     reward: float | None = None  # of one that was chosen among several, and which sample it is
     sample: int | None = None
+
+    def __len__(self) -> int:
+        """Return about how many bytes it takes: those of its text, and `LOGPROB` a log-probability."""
+        known = sum(1 + len(token.top) for token in (*self.tokens, *self.prompt))
+        return len(self.text.encode()) + LOGPROB * known
 
 
 class Gains:
