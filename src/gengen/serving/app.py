@@ -39,6 +39,7 @@ class Application:
             Route("/gengen/v1/next", families.next, methods=["POST"]),
             Route("/gengen/v1/denoise", families.denoise, methods=["POST"]),
             Route("/gengen/v1/latent", families.latent, methods=["POST"]),
+            Route("/gengen/v1/reconstruct", families.reconstruct, methods=["POST"]),
             Route("/gengen/v1/gan", families.gan, methods=["POST"]),
             Route("/gengen/v1/score", families.score, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
@@ -132,6 +133,12 @@ def exposition(runs: dict[str, Served]) -> str:
         for kind, n in (("prompt", w.prompt_tokens), ("drawn", w.drawn_tokens))
     ]
     page.family("gengen_tokens_total", "counter", "Tokens read and drawn.", drawn)
+    guessed = [({**m, "kind": kind}, n) for m, w in texts for kind, n in w.guesses.items()]
+    page.family("gengen_guesses_total", "counter", "Tokens guessed, and those of them that were right.", guessed)
+    hits = [(m, w.prefix_hits) for m, w in texts]
+    page.family("gengen_prefix_hits_total", "counter", "Choices whose prompt's beginning was known.", hits)
+    reused = [(m, w.reused_tokens) for m, w in texts]
+    page.family("gengen_prefix_tokens_total", "counter", "Tokens of prompts that were not read again.", reused)
     page.histogram(
         "gengen_first_text_seconds", "From acceptance to the first text.", [(m, w.first_text_s) for m, w in texts]
     )

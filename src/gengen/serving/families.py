@@ -13,6 +13,7 @@ from starlette.responses import Response
 from torch import Tensor
 
 from gengen.config.commands import DecodingSettings
+from gengen.data.image.decode import decode
 from gengen.generation.diffusion import path_of
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
@@ -23,7 +24,14 @@ from gengen.generation.text.stages import stages
 from gengen.serving.answering import JSON, EventStream, Patience, json_response, read_body, whole
 from gengen.serving.answers import encoded, named_event
 from gengen.serving.calls import Call, CallWorker, Progress
-from gengen.serving.family_protocol import DenoiseRequest, GanRequest, LatentRequest, NextRequest, ScoreRequest
+from gengen.serving.family_protocol import (
+    DenoiseRequest,
+    GanRequest,
+    LatentRequest,
+    NextRequest,
+    ReconstructRequest,
+    ScoreRequest,
+)
 from gengen.serving.image_runs import ServedImages, encoded_png, refusing
 from gengen.serving.images import STEPS, partial_steps
 from gengen.serving.jobs import Job
@@ -83,6 +91,12 @@ class FamilyApi:
         run = picked(self.runs, asked.model, ServedImages)
         generator = of_family(run, AutoencoderGenerator, "no autoencoder")
         return await self.called(http, run.worker, lambda progress: decoded(run, generator, asked))
+
+    async def reconstruct(self, http: HttpRequest) -> Answer:
+        asked = await read_body(ReconstructRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
+        return await self.called(http, run.worker, lambda progress: reconstructed(run, generator, asked))
 
     async def gan(self, http: HttpRequest) -> Answer:
         asked = await read_body(GanRequest, http)
@@ -197,6 +211,26 @@ def decoded(run: ServedImages, generator: AutoencoderGenerator, asked: LatentReq
         said = {"seed": asked.seed, "index": asked.first}
         deviations = model.whitened(moved)[0].flatten().tolist()
     answer = {"b64_json": base64_png(run, image, said), "shape": shape, "deviations": deviations, "gengen": said}
+    return encoded(answer)
+
+
+def reconstructed(run: ServedImages, generator: AutoencoderGenerator, asked: ReconstructRequest) -> bytes:
+    """Return a picture as the model takes it, what is left of it after its latent, and the root of their mean squared
+    difference, of 255."""
+    c = generator.config
+    assert asked.image is not None and c.resolution and c.channels, "check"
+    try:
+        image = decode(asked.image, c.resolution, c.channels)
+    except ValueError as wrong:
+        raise invalid("image", f"image: {wrong}") from None
+    found = generator.reconstruct(image[None])[0].cpu()
+    error = float((found.double() - image.double()).square().mean().sqrt())
+    answer = {
+        "b64_json": base64_png(run, found, {"what": "reconstruction"}),
+        "image": base64_png(run, image, {"what": "image"}),
+        "shape": list(generator.model.latent_shape),
+        "error": error,
+    }
     return encoded(answer)
 
 

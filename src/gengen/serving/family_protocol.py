@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 
 from gengen.config.fields import option
 from gengen.io import Json
-from gengen.serving.image_protocol import MAX_TEXT, SAMPLES, DrawRequest
+from gengen.serving.image_protocol import MAX_TEXT, SAMPLES, DrawRequest, read_picture
 from gengen.serving.protocol import (
     MAX_N,
     MAX_SEED,
@@ -81,6 +82,20 @@ class LatentRequest:
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
         check_model(self.model)
+
+
+@dataclass
+class ReconstructRequest:
+    """The body of POST /gengen/v1/reconstruct: what an autoencoder leaves of a picture."""
+
+    model: str = option("", "the run, by its name")
+    image: BytesIO | None = parameter(read_picture, "a picture in base64, which is brought to the model's size")
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+        if self.image is None:
+            raise invalid("image", "image is missing: a picture in base64", MISSING)
 
 
 @dataclass

@@ -31,7 +31,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_BODY = 2**20  # bytes
 MAX_PICTURES = 2**23  # bytes of a body that brings pictures
-PICTURES = {"/gengen/v1/images/edits"}
+PICTURES = {"/gengen/v1/images/edits", "/gengen/v1/reconstruct"}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}

@@ -11,6 +11,7 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.text.continuation import Continuation
 from gengen.generation.text.row import Request
+from gengen.generation.text.speculation import Speculation
 from gengen.serving.engine_thread import EngineThread
 from gengen.serving.jobs import Job
 from gengen.serving.metrics import Histogram
@@ -29,6 +30,8 @@ class DrawsText(Protocol):
     def cancel(self, text: Continuation, reason: str = "interrupted") -> None: ...
     @property
     def idle(self) -> bool: ...
+    @property
+    def speculation(self) -> Speculation | None: ...
 
 
 @dataclass(eq=False)
@@ -54,6 +57,7 @@ class Worker(EngineThread[Job]):
         self.make, self.tokenizer, self.rows = make, tokenizer, rows
         # the loop's
         self.drawn_tokens, self.prompt_tokens = 0, 0
+        self.reused_tokens, self.prefix_hits = 0, 0
         self.finishes = Counter[str]()
         self.first_text_s = Histogram((0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
         # the thread's
@@ -68,6 +72,12 @@ class Worker(EngineThread[Job]):
     def running(self) -> int:
         """Return how many rows are drawn."""
         return len(self.drawings)
+
+    @property
+    def guesses(self) -> dict[str, int]:
+        """Return how many tokens were guessed, and how many of them were right, since the scheduler was made."""
+        found = self.scheduler.speculation
+        return {"offered": found.offered, "accepted": found.accepted} if found else {}
 
     def _cut_begun(self, job: Job) -> None:
         self._command(self._cut, job)
@@ -91,6 +101,8 @@ class Worker(EngineThread[Job]):
             job.take(piece)
             if piece.finish_reason:
                 self.drawn_tokens += piece.drawn
+                self.reused_tokens += piece.reused
+                self.prefix_hits += int(piece.reused > 0)
                 self.finishes[piece.finish_reason] += 1
             if piece.finish_reason == "error":
                 self.end(job, "error", ApiError(500, f"this text cannot go on: {piece.error}", "generation_failed"))

@@ -35,12 +35,12 @@ class Guesser(Protocol):
 class Speculation:
     """When to guess: while few texts are drawn, and as long as enough of the guesses are right.
 
-    passes, accepted: since the start, passes with guesses and guesses that were right.
+    passes, offered, accepted: since the start, passes with guesses, guesses, and those that were right.
     """
 
     def __init__(self, guesser: Guesser):
         self.guesser = guesser
-        self.passes = self.accepted = 0
+        self.passes = self.offered = self.accepted = 0
         self.window = [0, 0]  # passes and right guesses since the last look at them
         self.resting = 0
 
@@ -50,6 +50,7 @@ class Speculation:
             self.resting = max(0, self.resting - 1)
             return []
         guesses = self.guesser.guess(rows, GUESSES)
+        self.offered += sum(map(len, guesses))
         return guesses if any(guesses) else []
 
     def count(self, accepted: int) -> None:
