@@ -10,6 +10,7 @@ from gengen.generation.secret_key import new_key
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.watermark import Watermark
 from gengen.serving.app import Application
+from gengen.serving.runs import ServedRun
 from helpers.served import during, process, served_here
 
 MARK = Watermark(bytes(range(32)), 3.0)
@@ -46,7 +47,8 @@ def test_texts_are_the_library_s_marked_samples_and_are_found(runs: Path, story:
 def test_requests_of_all_runs_share_one_mark(runs: Path) -> None:
     """Rows with the same processor are drawn from at once; a copy a request would be a batch for each."""
     application = served_here(runs, watermark=MARK)
-    assert application.runs["story"].watermark is application.runs["chat"].watermark is MARK  # type: ignore[attr-defined]
+    for run in application.runs.values():
+        assert isinstance(run, ServedRun) and run.watermark is MARK
 
 
 @pytest.mark.parametrize(
