@@ -20,6 +20,7 @@ class ServeConfig(WatermarkSettings, FilterSettings):
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one")
     plugins: list[str] = option([], "your modules to import, which register your own components")
     host: str = option("127.0.0.1", "address to listen on; any but this machine's own needs a key")
+    playground: bool = option(False, "also serve pages to look at the runs, at /; on this machine alone, without keys")
     port: int = option(8000, "0 = any that is free, which is printed", low=0, high=65535)
     api_key_env: str | None = option(None, "environment variable that holds the key clients must send")
     api_key_file: str | None = option(None, "or a file of such keys, a line each; each key is a client of its own")
@@ -63,6 +64,8 @@ class ServeConfig(WatermarkSettings, FilterSettings):
             )
         if self.api_key_env and self.api_key_file:
             raise UserError("api_key_env and api_key_file are two places for keys: give one")
+        if self.playground and (self.api_key_env or self.api_key_file):
+            raise UserError("playground=true has pages for this machine alone: a browser sends no key; leave one out")
         if self.guess and self.draft:
             raise UserError("guess and draft are two ways to guess: give one")
         for origin in self.allow_origins:

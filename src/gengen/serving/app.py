@@ -15,6 +15,7 @@ from gengen.serving.families import FamilyApi
 from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
 from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
+from gengen.serving.playground import Pages
 from gengen.serving.runs import Served, named
 from gengen.serving.text import TextApi
 from gengen.serving.worker import Worker
@@ -46,6 +47,7 @@ class Application:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
+            *(Pages().routes if config.playground else ()),
         ]
         self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
 

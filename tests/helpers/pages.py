@@ -1,0 +1,11 @@
+"""How tests look at the playground."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from playwright.sync_api import Page
+
+DESK, PHONE = (1100, 800), (360, 740)  # CSS pixels
+Visit = Callable[..., AbstractContextManager[Page]]
+"""A page by its hash, such as "text?prompt=Once": visit(hash, size=DESK, dark=False). Whatever the page is used for,
+it fails where the console shows an error or something foreign is asked for."""
