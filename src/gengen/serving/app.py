@@ -40,6 +40,8 @@ class Application:
             Route("/gengen/v1/next", families.next, methods=["POST"]),
             Route("/gengen/v1/denoise", families.denoise, methods=["POST"]),
             Route("/gengen/v1/latent", families.latent, methods=["POST"]),
+            Route("/gengen/v1/latent/path", families.path, methods=["POST"]),
+            Route("/gengen/v1/latent/plane", families.plane, methods=["POST"]),
             Route("/gengen/v1/reconstruct", families.reconstruct, methods=["POST"]),
             Route("/gengen/v1/gan", families.gan, methods=["POST"]),
             Route("/gengen/v1/score", families.score, methods=["POST"]),

@@ -2,7 +2,6 @@
 judgement, a score."""
 
 import asyncio
-import base64
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,12 +12,12 @@ from starlette.responses import Response
 from torch import Tensor
 
 from gengen.config.commands import DecodingSettings
-from gengen.data.image.decode import decode
 from gengen.generation.diffusion import path_of
 from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.files import labels_of, named, to_uint8
 from gengen.generation.image.gan import GANGenerator
+from gengen.generation.noise import slerp
 from gengen.generation.text.row import Request, Row
 from gengen.generation.text.stages import stages
 from gengen.serving.answering import JSON, EventStream, Patience, json_response, read_body, whole
@@ -29,12 +28,15 @@ from gengen.serving.family_protocol import (
     GanRequest,
     LatentRequest,
     NextRequest,
+    PathRequest,
+    PlaneRequest,
     ReconstructRequest,
     ScoreRequest,
 )
-from gengen.serving.image_runs import ServedImages, encoded_png, refusing
+from gengen.serving.image_runs import ServedImages, base64_png, refusing
 from gengen.serving.images import STEPS, partial_steps
 from gengen.serving.jobs import Job
+from gengen.serving.latents import on_a_plane, on_the_way, reconstructed
 from gengen.serving.protocol import invalid
 from gengen.serving.runs import Served, ServedRun, picked
 from gengen.serving.scores import ServedScorer
@@ -91,6 +93,18 @@ class FamilyApi:
         run = picked(self.runs, asked.model, ServedImages)
         generator = of_family(run, AutoencoderGenerator, "no autoencoder")
         return await self.called(http, run.worker, lambda progress: decoded(run, generator, asked))
+
+    async def path(self, http: HttpRequest) -> Answer:
+        asked = await read_body(PathRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
+        return await self.called(http, run.worker, lambda progress: on_the_way(run, generator, asked), asked.steps)
+
+    async def plane(self, http: HttpRequest) -> Answer:
+        asked = await read_body(PlaneRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
+        return await self.called(http, run.worker, lambda progress: on_a_plane(run, generator, asked), asked.steps**2)
 
     async def reconstruct(self, http: HttpRequest) -> Answer:
         asked = await read_body(ReconstructRequest, http)
@@ -157,10 +171,6 @@ def next_tokens(run: ServedRun, request: Request, logits: Tensor, top: int) -> T
 # --- images
 
 
-def base64_png(run: ServedImages, image: Tensor, said: Tree) -> str:
-    return base64.b64encode(encoded_png(run, image, said)).decode()
-
-
 def denoised(
     run: ServedImages, generator: ImageGenerator, asked: DenoiseRequest, seed: int, progress: Progress
 ) -> bytes:
@@ -190,62 +200,38 @@ def denoised(
 
 def decoded(run: ServedImages, generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:
     """Return what is decoded from a draw of the prior, some of whose channels or numbers lie elsewhere."""
-    model = generator.model
+    latents = generator.prior([asked.first], asked.seed)
+    with refusing("deviations"):
+        moved = generator.moved(latents, asked.deviations) if asked.deviations else latents
     with torch.no_grad():
-        latents = generator.prior([asked.first], asked.seed)
-        drawn = model.whitened(latents)
-        shape, given = list(drawn.shape[1:]), asked.deviations
-        if given:
-            places = {shape[0]: (shape[0], 1, 1), math.prod(shape): shape}
-            if len(given) not in places:
-                message = (
-                    f"deviations: {len(given)} numbers; the latent has {shape[0]} channels, {math.prod(shape)} numbers"
-                )
-                raise invalid("deviations", message)
-            wanted = torch.tensor([math.nan if d is None else d for d in given], device=drawn.device)
-            wanted = wanted.view(places[len(given)]).expand(shape)
-            moved = torch.where(wanted.isnan(), latents[0], model.unwhitened(wanted.nan_to_num()[None])[0])[None]
-        else:
-            moved = latents
-        image = to_uint8(generator.decode(moved))[0].cpu()
-        said = {"seed": asked.seed, "index": asked.first}
-        deviations = model.whitened(moved)[0].flatten().tolist()
-    answer = {"b64_json": base64_png(run, image, said), "shape": shape, "deviations": deviations, "gengen": said}
-    return encoded(answer)
-
-
-def reconstructed(run: ServedImages, generator: AutoencoderGenerator, asked: ReconstructRequest) -> bytes:
-    """Return a picture as the model takes it, what is left of it after its latent, and the root of their mean squared
-    difference, of 255."""
-    c = generator.config
-    assert asked.image is not None and c.resolution and c.channels, "check"
-    try:
-        image = decode(asked.image, c.resolution, c.channels)
-    except ValueError as wrong:
-        raise invalid("image", f"image: {wrong}") from None
-    found = generator.reconstruct(image[None])[0].cpu()
-    error = float((found.double() - image.double()).square().mean().sqrt())
-    answer = {
-        "b64_json": base64_png(run, found, {"what": "reconstruction"}),
-        "image": base64_png(run, image, {"what": "image"}),
-        "shape": list(generator.model.latent_shape),
-        "error": error,
-    }
+        deviations = generator.model.whitened(moved)[0].flatten().tolist()
+    said = {"seed": asked.seed, "index": asked.first}
+    answer: Tree = {"b64_json": base64_png(run, to_uint8(generator.decode(moved))[0].cpu(), said)}
+    answer |= {"shape": list(moved.shape[1:]), "deviations": deviations, "gengen": said}
+    if asked.channels:
+        answer["channels"] = generator.traverse(latents[0], 2, asked.channels)[1]
     return encoded(answer)
 
 
 def judged(run: ServedImages, generator: GANGenerator, asked: GanRequest) -> bytes:
     """Return images and the discriminator's logit of each: above 0, it takes the image for a real one. The generator's
     weights may be averaged; the discriminator's are those of the last step."""
-    samples = range(asked.first, asked.first + asked.n)
+    samples, wanted = range(asked.first, asked.first + asked.n), [asked.prompt] if asked.prompt else []
     with refusing():
-        labels = labels_of([asked.prompt] if asked.prompt else [], generator.classes, asked.n).to(generator.device)
-    z = asked.truncation * generator.latents(samples, asked.seed)
+        labels = labels_of(wanted, generator.classes, asked.n).to(generator.device)
+        if asked.to is not None:  # a path is one of a class
+            labels = labels[:1].expand(asked.n)
+    z = asked.truncation * generator.latents(samples if asked.to is None else [asked.first, asked.to], asked.seed)
+    if asked.to is not None:
+        z = slerp(z[0], z[1], torch.linspace(0, 1, asked.n, device=z.device))
     with generator.sampling():
         images = generator.model.generator(z, labels)
         logits = generator.model.discriminator(images, labels).tolist()
+    how: Tree = {"seed": asked.seed, "truncation": asked.truncation}
     rows = []
-    for i, label, image, logit in zip(samples, labels.tolist(), to_uint8(images).cpu(), logits, strict=True):
-        said = {"index": i, "seed": asked.seed, "truncation": asked.truncation} | named(label, generator.classes)
+    for j, (label, image, logit) in enumerate(zip(labels.tolist(), to_uint8(images).cpu(), logits, strict=True)):
+        which = {"index": asked.first + j} if asked.to is None else {"from": asked.first, "to": asked.to}
+        at = {} if asked.to is None else {"at": j / (asked.n - 1)}
+        said = which | how | named(label, generator.classes) | at
         rows.append({"b64_json": base64_png(run, image, said), "logit": logit, "gengen": said})
     return encoded({"data": rows})

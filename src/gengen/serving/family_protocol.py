@@ -23,6 +23,8 @@ MAX_SHOWN = 100  # tokens of `next`
 MAX_FRAMES = 32  # of `denoise`
 MAX_SCORED = 64  # answers of a request
 MAX_LATENTS = 65_536  # numbers of a latent
+MAX_CHANNELS = 64  # that are ordered by what they change
+MAX_SIDE = 9  # images a side of a plane
 SPAN = 6.0  # deviations to either side that a latent may have
 
 
@@ -78,6 +80,46 @@ class LatentRequest:
     deviations: list[float | None] = parameter(
         read_deviations, "standard deviations from the mean, of each channel or of each number of the latent", []
     )
+    channels: int = option(
+        0, "also name so many channels, those first that change the picture most", low=0, high=MAX_CHANNELS
+    )
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+
+
+@dataclass
+class PathRequest:
+    """The body of POST /gengen/v1/latent/path: what an autoencoder decodes between two draws of its prior."""
+
+    model: str = option("", "the run, by its name")
+    seed: int = option(0, "of both draws", low=0, high=MAX_SEED)
+    first: int = option(0, "number of the draw to go from", low=0, high=SAMPLES)
+    to: int = option(1, "number of the draw to go to, on the great arc", low=0, high=SAMPLES)
+    steps: int = option(8, "images, both ends among them", low=2, high=MAX_FRAMES)
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+
+
+def read_channels(key: str, value: Json) -> list[int]:
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 2 or not all(type(z) is int and z >= 0 for z in numbers) or numbers[0] == numbers[1]:
+        raise invalid(key, f"{key} is a list of two different channels, such as [0, 1]")
+    return numbers
+
+
+@dataclass
+class PlaneRequest:
+    """The body of POST /gengen/v1/latent/plane: a draw of an autoencoder's prior, with two channels moved."""
+
+    model: str = option("", "the run, by its name")
+    seed: int = option(0, "the draw from the prior that is changed", low=0, high=MAX_SEED)
+    first: int = option(0, "its number", low=0, high=SAMPLES)
+    channels: list[int] = parameter(read_channels, "the channel that changes down, and the one across", [0, 1])
+    steps: int = option(5, "images a side, from -3 to 3 standard deviations", low=2, high=MAX_SIDE)
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
@@ -86,16 +128,16 @@ class LatentRequest:
 
 @dataclass
 class ReconstructRequest:
-    """The body of POST /gengen/v1/reconstruct: what an autoencoder leaves of a picture."""
+    """The body of POST /gengen/v1/reconstruct: a picture, through an autoencoder's latents and back."""
 
     model: str = option("", "the run, by its name")
-    image: BytesIO | None = parameter(read_picture, "a picture in base64, which is brought to the model's size")
+    image: BytesIO | None = parameter(read_picture, "the picture, in base64; its centre square is taken")
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
         check_model(self.model)
         if self.image is None:
-            raise invalid("image", "image is missing: a picture in base64", MISSING)
+            raise invalid("image", "image is missing: the picture to reconstruct, in base64", MISSING)
 
 
 @dataclass
@@ -107,11 +149,16 @@ class GanRequest:
     n: int = option(1, "images", low=1, high=MAX_N)
     seed: int = option(0, "image i is a function of seed and i alone", low=0, high=MAX_SEED)
     first: int = option(0, "number of the first sample", low=0, high=SAMPLES)
+    to: int | None = option(
+        None, "go from sample `first` to this one, on the great arc in n steps, instead", low=0, high=SAMPLES
+    )
     truncation: float = option(1.0, "factor on z", above=0, high=10)
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
         check_model(self.model)
+        if self.to is not None and self.n < 2:
+            raise invalid("n", "n: a way from one sample to another has 2 images at least, both ends")
         if len(self.prompt) > MAX_TEXT:
             raise invalid("prompt", f"prompt has more than {MAX_TEXT} characters")
 

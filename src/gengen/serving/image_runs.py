@@ -1,5 +1,6 @@
 """Runs of images that are served: what a family takes, how it is called, and what is said of what it drew."""
 
+import base64
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from gengen.config.commands import DiffusionSettings, RunConfig
 from gengen.config.serve import ServeConfig
 from gengen.errors import UserError
 from gengen.generation.base import GeneratesImages
+from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.editing import ImageEditor, Sampling
 from gengen.generation.image.files import PictureGenerator, named, png_bytes, turn_of
@@ -121,12 +123,15 @@ def defaults(function: Callable[..., object]) -> dict[str, Any]:
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Turn a generator's error into one of a request, which names its parameter as the request does."""
+def refusing(parameter: str | None = None) -> Iterator[None]:
+    """Turn a generator's error into one of a request, which names its parameter as the request does: the one given,
+    or the one that the error begins with."""
     try:
         yield
     except UserError as error:
         message = str(error)
+        if parameter:
+            raise invalid(parameter, message) from None
         key = message.partition("=")[0].partition(":")[0]
         name = API_NAMES.get(key, key)
         if name not in names_of(EditRequest):
@@ -141,14 +146,26 @@ def load_images(name: str, directory: Path, generator: GeneratesImages, config: 
         "classes": list(generator.classes),
         "captions": bool(getattr(generator, "reads_prompts", False)),
         "edits": isinstance(generator, ImageEditor),
+        "latent": latent_of(generator),
     }
     return ServedImages(name, generator, CallWorker(config.queue), facts(name, directory, about))
+
+
+def latent_of(generator: GeneratesImages) -> dict[str, Any] | None:
+    """Return the shape of an autoencoder's latents, and whether draws of its prior are pictures; None for others."""
+    if not isinstance(generator, AutoencoderGenerator):
+        return None
+    return {"shape": list(generator.model.latent_shape), "prior": generator.model.log_scale is not None}
 
 
 def side_of(generator: GeneratesImages) -> int | None:
     if isinstance(generator, ImageEditor):
         return generator.side
     return generator.config.resolution if isinstance(generator, PictureGenerator) else None
+
+
+def base64_png(run: ServedImages, image: Tensor, said: dict[str, Any]) -> str:
+    return base64.b64encode(encoded_png(run, image, said)).decode()
 
 
 def encoded_png(run: ServedImages, image: Tensor, said: dict[str, Any], times: int = 1) -> bytes:

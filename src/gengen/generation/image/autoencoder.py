@@ -1,5 +1,6 @@
 """From a trained autoencoder to images: draws from the prior, paths, traversals, reconstructions."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,32 @@ class AutoencoderGenerator(PictureGenerator[Autoencoder, AutoencoderSampling]):
         return to_uint8(self.decode(self.encode(to_float(images))[0]))
 
     # --- paths
+
+    def moved(self, latents: Tensor, deviations: Sequence[float | None]) -> Tensor:
+        """Return latents (1, Z, h, w) with numbers of them put where `deviations` says, in standard deviations from
+        the mean: one for each channel, or for each number; None leaves it. Raises UserError for another count."""
+        whole = latents.shape[1:]
+        shapes = {whole[0]: (whole[0], 1, 1), whole.numel(): whole}
+        if len(deviations) not in shapes:
+            raise UserError(
+                f"deviations: {len(deviations)} numbers; the latent has {whole[0]} channels, {whole.numel()} numbers"
+            )
+        given = torch.tensor([math.nan if d is None else d for d in deviations], device=latents.device)
+        wanted = given.view(shapes[len(deviations)]).expand(1, *whole)
+        with torch.no_grad():
+            return torch.where(wanted.isnan(), latents, self.model.unwhitened(wanted.nan_to_num()))
+
+    def plane(self, latents: Tensor, channels: tuple[int, int], steps: int = 5) -> Tensor:
+        """Return uint8 (steps, steps, C, H, W): two channels of latents (Z, h, w) moved from -3 to 3 standard
+        deviations, the first one down, the second one across."""
+        moves = torch.linspace(-SPAN, SPAN, steps).tolist()
+        moved = []
+        for down in moves:
+            for across in moves:
+                deviations: list[float | None] = [None] * len(latents)
+                deviations[channels[0]], deviations[channels[1]] = down, across
+                moved.append(self.moved(latents[None], deviations))
+        return to_uint8(self.decode(torch.cat(moved))).unflatten(0, (steps, steps))
 
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 8, *, spherical: bool = True) -> Tensor:
         """uint8 (steps, C, H, W) from latents a to b, (Z, h, w) each: on the great arc, as befits draws from the
