@@ -19,6 +19,12 @@ from helpers.served import IMAGE_RUNS, Process, process, write_image_runs, write
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a browser come last: playwright keeps an event loop running in this thread, beside which none of the
+    other tests' can run."""
+    items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     path = which("chromium")
