@@ -118,6 +118,49 @@ def test_a_strip_from_noise_to_an_image(served: Served, image_runs: Path) -> Non
     served(test)
 
 
+def test_a_strip_says_what_it_cost(served: Served) -> None:
+    """Heun's sampler calls the network twice a step, in the first and the last once; guidance doubles it."""
+
+    async def test(post: Any, application: Application) -> None:
+        for more, calls in (
+            ({"sampler": "heun", "guidance": 1}, 2 * 6 - 2), ({"sampler": "heun", "guidance": 3}, 2 * (2 * 6 - 2)),
+            ({"sampler": "ddim", "guidance": 1}, 6), ({"sampler": "ddim", "guidance": 3, "guide_to": 0}, 6),
+        ):  # fmt: skip
+            asked = {"model": "unet", "prompt": "dog", "seed": 4, "steps": 6, "frames": 1} | more
+            answer = (await post("/gengen/v1/denoise", **asked)).json()
+            assert answer["calls"] == calls and 0 < answer["seconds"] < 10, more
+            told = events(await post("/gengen/v1/denoise", **asked, stream=True))
+            assert told[-1]["calls"] == calls
+
+    served(test)
+
+
+def test_the_way_between_two_prompts(served: Served, image_runs: Path) -> None:
+    """It is the library's, and its ends are the images of the prompts."""
+    generator: Any = gengen.load(image_runs / "text")
+    how = {"steps": 2, "sampler": "ddim", "guidance": 2.0}
+    (way,) = generator.remix("a red circle", "a blue square", 1, pictures=3, seed=5, first=1, negative="a dot", **how)
+    asked = {"model": "text", "prompt": "a red circle", "to": "a blue square", "pictures": 3, "negative": "a dot"}
+
+    async def test(post: Any, application: Application) -> None:
+        answer = (await post("/gengen/v1/remix", **asked, seed=5, first=1, **how)).json()["data"]
+        assert torch.equal(torch.stack([pixels(row["b64_json"]) for row in answer]), way)
+        assert [row["gengen"]["at"] for row in answer] == [0, 0.5, 1] and answer[0]["gengen"]["seed"] == 5
+        plain = await post(
+            "/v1/images/generations", model="text", prompt="a blue square", negative="a dot", seed=5, first=1, **how
+        )
+        assert torch.equal(pixels(plain.json()["data"][0]["b64_json"]), way[-1])
+        refused = [
+            ({"to": None}, "to"), ({"pictures": 1}, "pictures"), ({"pictures": 17}, "pictures"),
+            ({"model": "unet"}, "prompt"), ({"model": "gan"}, "model"), ({"to": "x" * 4001}, "to"),
+        ]  # fmt: skip
+        for body, param in refused:
+            wrong = await post("/gengen/v1/remix", **asked | body)
+            assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, param), wrong.text
+
+    served(test)
+
+
 def test_a_latent_is_decoded(served: Served, image_runs: Path) -> None:
     """Untouched it is the draw itself; a channel that is moved is that of a traversal; null leaves a channel alone."""
     generator: Any = gengen.load(image_runs / "vae")

@@ -39,6 +39,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"labels": ["dog, 0"], "steps": 2, "guidance": 3.0},
     ),
     (
+        "unet",
+        {"prompt": "dog", "guidance": 3.0, "guide_from": 0.2, "guide_to": 0.8, **FAST},
+        {"labels": ["dog"], "guidance": 3.0, "guide_from": 0.2, "guide_to": 0.8, **FAST},
+    ),
+    (
         "text",
         {"prompt": "a red circle", "n": 2, "negative": "a square", **FAST},
         {"prompts": "a red circle", "negative": "a square", **FAST},
@@ -155,7 +160,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": None}, "prompt", "missing"),
     ({"prompt": "x" * 4001}, "prompt", "4000 characters"),
     ({"negative": "blurred"}, "negative", "3 classes and no texts"),
-    ({"truncation": 0.5}, "truncation", "is a unet, which takes sampler, steps, guidance, negative"),
+    (
+        {"truncation": 0.5},
+        "truncation",
+        "is a unet, which takes sampler, steps, guidance, guide_from, guide_to, negative",
+    ),
+    ({"guide_to": 1.1}, "guide_to", "<= 1"),
     ({"model": "gan", "steps": 5}, "steps", "is a gan, which takes truncation"),
     ({"model": "vae", "guidance": 2}, "guidance", "takes no such settings"),
     ({"model": "vae", "prompt": "cat"}, "prompt", "without classes"),
@@ -222,6 +232,45 @@ def test_edits_are_those_of_the_library(served: Callable[[Test], None], image_ru
         )
         told = events(await post("/gengen/v1/images/edits", **asked, mask="left", stream=True, partial_images=1))
         assert [e["type"] for e in told] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"] * 2
+
+    served(test)
+
+
+def test_a_picture_is_carried_on_as_by_the_library(served: Callable[[Test], None], image_runs: Path) -> None:
+    """And stays as it is where it was."""
+    generator: Any = gengen.load(image_runs / "unet")
+    picture, added = pixels(given()), {"right": 6, "top": 2}
+    expected = generator.outpaint(picture, **added, n=2, labels=["dog"], seed=3, resamples=2, **FAST)
+    asked = {"model": "unet", "image": given(), "prompt": "dog", "seed": 3, "resamples": 2, **FAST}
+
+    async def test(post: Any, application: Application) -> None:
+        answer = await post("/gengen/v1/images/edits", **asked, n=2, **added)
+        assert torch.equal(images(answer), expected) and answer.json()["size"] == "14x10"
+        assert torch.equal(images(answer)[:, :, 2:, :8], picture.expand(2, -1, -1, -1))
+        fact = answer.json()["data"][1]["gengen"]
+        assert fact.items() >= {"what": "outpaint", "right": 6, "top": 2, "index": 1}.items() and "left" not in fact
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"left": 17}, "at most 16 pixels"), ({"mask": "left", "top": 1}, "keep their size"),
+            ({"partial_images": 1, "stream": True, "top": 1}, "keep their size"), ({"bottom": -1}, ">= 0"),
+        ]  # fmt: skip
+        for body, says in refused:
+            answer = await post("/gengen/v1/images/edits", **asked, **body)
+            error = answer.json()["error"]
+            assert answer.status_code == 400 and error["param"] in body and says in error["message"], answer.text
+
+    served(test)
+
+
+def test_an_outpainting_whose_client_left_ends_at_its_next_step(served: Callable[[Test], None]) -> None:
+    async def test(post: Any, application: Application) -> None:
+        worker: Any = application.runs["unet"].worker
+        body = {"model": "unet", "image": given(), "right": 16, "steps": 250, "resamples": 50}
+        running = asyncio.create_task(post("/gengen/v1/images/edits", **body))
+        await until(lambda: worker.running == 1)
+        (call,) = list(worker.jobs)
+        worker.end(call, "cancelled")
+        await until(lambda: worker.running == 0)
+        running.cancel()
 
     served(test)
 

@@ -39,6 +39,7 @@ class Application:
             Route("/gengen/v1/images/edits", images.edits, methods=["POST"]),
             Route("/gengen/v1/next", families.next, methods=["POST"]),
             Route("/gengen/v1/denoise", families.denoise, methods=["POST"]),
+            Route("/gengen/v1/remix", families.remix, methods=["POST"]),
             Route("/gengen/v1/latent", families.latent, methods=["POST"]),
             Route("/gengen/v1/latent/path", families.path, methods=["POST"]),
             Route("/gengen/v1/latent/plane", families.plane, methods=["POST"]),

@@ -3,13 +3,15 @@ judgement, a score."""
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from torch import Tensor
+from torch import Tensor, nn
 
 from gengen.config.commands import DecodingSettings
 from gengen.generation.diffusion import path_of
@@ -33,6 +35,7 @@ from gengen.serving.family_protocol import (
     ReconstructRequest,
     ScoreRequest,
 )
+from gengen.serving.image_protocol import RemixRequest
 from gengen.serving.image_runs import ServedImages, base64_png, refusing
 from gengen.serving.images import STEPS, partial_steps
 from gengen.serving.jobs import Job
@@ -87,6 +90,18 @@ class FamilyApi:
             return denoised(run, generator, asked, seed, progress)
 
         return await self.called(http, run.worker, work, asked.steps or STEPS, asked.stream)
+
+    async def remix(self, http: HttpRequest) -> Answer:
+        asked = await read_body(RemixRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        seed = new_seed() if asked.seed is None else asked.seed
+
+        def work(progress: Progress) -> bytes:
+            images, said = run.remix(asked, seed, lambda i, t, x, x0: progress.check())
+            rows = zip(images, said, strict=True)
+            return encoded({"data": [{"b64_json": base64_png(run, *row), "gengen": row[1]} for row in rows]})
+
+        return await self.called(http, run.worker, work, asked.pictures * (asked.steps or STEPS))
 
     async def latent(self, http: HttpRequest) -> Answer:
         asked = await read_body(LatentRequest, http)
@@ -174,7 +189,8 @@ def next_tokens(run: ServedRun, request: Request, logits: Tensor, top: int) -> T
 def denoised(
     run: ServedImages, generator: ImageGenerator, asked: DenoiseRequest, seed: int, progress: Progress
 ) -> bytes:
-    """Draw a sample, and show its state and the estimate of it in some of the steps: the answer, or its last event."""
+    """Draw a sample, and show its state and the estimate of it in some of the steps: the answer, or its last event,
+    which says what it cost: calls of the network, and seconds, in which what is shown was written too."""
     path, steps = path_of(generator.config), asked.steps or STEPS
     shown = [0, *partial_steps(steps, min(asked.frames, steps) - 1)]
     strip: list[Tree] = []
@@ -193,9 +209,23 @@ def denoised(
         else:
             strip.append(frame)
 
-    images, said = run.generate(asked, 1, seed, watch)
-    answer = {"b64_json": base64_png(run, images[0], said[0]), "gengen": said[0]}
+    began = time.perf_counter()
+    with counted_calls(generator.model) as calls:
+        images, said = run.generate(asked, 1, seed, watch)
+    cost = {"calls": len(calls), "seconds": time.perf_counter() - began}
+    answer = {"b64_json": base64_png(run, images[0], said[0]), "gengen": said[0]} | cost
     return named_event("denoise.completed", answer) if asked.stream else encoded({"steps": strip} | answer)
+
+
+@contextmanager
+def counted_calls(network: nn.Module) -> Iterator[list[None]]:
+    """Yield a list that grows by one with each call of a network."""
+    calls: list[None] = []
+    hook = network.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        hook.remove()
 
 
 def decoded(run: ServedImages, generator: AutoencoderGenerator, asked: LatentRequest) -> bytes:

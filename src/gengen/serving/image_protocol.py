@@ -22,6 +22,7 @@ MAX_TEXT = 4000  # characters of a prompt
 MAX_SIDE = 1024  # pixels a side of an enlarged image
 MAX_GIVEN = 4096 * 4096  # pixels of an image that a request brings
 SAMPLES = 2**31  # sample numbers
+SIDES = ("left", "right", "top", "bottom")
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 BOX = re.compile(r"[0-9]{1,5}(,[0-9]{1,5}){3}")
 
@@ -84,12 +85,14 @@ class DrawRequest:
     sampler: str | None = choice(None, ["heun", "dpmpp_2m", "ddim", "ancestral"], "how noise is turned into an image")
     steps: int | None = option(None, "of the sampler", low=1, high=MAX_STEPS)
     guidance: float | None = option(None, "1 = off; null = what suits the model", low=0, high=100)
+    guide_from: float | None = option(None, "guide only where the share of noise is at least this", low=0, high=1)
+    guide_to: float | None = option(None, "and at most this", low=0, high=1)
     negative: str | None = option(None, "a text to lead away from")
 
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the family that are asked for."""
-        return given(self, ("sampler", "steps", "guidance", "negative"))
+        return given(self, ("sampler", "steps", "guidance", "guide_from", "guide_to", "negative"))
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""
@@ -142,11 +145,39 @@ class EditRequest(ImageRequest):
     )
     strength: float | None = option(None, "share of the way to noise to start from", above=0, high=1)
     resamples: int | None = option(None, "rounds of each step behind a mask", low=1, high=50)
+    left: int = option(0, "pixels to carry the picture on by, beyond this edge of it", low=0, high=MAX_SIDE)
+    right: int = option(0, "and beyond this one", low=0, high=MAX_SIDE)
+    top: int = option(0, "and this", low=0, high=MAX_SIDE)
+    bottom: int = option(0, "and this", low=0, high=MAX_SIDE)
+
+    @property
+    def added(self) -> dict[str, int]:
+        """Return the pixels to be added to each side."""
+        return {side: getattr(self, side) for side in SIDES}
 
     def check(self) -> None:
         super().check()
         if self.image is None:
             raise invalid("image", "image is missing: the picture to change, in base64", MISSING)
+        if any(self.added.values()):
+            for key in ("mask", "partial_images"):
+                if getattr(self, key):
+                    raise invalid(key, f"{key} is for pictures that keep their size: leave out {' '.join(SIDES)}")
+
+
+@dataclass
+class RemixRequest(DrawRequest):
+    """The body of POST /gengen/v1/remix: pictures on the way from one prompt to another, all of sample `first`."""
+
+    to: str | None = option(None, "the other prompt")
+    pictures: int = option(8, "on the way, both ends included", low=2, high=MAX_N)
+
+    def check(self) -> None:
+        super().check()
+        if self.to is None:
+            raise invalid("to", "to is missing: the prompt to end with", MISSING)
+        if len(self.to) > MAX_TEXT:
+            raise invalid("to", f"to has more than {MAX_TEXT} characters")
 
 
 def names_of(cls: type) -> set[str]:

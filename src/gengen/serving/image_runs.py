@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -20,14 +21,16 @@ from gengen.generation.image.editing import ImageEditor, Sampling
 from gengen.generation.image.files import PictureGenerator, named, png_bytes, turn_of
 from gengen.generation.image.provenance import Origin, chunks
 from gengen.serving.calls import CallWorker
-from gengen.serving.image_protocol import DrawRequest, EditRequest, given, names_of
+from gengen.serving.image_protocol import DrawRequest, EditRequest, RemixRequest, given, names_of
 from gengen.serving.protocol import invalid
 from gengen.serving.runs import facts
 
 Watch = Callable[[int, float, Tensor, Tensor], None]
 """Called in each step of a sampler with its number, its time, the state and the estimate in it."""
-SETTINGS = ("sampler", "steps", "guidance", "negative", "truncation")
+SETTINGS = ("sampler", "steps", "guidance", "guide_from", "guide_to", "negative", "truncation")
 """Settings of a family that a request may name."""
+WRONG_KIND = "wrong_kind_of_model"
+FARTHEST = 2  # squares of the model's size that a picture is carried on by, a side
 API_NAMES = {"labels": "prompt", "prompts": "prompt"}  # what a generator calls what a request calls otherwise
 
 
@@ -69,22 +72,49 @@ class ServedImages:
         """Return n changes of a picture, likewise."""
         generator = self.generator
         if not isinstance(generator, ImageEditor):
-            raise invalid("model", f"{self.name} changes no images: a diffusion model does", "wrong_kind_of_model")
+            raise invalid("model", f"{self.name} changes no images: a diffusion model does", WRONG_KIND)
         assert asked.image is not None, "check"
+        self.check_sides(asked)
         settings = self.checked(generator.generate, asked.settings)
         what, how = self.wanted(asked), given(asked, ("strength", "resamples"))
         negative, sampling = settings.pop("negative", ""), cast(Sampling, settings)
+        added = {side: pixels for side, pixels in asked.added.items() if pixels}
+        wider = partial(generator.outpaint, left=asked.left, right=asked.right, top=asked.top, bottom=asked.bottom)
+        change = wider if added else partial(generator.edit, mask=asked.mask)
         with refusing():
             wanted = generator.wanted(n, what.get("labels", ()), what.get("prompts", ()), negative, asked.first)
             order = generator.order(wanted, seed, asked.strength, asked.resamples, None, settings)
-            images = generator.edit(
-                asked.image, asked.mask, n=n, **what, negative=negative, **how, seed=seed, first=asked.first,
-                callback=watch, **sampling,
+            images = change(
+                asked.image, n=n, **what, negative=negative, **how, seed=seed, first=asked.first, callback=watch,
+                **sampling,
             )  # fmt: skip
             used = generator.settings(order.settings, RunConfig(), negative)[1]
         mask = {"mask": asked.mask} if isinstance(asked.mask, str) else {}
-        said = {"what": "edit", "seed": seed} | mask | how | used | {"guidance": order.settings.guidance}
-        return images, [fact | said for fact in wanted.facts(range(n))]
+        said = {"what": "outpaint" if added else "edit", "seed": seed} | mask | added | how | used
+        return images, [fact | said | {"guidance": order.settings.guidance} for fact in wanted.facts(range(n))]
+
+    def check_sides(self, asked: EditRequest) -> None:
+        """Raise ApiError where a picture would be carried on too far: each square of it is drawn by itself."""
+        most = FARTHEST * (self.side or 1)
+        for side, pixels in asked.added.items():
+            if pixels > most:
+                raise invalid(side, f"{side}={pixels}: this run carries a picture on by at most {most} pixels a side")
+
+    def remix(self, asked: RemixRequest, seed: int, watch: Watch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return pictures on the way from one prompt to another, uint8 (pictures, C, H, W), and of each what
+        samples.json says."""
+        generator = self.generator
+        if not isinstance(generator, ImageGenerator):
+            raise invalid("model", f"{self.name} has no way between prompts: a diffusion model does", WRONG_KIND)
+        settings = self.checked(generator.generate, asked.settings)
+        prompt, to = asked.prompt or "", asked.to or ""
+        with refusing():
+            (said,) = self.facts_of({"prompts": [prompt], "seed": seed, "first": asked.first}, 1, settings)
+            (way,) = generator.remix(
+                prompt, to, 1, pictures=asked.pictures, seed=seed, first=asked.first, callback=watch, **settings
+            )
+        shares = [i / (asked.pictures - 1) for i in range(asked.pictures)]
+        return way, [said | {"to": to, "at": share} for share in shares]
 
     def wanted(self, asked: DrawRequest) -> dict[str, Any]:
         """Return what a prompt asks for, in the words of `generate`: classes, or a text."""

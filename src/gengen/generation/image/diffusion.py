@@ -138,6 +138,7 @@ class ImageGenerator(ImageEditor):
         rescale: float = 0.0,
         precision: str = "fp32",
         batch_size: int = 64,
+        callback: Callback = None,
     ) -> Tensor:
         """Return n ways from one prompt to another, (n, pictures, C, H, W) uint8, along the great arc between what the
         model reads in them: way j from the noise of sample first + j, its ends the images of the prompts themselves.
@@ -151,7 +152,7 @@ class ImageGenerator(ImageEditor):
             "what": "remix", "prompt": [a, b], "pictures": pictures,
         })  # fmt: skip
         self.check_guide(guide, negative)
-        paint = partial(self.painted, guide=guide)
+        paint = partial(self.painted, guide=guide, callback=callback)
         return torch.cat([remix(paint, asked, rows, pictures, settings) for rows in batches(n, batch_size)])
 
     def asked(self, n: int, labels: Labels, prompts: Sequence[str], negative: str, first: int = 0) -> Asked:

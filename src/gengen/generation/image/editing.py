@@ -173,6 +173,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         seed: int = 0,
         first: int = 0,
         guide: "ImageEditor | None" = None,
+        callback: Callback = None,
         **sampling: Unpack[Sampling],
     ) -> Tensor:
         """Carry a picture on beyond its edges by so many pixels, in squares of the model's size that overlap by half,
@@ -181,7 +182,7 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
         canvas, is_open = extended(self.picture(image).pixels, left, right, top, bottom)
         asked = self.wanted(n, labels, prompts, negative, first)
         order = self.order(asked, seed, strength, resamples, guide, sampling)
-        return torch.cat([self.carried_on(order, rows, canvas, is_open) for rows in order.batches()])
+        return torch.cat([self.carried_on(order, rows, canvas, is_open, callback) for rows in order.batches()])
 
     # --- what these share
 
@@ -270,13 +271,15 @@ class ImageEditor(PictureGenerator[nn.Module, DiffusionSampling]):
                        callback=watched)
             )  # fmt: skip
 
-    def carried_on(self, order: Order, rows: range, canvas: Tensor, is_open: Tensor) -> Tensor:
+    def carried_on(
+        self, order: Order, rows: range, canvas: Tensor, is_open: Tensor, callback: Callback = None
+    ) -> Tensor:
         """Return a canvas (1, C, H, W) uint8 as often as asked, what is open of it (H, W) drawn window by window, each
-        from noise of its own.
+        from noise of its own. callback: is called in each step of each window.
         """
 
         def redraw_window(number: int, part: Tensor, still_open: Tensor) -> Tensor:
-            return self.changed(order, rows, part, still_open, purpose=f"/window {number}")
+            return self.changed(order, rows, part, still_open, purpose=f"/window {number}", callback=callback)
 
         start, stride = canvas.expand(len(rows), -1, -1, -1), max(1, self.side // 2)
         return outpaint(start, is_open, self.side, stride, redraw_window)
