@@ -6,6 +6,7 @@ export class State {
     this.page = page;
     this.values = new URLSearchParams(query);
     this.timer = null;
+    this.kept = false; // whether the address is one to come back to
   }
 
   get(key, fallback = "") {
@@ -25,7 +26,7 @@ export class State {
       else this.values.set(key, value);
     }
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.save(), 200);
+    this.timer = setTimeout(() => (this.kept ? this.push(false) : this.save()), 200);
   }
 
   /** Write the address now, in place of the one before. */
@@ -34,10 +35,12 @@ export class State {
     history.replaceState(null, "", this.hash);
   }
 
-  /** Write the address as a new one, so that the back button returns to what was shown before. */
-  push() {
+  /** Write the address as a new one, so that the back button returns to what was shown before; and, if it is `kept`,
+   *  to this one too: the next change begins another. */
+  push(kept = true) {
     clearTimeout(this.timer);
     if (this.hash !== location.hash) history.pushState(null, "", this.hash);
+    this.kept = kept;
   }
 
   get hash() {
