@@ -76,7 +76,8 @@ class ServedImages:
         assert asked.image is not None, "check"
         self.check_sides(asked)
         settings = self.checked(generator.generate, asked.settings)
-        what, how = self.wanted(asked), given(asked, ("strength", "resamples"))
+        what = self.wanted(asked) if asked.prompt else {}  # nothing is wanted: then nothing is guided
+        how = given(asked, ("strength", "resamples"))
         negative, sampling = settings.pop("negative", ""), cast(Sampling, settings)
         added = {side: pixels for side, pixels in asked.added.items() if pixels}
         wider = partial(generator.outpaint, left=asked.left, right=asked.right, top=asked.top, bottom=asked.bottom)
