@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 seeds ?= 1
 split ?= test
 run ?= gpt-tinystories-1
-.PHONY: help setup train serve align test slow faults lint docs clean
+.PHONY: help setup train serve play align test slow faults lint docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -24,6 +24,9 @@ train: .venv/installed  ## train the default model: a GPT on stories
 
 serve: .venv/installed  ## serve that run at http://127.0.0.1:8000/v1; run=NAME for another
 	$(BIN)/python scripts/serve.py runs/$(run)
+
+play: .venv/installed  ## look at the newest runs in a browser, at http://127.0.0.1:8000/
+	$(BIN)/python scripts/play.py
 
 align: .venv/installed  ## all stages of post-training on stories, and the report; seeds=3 for three of each
 	$(BIN)/python examples/align/align.py seeds=$(seeds) split=$(split)

@@ -213,13 +213,15 @@ class Process:
 
 
 @contextmanager
-def process(settings: list[str], said: Path, before: Callable[[], object] = lambda: None) -> Iterator[Process]:
+def process(
+    settings: list[str], said: Path, before: Callable[[], object] = lambda: None, command: str = "serve"
+) -> Iterator[Process]:
     """A server on a free port, killed in the end; `before` may change things in its process."""
-    argv = ["serve", *settings, "port=0", "device=cpu"]
+    argv = [command, *settings, "port=0", "device=cpu"]
     pid = start(argv, said, before=before)
     try:
         end = time.monotonic() + 60
-        while not (found := re.search(r"serving at (\S+)/v1", said.read_text() if said.exists() else "")):
+        while not (found := re.search(r" at (http\S+)/v1", said.read_text() if said.exists() else "")):
             assert time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0), said.read_text()
             time.sleep(0.02)
         yield Process(pid, found[1], said)

@@ -8,7 +8,8 @@ from gengen.cli.screen import screened
 from gengen.errors import UserError, did_you_mean, place, raised
 from gengen.registry import own_packages
 
-COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "detect", "doctor", "serve"]
+COMMANDS = ["train", "sample", "evaluate", "prepare", "import_weights", "export", "pairs", "detect", "doctor"]
+COMMANDS += ["serve", "play"]
 
 
 def main(argv: list[str] | None = None) -> int:

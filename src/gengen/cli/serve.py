@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gengen.config.commands import RunConfig
 from gengen.config.compose import compose_flat, read_command_line
@@ -16,16 +17,40 @@ from gengen.errors import UserError
 
 if TYPE_CHECKING:
     from gengen.data.text.shards import TokenStream
+    from gengen.serving.runs import Served
+
+C = TypeVar("C", bound=ServeConfig)
+Load = Callable[[str], "Served"]
+"""Loads a run, which is named as on the command line."""
 
 
 def main(argv: list[str]) -> int:
+    config = composed("serve", ServeConfig, argv)
+    if config is None:
+        return 0
+    if not config.runs:
+        raise UserError("which run? python scripts/serve.py runs/NAME")
+    return serve_runs(
+        config, lambda load: [load(run) for run in config.runs], lambda address: say(f"serving at {address}/v1")
+    )
+
+
+def composed(command: str, cls: type[C], argv: list[str]) -> C | None:
+    """Return the config of a command whose first arguments are runs; None where it was asked for help, and got it."""
     runs = list(takewhile(lambda word: not word.startswith("-") and "=" not in word, argv))
     line = read_command_line(argv[len(runs) :])
     if line.show == "help":
-        print(flat_help("serve", ServeConfig))
-        return 0
+        print(flat_help(command, cls))
+        return None
     line.settings = [*(("runs", run) for run in runs), *line.settings]
-    config: ServeConfig = compose_flat(ServeConfig, line)
+    return compose_flat(cls, line)
+
+
+def serve_runs(config: ServeConfig, chosen: Callable[[Load], list["Served"]], listening: Callable[[str], None]) -> int:
+    """Serve until a signal; returns the exit code.
+
+    chosen: loads the runs. listening: is called with the server's address once it answers.
+    """
     keys = config.keys(dict(os.environ))
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'gengen[serve]'")
@@ -40,10 +65,10 @@ def main(argv: list[str]) -> int:
 
     share_prefixes = len(keys) < 2
     mark = Watermark(read_key(Path(config.watermark)), config.watermark_delta) if config.watermark else None
-    served = by_name([load_run(run, config, say, share_prefixes, training_text, mark) for run in config.runs])
+    served = by_name(chosen(lambda run: load_run(run, config, say, share_prefixes, training_text, mark)))
     for name, run in served.items():
         say(f"{name}: {run.summary}")
-    return serve(Application(served, config, keys), config, say, lambda address: say(f"serving at {address}/v1"))
+    return serve(Application(served, config, keys), config, say, listening)
 
 
 def training_text(directory: Path) -> "TokenStream":

@@ -21,6 +21,9 @@ class ServeConfig(WatermarkSettings, FilterSettings):
     plugins: list[str] = option([], "your modules to import, which register your own components")
     host: str = option("127.0.0.1", "address to listen on; any but this machine's own needs a key")
     playground: bool = option(False, "also serve pages to look at the runs, at /; on this machine alone, without keys")
+    preferences: str | None = option(
+        None, "file that the page of preferences adds votes to, as data=preferences reads it; null = none are taken"
+    )
     port: int = option(8000, "0 = any that is free, which is printed", low=0, high=65535)
     api_key_env: str | None = option(None, "environment variable that holds the key clients must send")
     api_key_file: str | None = option(None, "or a file of such keys, a line each; each key is a client of its own")
@@ -55,8 +58,6 @@ class ServeConfig(WatermarkSettings, FilterSettings):
 
     def check(self) -> None:
         """Raise UserError where fields do not go together."""
-        if not self.runs:
-            raise UserError("which run? python scripts/serve.py runs/NAME")
         if not self.loopback and not (self.api_key_env or self.api_key_file):
             raise UserError(
                 f"host={self.host} can be reached by others: api_key_env=NAME or api_key_file=FILE says which key "
@@ -66,6 +67,8 @@ class ServeConfig(WatermarkSettings, FilterSettings):
             raise UserError("api_key_env and api_key_file are two places for keys: give one")
         if self.playground and (self.api_key_env or self.api_key_file):
             raise UserError("playground=true has pages for this machine alone: a browser sends no key; leave one out")
+        if self.preferences and not self.playground:
+            raise UserError("preferences=FILE takes the votes of a page: add playground=true")
         if self.guess and self.draft:
             raise UserError("guess and draft are two ways to guess: give one")
         for origin in self.allow_origins:
@@ -91,3 +94,17 @@ class ServeConfig(WatermarkSettings, FilterSettings):
         if not found or any(len(key) < 8 or not key.isascii() or not key.isprintable() for key in found):
             raise UserError(f"{where}: a key has 8 printable ASCII characters at least, and none was found that has")
         return found
+
+
+@dataclass
+class PlayConfig(ServeConfig):
+    """Serve pages to look at runs: the newest of each family and stage, or those that are named."""
+
+    runs: list[str] = option(
+        [], "runs or checkpoint directories; [] = the newest of each family and stage in runs_dir"
+    )
+    playground: bool = option(True, "serve the pages, at /")
+    preferences: str | None = option(
+        "preferences.jsonl",
+        "file that the page of preferences adds votes to, as data=preferences reads it; null = none are taken",
+    )
