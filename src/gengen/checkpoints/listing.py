@@ -15,12 +15,21 @@ def inside(folder: Path, path: Path) -> bool:
         return False
 
 
+def nameable(path: Path) -> bool:
+    """Return whether a name is UTF-8, and so can be written anywhere; those of files may be any bytes."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def runs_in(folder: Path) -> dict[str, Path]:
     """Return the directories of a folder that hold a config.json, by name. Links out of the folder are left out."""
     if not folder.is_dir():
         return {}
-    found = [path for path in sorted(folder.iterdir()) if inside(folder, path / "config.json")]
-    return {path.name: path for path in found if (path / "config.json").is_file()}
+    found = [path for path in sorted(folder.iterdir()) if nameable(path) and (path / "config.json").is_file()]
+    return {path.name: path for path in found if inside(folder, path / "config.json")}
 
 
 def newest_of_each(folder: Path) -> list[list[Path]]:

@@ -1,6 +1,5 @@
 """`doctor`: check everything on the disk that a run or a checkpoint depends on. It changes nothing."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gengen.checkpoints.migrate import read_config
-from gengen.checkpoints.run import find
+from gengen.checkpoints.run import being_written, find
 from gengen.cli.import_weights import NO_DATA
 from gengen.config.commands import DoctorConfig
 from gengen.config.compose import compose_flat, read_command_line
@@ -129,11 +128,9 @@ class Examination:
             return "not held"
         with path.open(encoding="utf8") as file:
             holder = json.loads(file.read() or "{}")
-            who = f"pid {holder.get('pid')} on {holder.get('host')}"
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return Note(f"held by {who}: the run is being written, and may change while it is looked at")
+        who = f"pid {holder.get('pid')} on {holder.get('host')}"
+        if being_written(path):
+            return Note(f"held by {who}: the run is being written, and may change while it is looked at")
         return Note(f"left by {who}, which is gone; the next train takes it over") if holder else "not held"
 
     def settings(self) -> str:

@@ -1,6 +1,7 @@
 """The routes of the server, behind the guard."""
 
 import time
+from pathlib import Path
 
 import torch
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
 from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
 from gengen.serving.playground import Pages
+from gengen.serving.run_files import RunFilesApi
 from gengen.serving.runs import Served, named
 from gengen.serving.text import TextApi
 from gengen.serving.worker import Worker
@@ -50,7 +52,7 @@ class Application:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
-            *(Pages().routes if config.playground else ()),
+            *(playground_routes(config) if config.playground else ()),
         ]
         self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
 
@@ -107,6 +109,18 @@ class Application:
     def stop(self) -> None:
         for run in self.runs.values():
             run.worker.stop()
+
+
+def playground_routes(config: ServeConfig) -> list[Route]:
+    """Return the routes of the pages, and of what they show of the disk."""
+    files = RunFilesApi(Path(config.runs_dir))
+    return [
+        *Pages().routes,
+        Route("/gengen/v1/runs", files.runs, methods=["GET"]),
+        Route("/gengen/v1/runs/{name}/metrics", files.metrics, methods=["GET"]),
+        Route("/gengen/v1/runs/{name}/samples", files.samples, methods=["GET"]),
+        Route("/gengen/v1/runs/{name}/samples/{file}", files.sample, methods=["GET"]),
+    ]
 
 
 def rules_of(config: ServeConfig, keys: list[str]) -> Rules:

@@ -30,5 +30,5 @@ export function picture(base64, alt, attributes = {}) {
 export function short(number) {
   if (number === 0) return "0";
   const size = Math.abs(number);
-  return size >= 1000 || size < 0.001 ? number.toExponential(1) : String(Number(number.toPrecision(3)));
+  return size >= 100000 || size < 0.001 ? number.toExponential(1) : String(Number(number.toPrecision(3)));
 }

@@ -6,11 +6,12 @@ import { State } from "./state.js";
 import * as autoencoder from "./pages/autoencoder.js";
 import * as diffusion from "./pages/diffusion.js";
 import * as edit from "./pages/edit.js";
+import * as run from "./pages/run.js";
 import * as text from "./pages/text.js";
 
 // A page is a module: title, about (a sentence), usable(models) (those it can show), makes (the command that makes
 // such a run), show(root, { state, runs, models, signal }): runs are the usable ones, signal aborts as it is left.
-const PAGES = { text, diffusion, edit, autoencoder };
+const PAGES = { text, diffusion, edit, autoencoder, run };
 
 let leave = new AbortController();
 
