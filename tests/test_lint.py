@@ -68,7 +68,7 @@ ROOMS = {  # room -> what it may import of the others
         *("adversarial", "alignment", "checkpoints", "config", "data"),
         *("diffusion", "evaluation", "generation", "models"),
     },
-    "serving": {"checkpoints", "config", "data", "generation"},
+    "serving": {"checkpoints", "config", "data", "evaluation", "generation"},
     "cli": {"alignment", "checkpoints", "config", "data", "evaluation", "generation", "models", "serving", "training"},
 }
 FOREIGN = {  # room -> libraries it must not import

@@ -15,8 +15,9 @@ from gengen.evaluation import attribute_judge, prompts, retrieval
 from gengen.evaluation.attribute_judge import AttributeJudge, displaced, recoloured, sum_of_losses
 from gengen.evaluation.attributes import UNKNOWN, CaptionReader, Vocabulary
 from gengen.evaluation.best_of import follows_prompt, image_reward
+from gengen.evaluation.intervals import interval
 from gengen.evaluation.prompt_judges import REPORTS, SELECTS, checked, prompt_judge_for, trusted, why_refused
-from gengen.evaluation.prompts import choose, evaluate_prompts, interval, prompts_in_words, spread_over_seeds
+from gengen.evaluation.prompts import choose, evaluate_prompts, prompts_in_words, spread_over_seeds
 from helpers.captioned_pictures import COLOURS, SHAPES, UNSEEN, Captioned, Part, picture_of, single_things
 
 

@@ -37,6 +37,7 @@ from gengen.models.reward import RewardModel
 from gengen.models.unet import UNet
 from gengen.serving.app import Application
 from gengen.serving.load import load_run
+from gengen.serving.preferences import Preferences
 from gengen.serving.runs import by_name
 from helpers.processes import start, waited
 
@@ -112,6 +113,7 @@ def served_here(
     keys: tuple[str, ...] = (),
     names: Sequence[str] = ("story", "chat"),
     watermark: Watermark | None = None,
+    preferences_file: Preferences | None = None,
     **settings: Any,
 ) -> Application:
     """The application over some runs, in this process; its engines are still to be started."""
@@ -119,7 +121,7 @@ def served_here(
     config.check()
     shared = len(keys) < 2
     loaded = by_name([load_run(run, config, lambda line: None, shared, watermark=watermark) for run in config.runs])
-    return Application(loaded, config, list(keys))
+    return Application(loaded, config, list(keys), preferences_file)
 
 
 def in_process(application: Application) -> httpx.AsyncClient:

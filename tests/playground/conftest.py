@@ -50,7 +50,8 @@ def served_runs(tmp_path_factory: pytest.TempPathFactory, text_run: Path) -> Pat
 def play(served_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     said = tmp_path_factory.mktemp("play") / "said.txt"
     runs = [str(served_runs / name) for name in IMAGE_RUNS]
-    with process([*runs, "playground=true", f"runs_dir={served_runs}"], said) as running:
+    votes = f"preferences={said.parent}/preferences.jsonl"
+    with process([*runs, "playground=true", f"runs_dir={served_runs}", votes], said) as running:
         yield running
         assert "Traceback" not in running.said.read_text(), running.said.read_text()
 

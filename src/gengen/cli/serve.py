@@ -60,15 +60,17 @@ def serve_runs(config: ServeConfig, chosen: Callable[[Load], list["Served"]], li
     from gengen.generation.text.watermark import Watermark
     from gengen.serving.app import Application
     from gengen.serving.load import load_run
+    from gengen.serving.preferences import Preferences
     from gengen.serving.runs import by_name
     from gengen.serving.server import serve
 
     share_prefixes = len(keys) < 2
     mark = Watermark(read_key(Path(config.watermark)), config.watermark_delta) if config.watermark else None
     served = by_name(chosen(lambda run: load_run(run, config, say, share_prefixes, training_text, mark)))
+    preferences = Preferences(Path(config.preferences), say) if config.preferences else None
     for name, run in served.items():
         say(f"{name}: {run.summary}")
-    return serve(Application(served, config, keys), config, say, listening)
+    return serve(Application(served, config, keys, preferences), config, say, listening)
 
 
 def training_text(directory: Path) -> "TokenStream":

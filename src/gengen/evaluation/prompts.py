@@ -1,6 +1,5 @@
 """Whether pictures obey their captions, for combinations that training showed and for new ones."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from gengen.data.image.prepare import ImageSet, PreparedImages
 from gengen.data.image.sources.base import Thing
 from gengen.errors import UserError
 from gengen.evaluation.coverage import coarse
+from gengen.evaluation.intervals import interval
 from gengen.evaluation.prompt_judges import PromptJudge, prompt_judge_for, why_refused
 from gengen.evaluation.retrieval import AMONG, distractors, found_first, towers_for
 from gengen.io import Say
@@ -167,15 +167,6 @@ def permuted(judge: PromptJudge, asked: Sequence[Description], found: Sequence[S
 
 def share(right: Sequence[bool]) -> float:
     return sum(right) / len(right)
-
-
-def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `right` in n (Wilson 1927):
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
-    """
-    p = right / n
-    middle, reach = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - reach) / (1 + z * z / n)), min(1.0, (middle + reach) / (1 + z * z / n))
 
 
 # ------------------------------------------------------------------------------------------------ retrieval and spread

@@ -17,6 +17,8 @@ from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
 from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
 from gengen.serving.playground import Pages
+from gengen.serving.preference_api import PreferenceApi
+from gengen.serving.preferences import Preferences
 from gengen.serving.run_files import RunFilesApi
 from gengen.serving.runs import Served, named
 from gengen.serving.text import TextApi
@@ -26,7 +28,13 @@ from gengen.serving.worker import Worker
 class Application:
     """All that is served: `asgi` is the application, `runs` what it draws from."""
 
-    def __init__(self, runs: dict[str, Served], config: ServeConfig, keys: list[str]):
+    def __init__(
+        self,
+        runs: dict[str, Served],
+        config: ServeConfig,
+        keys: list[str],
+        preferences: Preferences | None = None,
+    ):
         self.runs = runs
         text, images, families = TextApi(runs, config), ImageApi(runs, config), FamilyApi(runs, config)
         self.routes = [
@@ -52,7 +60,7 @@ class Application:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
-            *(playground_routes(config) if config.playground else ()),
+            *(playground_routes(runs, config, preferences) if config.playground else ()),
         ]
         self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
 
@@ -111,15 +119,19 @@ class Application:
             run.worker.stop()
 
 
-def playground_routes(config: ServeConfig) -> list[Route]:
-    """Return the routes of the pages, and of what they show of the disk."""
-    files = RunFilesApi(Path(config.runs_dir))
+def playground_routes(runs: dict[str, Served], config: ServeConfig, preferences: Preferences | None) -> list[Route]:
+    """Return the routes of the pages, of what they show of the disk, and of votes."""
+    files, votes = RunFilesApi(Path(config.runs_dir)), PreferenceApi(runs, preferences, config)
     return [
         *Pages().routes,
         Route("/gengen/v1/runs", files.runs, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/metrics", files.metrics, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/samples", files.samples, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/samples/{file}", files.sample, methods=["GET"]),
+        Route("/gengen/v1/preference", votes.summary, methods=["GET"]),
+        Route("/gengen/v1/preference", votes.vote, methods=["POST"]),
+        Route("/gengen/v1/preference/pair", votes.pair, methods=["POST"]),
+        Route("/gengen/v1/preference/undo", votes.undo, methods=["POST"]),
     ]
 
 

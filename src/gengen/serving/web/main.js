@@ -6,12 +6,13 @@ import { State } from "./state.js";
 import * as autoencoder from "./pages/autoencoder.js";
 import * as diffusion from "./pages/diffusion.js";
 import * as edit from "./pages/edit.js";
+import * as prefer from "./pages/prefer.js";
 import * as run from "./pages/run.js";
 import * as text from "./pages/text.js";
 
 // A page is a module: title, about (a sentence), usable(models) (those it can show), makes (the command that makes
 // such a run), show(root, { state, runs, models, signal }): runs are the usable ones, signal aborts as it is left.
-const PAGES = { text, diffusion, edit, autoencoder, run };
+const PAGES = { text, diffusion, edit, autoencoder, run, prefer };
 
 let leave = new AbortController();
 
@@ -23,7 +24,7 @@ async function show() {
   const main = document.querySelector("main");
   const models = (await get("/v1/models")).data;
   if (signal.aborted) return;
-  if (!(state.page in PAGES)) state.page = Object.keys(PAGES).find((name) => PAGES[name].usable(models).length) ?? "text";
+  if (!Object.hasOwn(PAGES, state.page)) state.page = Object.keys(PAGES).find((name) => PAGES[name].usable(models).length) ?? "text";
   const page = PAGES[state.page];
   document.title = `${page.title} · gengen`;
   fill(document.querySelector("nav"), ...Object.entries(PAGES).map(([name, { title }]) => h("a", { href: `#${name}`, "aria-current": name === state.page && "page" }, title)));

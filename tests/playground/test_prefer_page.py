@@ -1,0 +1,94 @@
+"""The page of preferences, as somebody votes on it."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from gengen.data.dialogue.template import prompt_tokens
+from gengen.generation.load import load_as
+from gengen.generation.text.generator import TextGenerator
+from gengen.serving.preferences import swapped
+from helpers.pages import Visit
+from helpers.served import Process
+
+pytestmark = pytest.mark.slow
+HASH = "prefer?prompts=Once&max_tokens=12&run=story&other=chat&annotator={}"
+
+
+def texts(page: Page) -> list[str]:
+    return [str(page.locator(f"[aria-label='the {side} text']").text_content()) for side in ("left", "right")]
+
+
+@pytest.fixture
+def in_folder(served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder at hand has the runs in runs/, as the snippets of the page name them."""
+    (tmp_path / "runs").symlink_to(served_runs)
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: Process, served_runs: Path) -> None:
+    story, chat = (load_as(TextGenerator, str(served_runs / name), device="cpu") for name in ("story", "chat"))
+    asked = prompt_tokens(chat.tokenizer, [{"role": "user", "content": "Once"}])
+    with visit(HASH.format("ann")) as page:
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("h2:has-text('Pair 1')")
+        first = texts(page)
+        drawn = [
+            run.generate([prompt], n=2, seed=1, max_tokens=12, temperature=1.0, overflow="end")[i].text
+            for i, (run, prompt) in enumerate(((story, "Once"), (chat, asked)))
+        ]
+        assert first == (drawn[::-1] if swapped("ann", 1) else drawn)
+        assert "story" not in page.locator("div.columns").inner_text()
+        page.keyboard.press("1")
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        told = page.locator("div[role=status]").inner_text()
+        left, right = ("chat", "story") if swapped("ann", 1) else ("story", "chat")
+        assert f"Left was by {left} (step 7" in told and f"right by {right} (step 7" in told
+        second = texts(page)
+        page.keyboard.press("u")
+        page.wait_for_selector("h2:has-text('Pair 1')")
+        assert texts(page) == first
+        page.keyboard.press("2")
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        assert texts(page) == second and "1 of yours" in page.locator("table").inner_text()
+        page.reload()
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        assert texts(page) == second
+        page.keyboard.press("3")
+        page.wait_for_selector("h2:has-text('Pair 3')")
+        page.go_back()
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        assert texts(page) == second and "equally good" in page.locator("div[role=status]").inner_text()
+    found = play.get("/gengen/v1/preference?annotator=ann").json()
+    assert (found["pairs"], found["tie"], found["next"]) == (1, 1, 3)
+    play.until(play.quiet)
+
+
+def test_keys_that_are_typed_into_a_field_are_no_votes(visit: Visit, play: Process) -> None:
+    with visit(HASH.format("typist")) as page:
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("h2:has-text('Pair 1')")
+        page.get_by_label("Prompts, one a line").press_sequentially("1 2 3 4 s u")
+        page.wait_for_timeout(300)
+    assert play.get("/gengen/v1/preference?annotator=typist").json()["next"] == 1
+
+
+def test_the_snippet_draws_both_texts(visit: Visit, in_folder: None) -> None:
+    with visit(HASH.format("copier")) as page:
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("h2:has-text('Pair 1')")
+        drawn = texts(page)
+        page.keyboard.press("1")
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        page.locator("summary").click()
+        page.get_by_role("button", name="Python", exact=True).click()
+        snippet = str(page.get_by_label("what was copied").text_content())
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(snippet, "snippet", "exec"), {})
+    assert said.getvalue() == "".join(f"{text}\n" for text in drawn)
