@@ -2,7 +2,7 @@
 
 export class Curve {
   constructor() {
-    this.columns = {};
+    this.columns = Object.create(null); // a column may be called __proto__
     this.last = -1;
     this.writing = null;
     this.unreadable = 0;
