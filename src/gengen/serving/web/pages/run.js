@@ -27,7 +27,8 @@ export async function show(root, { state, signal }) {
   const across = choice(state, "across", "Curves over", axes, { value: "step", changed: () => draw(view) });
   const more = h("details", { class: "wide" }, h("summary", {}, "All other columns of metrics.csv"), parts.others);
   const seen = h("h2", {}, "What it drew on the way");
-  fill(root, parts.list, parts.table, h("h2", {}, "Curves"), h("form", {}, across), h("p", {}, MEANING), parts.curves, more, seen, parts.samples, copyBar(() => ways(view)));
+  const curves = [h("h2", {}, "Curves"), h("form", {}, across), h("p", {}, MEANING), parts.curves, more];
+  fill(root, parts.list, parts.table, curves, seen, parts.samples, copyBar(() => ways(view)));
   do await look(view);
   while (await pause(signal));
 }
