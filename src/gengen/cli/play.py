@@ -1,15 +1,11 @@
 """`play`: pages to look at the newest runs, in a browser on this machine. Trains nothing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gengen.checkpoints.listing import newest_of_each
-from gengen.cli.serve import Load, composed, say, serve_runs
+from gengen.cli.serve import Load, Loaded, composed, say, serve_runs
 from gengen.config.serve import PlayConfig
 from gengen.errors import UserError
-
-if TYPE_CHECKING:
-    from gengen.serving.runs import Served
 
 MAKES = "python scripts/train.py model=gpt data=tinystories"
 
@@ -28,9 +24,9 @@ def main(argv: list[str]) -> int:
     )
 
 
-def first_of_each(choices: list[list[Path]], load: Load) -> list["Served"]:
+def first_of_each(choices: list[list[Path]], load: Load) -> Loaded:
     """Load the first of each list that can be loaded, and say why others cannot. Raises UserError where all fail."""
-    found = []
+    found: Loaded = []
     for runs in choices:
         for run in runs:
             try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=ServeConfig)
 Load = Callable[[str], "Served"]
 """Loads a run, which is named as on the command line."""
+Loaded = list["Served"]
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +47,7 @@ def composed(command: str, cls: type[C], argv: list[str]) -> C | None:
     return compose_flat(cls, line)
 
 
-def serve_runs(config: ServeConfig, chosen: Callable[[Load], list["Served"]], listening: Callable[[str], None]) -> int:
+def serve_runs(config: ServeConfig, chosen: Callable[[Load], Loaded], listening: Callable[[str], None]) -> int:
     """Serve until a signal; returns the exit code.
 
     chosen: loads the runs. listening: is called with the server's address once it answers.
