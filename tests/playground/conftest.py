@@ -14,7 +14,7 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
 from helpers.pages import DESK, Visit
-from helpers.served import IMAGE_RUNS, Process, process, write_image_runs, write_run
+from helpers.served import IMAGE_RUNS, Process, new_process, write_image_runs, write_run
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
@@ -51,7 +51,7 @@ def play(served_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     said = tmp_path_factory.mktemp("play") / "said.txt"
     runs = [str(served_runs / name) for name in IMAGE_RUNS]
     votes = f"preferences={said.parent}/preferences.jsonl"
-    with process([*runs, "playground=true", f"runs_dir={served_runs}", votes], said) as running:
+    with new_process([*runs, "playground=true", f"runs_dir={served_runs}", votes], said) as running:
         yield running
         assert "Traceback" not in running.said.read_text(), running.said.read_text()
 

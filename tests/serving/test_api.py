@@ -152,6 +152,7 @@ def test_logprobs_are_the_models_own_before_controls(server: Process, story: Tex
     body = {"model": "story", "prompt": "Once", **settings}
     found = server.post("completions", **body, logprobs=2).json()["choices"][0]["logprobs"]
     assert found["token_logprobs"] == pytest.approx(sample.logprobs, abs=1e-5)
+    assert found["token_ids"] == sample.tokens
     assert all(2 <= len(top) <= 3 for top in found["top_logprobs"])
     streamed = choices_of(events(server, "completions", **body, logprobs=2))[0]
     assert (streamed["tokens"], streamed["logprobs"]) == (found["tokens"], found["token_logprobs"])

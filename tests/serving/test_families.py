@@ -1,5 +1,6 @@
 """The endpoints that show how a family works, each against the formula or the library."""
 
+import base64
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_the_next_token_by_the_formula(served: Served, story: TextGenerator) -> 
     served(test)
 
 
+def test_all_logits_of_the_next_token_bit_for_bit_after_what_was_drawn(served: Served, story: TextGenerator) -> None:
+    """Tokens drawn since the prompt stand after it, whatever the prompt is given as."""
+    drawn = [90, 200, 17]
+    prompt = story.prompt_tokens("Once")
+    with torch.no_grad():
+        expected = story.model(torch.tensor([prompt + drawn]))[0, -1]
+
+    async def test(post: Any, application: Application) -> None:
+        body: dict[str, Any] = {"model": "story", "logits": True}
+        found = (await post("/gengen/v1/next", **body, prompt="Once", drawn=drawn)).json()
+        assert found["prompt"] == prompt + drawn
+        raw = base64.b64decode(found["logits"])
+        torch.testing.assert_close(torch.frombuffer(bytearray(raw), dtype=torch.float32), expected)
+        again = (await post("/gengen/v1/next", **body, prompt=prompt + drawn)).json()
+        assert again["logits"] == found["logits"]
+        assert "logits" not in (await post("/gengen/v1/next", model="story", prompt="Once")).json()
+
+    served(test)
+
+
 def test_each_control_of_the_next_token_is_shown(served: Served, story: TextGenerator) -> None:
     """In the order in which they are applied; the last distribution is what `generate` draws from."""
     controls = {"temperature": 0.7, "top_k": 6, "top_p": 0.9, "presence_penalty": 0.5, "repetition_penalty": 1.3}
@@ -76,6 +97,8 @@ def test_the_next_token_of_a_conversation_and_what_is_refused(served: Served) ->
         ({"model": "story"}, 400, "prompt"),
         ({"model": "story", "prompt": ["a", "b"]}, 400, "prompt"),
         ({"model": "story", "prompt": "a" * 1000}, 400, "prompt"),
+        ({"model": "story", "prompt": "a", "drawn": [300]}, 400, "drawn"),
+        ({"model": "story", "prompt": "a", "drawn": [1] * 256}, 400, "drawn"),
         ({"model": "story", "prompt": "a", "top": 101}, 400, "top"),
         ({"model": "story", "prompt": "a", "max_tokens": 5}, 400, "max_tokens"),
         ({"model": "story", "prompt": "a", "logit_bias": {"9999": 1}}, 400, "logit_bias"),

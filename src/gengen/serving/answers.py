@@ -127,6 +127,7 @@ class Spelling:
             "tokens": [self.name(token.id) for token in tokens],
             "token_logprobs": [finite(token.logprob) for token in tokens],
             "top_logprobs": [self._top(token) if token.top or not top else None for token in tokens],
+            "token_ids": [token.id for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
 

@@ -68,6 +68,8 @@ class FamilyApi:
             prompt = await asyncio.to_thread(run.chat_tokens, asked.messages)
         else:
             prompt = await asyncio.to_thread(run.prompt_tokens, asked.prompt[0], "prompt")
+        if asked.drawn:
+            prompt = run.prompt_tokens(prompt + asked.drawn, "drawn")
         kept: list[Tensor] = []
 
         def keep(logits: Tensor, tokens: list[list[int]]) -> Tensor:
@@ -78,7 +80,8 @@ class FamilyApi:
         job = Job(http.scope["state"]["client"], [Request(prompt, plain, processor=keep)])
         await whole(job, run.worker, http, self.patience)
         settings = DecodingSettings(max_tokens=1, **asked.controls())
-        return json_response(await asyncio.to_thread(next_tokens, run, Request(prompt, settings), kept[0], asked.top))
+        found = await asyncio.to_thread(next_tokens, run, Request(prompt, settings), kept[0], asked.top)
+        return json_response(found | ({"logits": base64_fp32(kept[0])} if asked.logits else {}))
 
     async def denoise(self, http: HttpRequest) -> Answer:
         asked = await read_body(DenoiseRequest, http)
@@ -180,7 +183,13 @@ def next_tokens(run: ServedRun, request: Request, logits: Tensor, top: int) -> T
         run.spelling.described(token) | {"probability": {name: float(p[token]) for name, p in found.items()}}
         for token in tokens
     ]
-    return {"model": run.name, "prompt_tokens": len(request.prompt), "controls": after, "tokens": entries}
+    asked = {"model": run.name, "prompt": request.prompt, "prompt_tokens": len(request.prompt)}
+    return asked | {"controls": after, "tokens": entries}
+
+
+def base64_fp32(numbers: Tensor) -> str:
+    """Return numbers in base64, bit for bit: fp32, the low byte first."""
+    return base64.b64encode(numbers.float().cpu().numpy().astype("<f4").tobytes()).decode()
 
 
 # --- images

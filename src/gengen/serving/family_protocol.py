@@ -17,6 +17,7 @@ from gengen.serving.protocol import (
     parameter,
     read_messages,
     read_prompts,
+    read_token_ids,
 )
 
 MAX_SHOWN = 100  # tokens of `next`
@@ -35,6 +36,8 @@ class NextRequest(Controls):
     model: str = option("", "the run, by its name")
     prompt: list[str | list[int]] = parameter(read_prompts, "a text or tokens to go on from", [])
     messages: list[dict[str, str]] = parameter(read_messages, "or a conversation", [])
+    drawn: list[int] = parameter(read_token_ids, "tokens that were drawn since", [])
+    logits: bool = option(False, "return the logits of all tokens too, base64 of little-endian fp32")
     top: int = option(
         10, "tokens to show, the likeliest by the model itself and by what is drawn from", low=1, high=MAX_SHOWN
     )

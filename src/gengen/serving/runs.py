@@ -136,6 +136,7 @@ def load_text(
     about = {
         "context": generator.context,
         "vocabulary": generator.tokenizer.vocab_size,
+        "tokenizer": generator.tokenizer.text_hash,
         "chat": bool(generator.tokenizer.chat),
         "precision": generator.precision,
         "exact": generator.engine.exact,

@@ -207,6 +207,11 @@ class TextTokenizer:
         """sha256 of the JSON."""
         return hashlib.sha256(self._json.encode()).hexdigest()
 
+    @property
+    def text_hash(self) -> str:
+        """sha256 of the JSON without the ids of a conversation: equal where texts are the same tokens."""
+        return self.hash
+
     def huggingface(self, context: int) -> dict[str, Any]:
         """Return what transformers reads, by file name. It puts the end of text before a text, as a prompt of ours has
         it."""
@@ -234,6 +239,10 @@ class ChatTokenizer(TextTokenizer):
         self.chat = {name: size + i for i, name in enumerate((*ROLES, "end"))}
         text = json.dumps({"gengen": "chat", "tokenizer": inner.to_json()})
         super().__init__(text, [*inner._bytes, *[b""] * 4], inner._bpe, inner.start, self.chat["end"])
+
+    @property
+    def text_hash(self) -> str:
+        return self.inner.hash
 
     def pieces(self, text: str) -> Iterator[str]:
         return self.inner.pieces(text)
