@@ -4,15 +4,17 @@ import { get } from "./api.js";
 import { fill, h } from "./dom.js";
 import { State } from "./state.js";
 import * as autoencoder from "./pages/autoencoder.js";
+import * as chat from "./pages/chat.js";
 import * as diffusion from "./pages/diffusion.js";
 import * as edit from "./pages/edit.js";
 import * as prefer from "./pages/prefer.js";
 import * as run from "./pages/run.js";
+import * as stages from "./pages/stages.js";
 import * as text from "./pages/text.js";
 
 // A page is a module: title, about (a sentence), usable(models) (those it can show), makes (the command that makes
 // such a run), show(root, { state, runs, models, signal }): runs are the usable ones, signal aborts as it is left.
-const PAGES = { text, diffusion, edit, autoencoder, run, prefer };
+const PAGES = { text, chat, stages, diffusion, edit, autoencoder, run, prefer };
 
 let leave = new AbortController();
 
