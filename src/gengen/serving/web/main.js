@@ -7,6 +7,8 @@ import * as autoencoder from "./pages/autoencoder.js";
 import * as chat from "./pages/chat.js";
 import * as diffusion from "./pages/diffusion.js";
 import * as edit from "./pages/edit.js";
+import * as gan from "./pages/gan.js";
+import * as ideas from "./pages/ideas.js";
 import * as prefer from "./pages/prefer.js";
 import * as run from "./pages/run.js";
 import * as stages from "./pages/stages.js";
@@ -14,7 +16,7 @@ import * as text from "./pages/text.js";
 
 // A page is a module: title, about (a sentence), usable(models) (those it can show), makes (the command that makes
 // such a run), show(root, { state, runs, models, signal }): runs are the usable ones, signal aborts as it is left.
-const PAGES = { text, chat, stages, diffusion, edit, autoencoder, run, prefer };
+const PAGES = { ideas, text, chat, stages, diffusion, edit, autoencoder, gan, run, prefer };
 
 let leave = new AbortController();
 

@@ -10,13 +10,15 @@ import { distance, pixelsOf, sharpness } from "../pixels.js";
 import { asKept, asSent, uploadField } from "../upload.js";
 
 export const title = "Autoencoder";
-export const about = "An autoencoder squeezes a picture into a few numbers and draws it again from them. Here are those numbers, to be moved by hand.";
+export const about = "An autoencoder squeezes a picture into a few numbers and draws it again from them. " +
+  "Here are those numbers, to be moved by hand.";
 export const makes = "python scripts/train.py model=vae data=emoji";
 export const usable = (models) => models.filter((model) => model.gengen.latent);
 
 const CHANNELS = 8; // that get a slider
 const VIEWS = {
-  sliders: ["Move its numbers", "Each slider is one channel of the code, in standard deviations from its mean. Those that change the picture most come first."],
+  sliders: ["Move its numbers",
+    "Each slider is one channel of the code, in standard deviations from its mean. Those that change the picture most come first."],
   path: ["Go from one picture to another", "Codes between two codes are pictures too: nothing fades in or out, things turn into each other."],
   plane: ["A map of two numbers", "Two channels, one down and one across, from -3 to 3 deviations. All else stays as it was drawn."],
   reconstruct: ["Take a picture through", "What the code does not hold is lost: fine detail first, which is why the copy looks blurred."],
@@ -59,7 +61,7 @@ function fieldsOf(state, run, changed) {
     changed();
   };
   const seed = numberField(state, "seed", "Seed", { value: 0, min: 0 });
-  const which = (label) => numberField(state, "first", label, { value: 0, min: 0, hint: "another number, another picture" });
+  const which = (label) => numberField(state, "first", label, { value: 0, min: 0 });
   const channel = (key, label, value) => numberField(state, key, label, { value, min: 0, max: run.gengen.latent.shape[0] - 1 });
   return {
     sliders: () => [which("Draw number"), seed],
