@@ -2,6 +2,7 @@
 judgement, a score."""
 
 import asyncio
+import base64
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
