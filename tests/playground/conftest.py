@@ -59,12 +59,14 @@ def play(served_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def visit(browser: Browser, play: Process) -> Visit:
     @contextmanager
-    def visited(where: str, size: tuple[int, int] = DESK, dark: bool = False) -> Iterator[Page]:
+    def visited(where: str, size: tuple[int, int] = DESK, dark: bool = False, refused: bool = False) -> Iterator[Page]:
         scheme: Any = "dark" if dark else "light"
         with browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme) as context:
             page, problems = context.new_page(), []
 
             def said(message: ConsoleMessage) -> None:
+                if refused and "status of 400" in message.text:
+                    return
                 if message.type in ("error", "warning"):
                     problems.append(f"{message.type}: {message.text}")
 

@@ -40,7 +40,7 @@ def test_a_draw_is_made_and_moved_by_keyboard_alone(visit: Visit, served_runs: P
         expect(image).not_to_have_attribute("src", before)
         moved = executed(copied(page, "Python"), served_runs)["images"]
         assert torch.equal(picture_of(image), moved[0]) and not torch.equal(moved, expected)
-        page.wait_for_function("location.hash.includes('c1=3')")
+        page.wait_for_function("() => location.hash.includes('c1=3')")
         page.reload()
         drawn(page)
         assert torch.equal(picture_of(image), moved[0])
@@ -93,6 +93,6 @@ def test_a_picture_of_one_s_own_is_taken_through(visit: Visit, served_runs: Path
 
 def test_leaving_the_page_frees_the_run(visit: Visit, play: Process) -> None:
     with visit("autoencoder?view=plane") as page:
-        page.evaluate("location.hash = '#text'")
+        page.evaluate("() => location.hash = '#text'")
         expect(page.locator("h1")).to_have_text("Text")
         play.until(lambda: not play.figure("gengen_requests_in_progress", "vae"))

@@ -27,7 +27,7 @@ def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path) -> 
         drawn(page)
         page.get_by_label("Truncation").fill("0.5")
         page.keyboard.press("Control+Enter")
-        page.wait_for_function("location.hash.includes('truncation=0.5')")
+        page.wait_for_function("() => location.hash.includes('truncation=0.5')")
         drawn(page)
         assert torch.equal(pictures_of(page.locator(".grid img")), expected)
         assert torch.equal(executed(copied(page, "Python"), served_runs)["images"], expected)

@@ -44,7 +44,7 @@ def test_there_are_sixty_and_each_is_another() -> None:
 def test_in_the_address(visit: Visit, name: str) -> None:
     """As each of the values that pages read, in turn; a field that shows the prompt shows it whole."""
     texts = [text for text in HOSTILE if in_utf8(text)]
-    with visit(name) as page:
+    with visit(name, refused=True) as page:  # such as a class that is called so
         found = watched(page)
         for text in texts:
             given = quote(text)
@@ -52,7 +52,7 @@ def test_in_the_address(visit: Visit, name: str) -> None:
                 "hash => { location.hash = hash }", f"{name}?prompt={given}&system={given}&run={given}&runs={given}"
             )
             page.wait_for_function(
-                "document.querySelector('main h1') && !document.querySelector('main h1').dataset.seen"
+                "() => document.querySelector('main h1') && !document.querySelector('main h1').dataset.seen"
             )
             page.evaluate("document.querySelector('main h1').dataset.seen = '1'")
             for field in page.locator("textarea").all():
@@ -83,7 +83,7 @@ def test_as_what_a_model_writes_and_what_a_run_is_called(visit: Visit) -> None:
 
         def pieces(route: Route) -> None:
             text = said["text"]
-            logprobs = {"tokens": [text], "token_logprobs": [-1.0], "top_logprobs": [{}], "text_offset": [0]}
+            logprobs = {"tokens": [text], "token_ids": [1], "token_logprobs": [-1.0], "text_offset": [0]}
             answer(
                 route, {"choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": "length"}]}, True
             )
@@ -98,7 +98,7 @@ def test_as_what_a_model_writes_and_what_a_run_is_called(visit: Visit) -> None:
             page.evaluate("hash => { location.hash = hash }", f"text?n={i}")
             page.wait_for_function("t => document.querySelector('select option')?.value === t", arg=text)
             page.keyboard.press("Control+Enter")
-            page.wait_for_function("t => document.querySelector('.tokens').textContent === t", arg=text)
+            page.wait_for_function("t => document.querySelector('.tokens')?.textContent === t", arg=text)
             unharmed(page)
         assert not found
 

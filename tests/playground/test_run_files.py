@@ -13,9 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Router
 
-import gengen.serving.app
 from gengen.checkpoints.metrics_csv import Metrics
 from gengen.checkpoints.run import Run, being_written
 from gengen.config.serve import ServeConfig
@@ -264,4 +262,3 @@ def test_files_of_runs_are_served_with_the_pages_alone() -> None:
         return {route.path for route in Application({}, ServeConfig(playground=playground), []).routes}
 
     assert {path for path in paths(True) - paths(False) if "runs" in path}
-    assert isinstance(Router(gengen.serving.app.playground_routes(ServeConfig())), Router)

@@ -38,7 +38,7 @@ def test_runs_are_chosen_by_keyboard_and_the_address_keeps_them(visit: Visit, wr
         page.wait_for_selector("td:has-text('slow')")
         assert page.locator("tbody tr").count() == 2
         page.go_back()
-        page.wait_for_function("document.querySelectorAll('tbody tr').length === 1")
+        page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 1")
 
 
 def test_a_curve_grows_as_its_file_does(visit: Visit, written: Path) -> None:

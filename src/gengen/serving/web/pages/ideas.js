@@ -150,7 +150,7 @@ async function gan(run, signal, family) {
 function ways(found) {
   const served = found.filter(({ run }) => run);
   const drawn = ({ run }) => {
-    if (run.gengen.kind === "text") return `${JSON.stringify(TEXT.prompt)}, max_tokens=60, overflow="end"`;
+    if (run.gengen.kind === "text") return `${JSON.stringify(TEXT.prompt)}, max_tokens=60, temperature=1.0, overflow="end"`;
     return run.gengen.edits ? '1, sampler="ddim", steps=20' : "1";
   };
   const line = (one) => `${one.family.live.name} = gengen.load("runs/${one.run.id}").generate(${drawn(one)}, seed=0)`;
