@@ -95,7 +95,7 @@ def test_as_what_a_model_writes_and_what_a_run_is_called(visit: Visit) -> None:
         page.route("**/v1/models", models)
         for i, text in enumerate(HOSTILE):
             said["text"] = text
-            page.evaluate("hash => { location.hash = hash }", f"text?n={i}")
+            page.evaluate("hash => { location.hash = hash }", f"text?seed={i}")
             page.wait_for_function("t => document.querySelector('select option')?.value === t", arg=text)
             page.keyboard.press("Control+Enter")
             page.wait_for_function("t => document.querySelector('.tokens')?.textContent === t", arg=text)
