@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +28,7 @@ from turns import arguments
 
 SERVE = Path(__file__).parent.parent / "scripts" / "serve.py"
 PROMPT = "Once upon a time there was"
-NEVER_ENDS = {"logit_bias": {"0": -100}, "overflow": "slide", "temperature": 1.0}
+NEVER_ENDS: dict[str, Any] = {"logit_bias": {"0": -100}, "overflow": "slide", "temperature": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Server:
 
 @contextmanager
 def server(run: str, threads: int, *settings: str) -> Iterator[Server]:
-    """Serve a run in another process, whose log is not kept."""
+    """Serve a run in another process, whose log is not kept. settings: more runs, then key=value."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(SERVE), run, "port=0", "queue=256", *settings]
+    command = [sys.executable, str(SERVE), run, *settings, "port=0", "queue=256"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout is not None
     try:
@@ -57,21 +57,25 @@ def server(run: str, threads: int, *settings: str) -> Iterator[Server]:
         process.wait()
 
 
-async def complete(client: httpx.AsyncClient, model: str, tokens: int, seed: int) -> int:
-    """Ask for one completion. Returns its tokens."""
-    asked = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "seed": seed, **NEVER_ENDS}
+async def complete(
+    client: httpx.AsyncClient, model: str, tokens: int, seed: int, endless: Mapping[str, Any] = NEVER_ENDS
+) -> int:
+    """Ask for one completion. Returns its tokens. endless: by which a server lets no text end early."""
+    asked = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "seed": seed, **endless}
     answer = await client.post("/v1/completions", json=asked)
     answer.raise_for_status()
     return int(answer.json()["usage"]["completion_tokens"])
 
 
-async def throughput(url: str, model: str, clients: int, tokens: int) -> float:
+async def throughput(
+    url: str, model: str, clients: int, tokens: int, endless: Mapping[str, Any] = NEVER_ENDS
+) -> float:
     """Return tokens a second of so many clients together, each with two completions."""
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
         async def one(number: int) -> int:
-            return sum([await complete(client, model, tokens, 2 * number + i) for i in range(2)])
+            return sum([await complete(client, model, tokens, 2 * number + i, endless) for i in range(2)])
 
         start = time.perf_counter()
         drawn = await asyncio.gather(*(one(number) for number in range(clients)))
