@@ -58,7 +58,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         ["{run}", "requests=10", "tokens=12", "clients=1,3", "guess=lookup", "threads=1"],
         r"guess lookup +1 clients +0 of (.|\n)*guess lookup +3 clients +0 of [\d,]+ bytes differ, in 0 texts",
     ),
-    "serving_soak": (["{run}", "requests=30", "threads=1"], r"after +30 requests: [\d,]+ MiB(.|\n)*left 3\n"),
+    "serving_soak": (["{run}", "requests=40", "threads=1"], r"after 40  memory [\d,]+(.|\n)*tasks \+0\nanswered: "),
     "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
     "step": (["rounds=1", "threads=1", "tokens=64", "vocab=128", "{text}"], r"fetching a batch of .*: \d"),
     "storybook": (["seconds=1", "seeds=0", "tiny=1", "{text}"], r"gengen's recipe +\d"),
