@@ -44,6 +44,12 @@ def nats(samples: Sequence[Sample]) -> float:
     return -float(np.concatenate([sample.logprobs for sample in samples]).mean())
 
 
+def bits_per_byte(samples: Sequence[Sample]) -> float:
+    """The same, in bits a byte of the texts: a mark may also prefer tokens that are longer or shorter."""
+    total = -float(np.concatenate([sample.logprobs for sample in samples]).sum())
+    return total / np.log(2) / sum(len(sample.text.encode()) for sample in samples)
+
+
 def main(run: str, n: int, tokens: int, delta: float, top_p: float, batch: int, keys: int) -> None:
     generator = load_generator(run)
     assert isinstance(generator, TextGenerator)
@@ -65,6 +71,8 @@ def main(run: str, n: int, tokens: int, delta: float, top_p: float, batch: int, 
     row(f"{tokens} tokens, again", mark, [tokenizer.encode(sample.text) for sample in whole])
     cost = nats(marked) / nats(plain) - 1
     print(f"nats a token, by the model itself: {nats(plain):.3f} unmarked, {nats(marked):.3f} marked: {cost:+.1%}")
+    bits = bits_per_byte(plain), bits_per_byte(marked)
+    print(f"bits a byte: {bits[0]:.3f} unmarked, {bits[1]:.3f} marked: {bits[1] / bits[0] - 1:+.1%} (bar 8 %)")
     unmarked = [sample.tokens for sample in plain if len(sample.tokens) > tokens // 4]
     z = np.array([[Watermark(bytes([key]) * 32).detect([0, *text]).z for text in unmarked] for key in range(keys)])
     print(f"{z.size} unmarked: z mean {z.mean():+.3f}, deviation {z.std():.3f}, most {z.max():.1f}; "

@@ -77,7 +77,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "watermark": (
         ["{run}", "n=4", "tokens=12", "keys=2", "batch=4"],
-        r"deviation \d(.|\n)*a step of 8 rows",
+        r"bits a byte: \d(.|\n)*deviation \d(.|\n)*a step of 8 rows",
     ),
 }
 
