@@ -2,12 +2,15 @@
 compared with the library's, byte for byte.
 
     python benchmarks/serving_exact.py RUN [requests=1000] [tokens=200] [clients=1,8,32] [guess=off,lookup] [threads=2]
+        [draft=OTHER_RUN]
 
-Requests come in another order for each number of clients. Their prompts begin alike, so that a part of them is found
-in the server's memory, and every tenth request has a neighbour whose client leaves in the middle of its text.
+Requests come in another order for each number of clients, every other one streamed. Their prompts begin alike, so that
+a part of them is found in the server's memory, and every tenth request has a neighbour whose client leaves in the
+middle of its text. guess=draft: next tokens are guessed by `draft`, a smaller run with the same tokenizer.
 """
 
 import asyncio
+import json
 import random
 import sys
 from dataclasses import dataclass
@@ -79,12 +82,22 @@ async def answers(url: str, model: str, asked: list[Case], tokens: int, clients:
                     await one(i, body)
 
         async def one(i: int, body: dict[str, object]) -> None:
-            answer = await client.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            texts[i] = answer.json()["choices"][0]["text"]
+            texts[i] = await (streamed if i % 2 else whole)(client, body)
 
         await asyncio.gather(*(work() for _ in range(clients)))
     return texts
+
+
+async def whole(client: httpx.AsyncClient, body: dict[str, object]) -> str:
+    answer = await client.post("/v1/completions", json=body)
+    answer.raise_for_status()
+    return str(answer.json()["choices"][0]["text"])
+
+
+async def streamed(client: httpx.AsyncClient, body: dict[str, object]) -> str:
+    async with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
+        lines = [line async for line in answer.aiter_lines() if line.startswith("data: {")]
+    return "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in lines)
 
 
 async def cut(client: httpx.AsyncClient, body: dict[str, object], pieces: int) -> None:
@@ -108,14 +121,14 @@ def reused(url: str) -> str:
     return "  ".join(line for line in lines if line.startswith("gengen_tokens_total"))
 
 
-def main(run: str, requests: int, tokens: int, clients: str, guess: str, threads: int) -> None:
+def main(run: str, requests: int, tokens: int, clients: str, guess: str, threads: int, draft: str) -> None:
     generator = load_as(TextGenerator, run, device="cpu")
     asked = cases(generator, requests)
     wanted = expected(generator, asked, tokens)
     print(f"{requests} requests of {tokens} tokens at temperature 1, {len(set(wanted))} different texts", flush=True)
     counts = [int(count) for count in clients.split(",")]
     for way in guess.split(","):
-        guessing = [] if way == "off" else [f"guess={way}"]
+        guessing = {"off": [], "lookup": ["guess=lookup"], "draft": [f"draft={draft}"]}[way]
         with server(run, threads, "exact=true", f"rows={max(counts)}", *guessing) as served:
             for count in counts:
                 found = asyncio.run(answers(served.url, Path(run).name, asked, tokens, count))
@@ -129,5 +142,7 @@ def main(run: str, requests: int, tokens: int, clients: str, guess: str, threads
 
 
 if __name__ == "__main__":
-    given, rest = arguments(sys.argv[1:], requests=1000, tokens=200, clients="1,8,32", guess="off,lookup", threads=2)
+    given, rest = arguments(
+        sys.argv[1:], requests=1000, tokens=200, clients="1,8,32", guess="off,lookup", threads=2, draft=""
+    )
     main(rest[0], **given)

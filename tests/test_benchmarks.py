@@ -55,8 +55,8 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         r"2 clients, tokens a second\n(.|\n)*gengen / transformers: \d",
     ),
     "serving_exact": (
-        ["{run}", "requests=10", "tokens=12", "clients=1,3", "guess=lookup", "threads=1"],
-        r"guess lookup +1 clients +0 of (.|\n)*guess lookup +3 clients +0 of [\d,]+ bytes differ, in 0 texts",
+        ["{run}", "requests=10", "tokens=12", "clients=1,3", "guess=lookup,draft", "draft=runs/text", "threads=1"],
+        r"guess lookup +1 clients +0 of (.|\n)*guess draft +3 clients +0 of [\d,]+ bytes differ, in 0 texts",
     ),
     "serving_soak": (["{run}", "requests=40", "threads=1"], r"after 40  memory [\d,]+(.|\n)*tasks \+0\nanswered: "),
     "startup": (["rounds=1", "{text}"], r"first step, imports left out +-?\d"),
