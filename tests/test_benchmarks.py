@@ -50,9 +50,18 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         ["{run}", "clients=1,2", "tokens=4", "rounds=1", "threads=1"],
         r"exact, 1 threads\n +1 clients +\d(.|\n)*tokens arrive: 99 % \d",
     ),
+    "serving_fairness": (
+        ["{run}", "rows=2", "tokens=4", "rounds=1", "threads=1"],
+        r"beside 64 requests, ms +\d(.|\n)*Jain's index of 4 clients +[01]\.\d",
+    ),
+    "serving_health": (["{run}", "{words}", "streams=2", "tokens=8", "threads=1"], r"2 streams: median \d.* 99 % \d"),
     "serving_peer": (
         ["{run}", "clients=2", "tokens=4", "rounds=1", "threads=1"],
         r"2 clients, tokens a second\n(.|\n)*gengen / transformers: \d",
+    ),
+    "serving_reuse": (
+        ["{run}", "shared=16", "tokens=8", "rounds=1", "threads=1"],
+        r"16 tokens known +\d(.|\n)*free, ms a token: plain +\d",
     ),
     "serving_exact": (
         ["{run}", "requests=10", "tokens=12", "clients=1,3", "guess=lookup,draft", "draft=runs/text", "threads=1"],
