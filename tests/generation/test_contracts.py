@@ -56,7 +56,11 @@ def defaults(config: type, *names: str) -> dict[str, Any]:
             ["grammar", "processor", "interrupted"],
             defaults(TextSampling, "n") | defaults(DecodingSettings),
         ),
-        (TextGenerator.stream, ["grammar", "processor", "interrupted"], defaults(DecodingSettings)),
+        (
+            TextGenerator.stream,
+            ["grammar", "processor", "interrupted"],
+            {name: value for name, value in defaults(DecodingSettings).items() if name != "logprobs_of"},
+        ),
         (
             ImageGenerator.generate,
             ["first", "frames", "callback", "interrupted"],
@@ -66,7 +70,7 @@ def defaults(config: type, *names: str) -> dict[str, Any]:
         ),
         (
             ImageGenerator.remix,
-            ["first"],
+            ["first", "callback"],
             defaults(DiffusionSampling, "n", "seed", "negative", "pictures") | defaults(DiffusionSettings),
         ),
         (GANGenerator.generate, ["first"], defaults(GANSampling, "n", "seed", "labels", "truncation")),
