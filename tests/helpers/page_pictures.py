@@ -1,9 +1,10 @@
-"""Pictures on a page of the playground as tensors, and what "repeat this elsewhere" says of them, repeated."""
+"""Pictures on a page of the playground as tensors, and what "repeat this elsewhere" says of a result, repeated."""
 
 import base64
+import io
 import re
 import shlex
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,6 +58,14 @@ def executed(python: str, runs: Path) -> dict[str, Any]:
         Path("runs").symlink_to(runs)
         exec(python, names)
     return names
+
+
+def printed(python: str, runs: Path) -> str:
+    """What a copied program prints, run beside a folder `runs`."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        executed(python, runs)
+    return said.getvalue()
 
 
 def run_commands(lines: str) -> None:

@@ -1,7 +1,5 @@
 """The page of conversations: its answers are the library's, forced ones too; markers are seen; rewards are said."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from playwright.sync_api import Page
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
+from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 from helpers.served import Process
 
@@ -56,24 +55,15 @@ def test_a_conversation_goes_on_with_an_answer(visit: Visit, play: Process, chat
         assert answers_of(page) == drawn_by(chat, ASKED + further)
 
 
-def test_answers_obey_a_schema_and_call_a_tool_as_in_python(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_obey_a_schema_and_call_a_tool_as_in_python(visit: Visit, served_runs: Path) -> None:
     with visit(WHERE + "say=Hi&form=schema") as page:
         page.get_by_label("Tokens").fill("60")
         page.keyboard.press("Control+Enter")
         answers = answers_of(page)
         assert all(set(json.loads(answer)) == {"name", "tame"} for answer in answers)
-        page.get_by_text("Repeat this elsewhere").click()
-        page.get_by_role("button", name="Python").click()
-        code = page.locator(".copy pre").inner_text()
+        code = copied(page, "Python")
         page.get_by_label("The answer is").select_option("tool")
         page.keyboard.press("Control+Enter")
         page.get_by_text("feed(").first.wait_for()
         assert all(answer.startswith('feed({"animal":') for answer in answers_of(page))
-    (tmp_path / "runs").symlink_to(served_runs)
-    monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(code, {})
-    assert said.getvalue() == "".join(f"{answer}\n" for answer in answers)
+    assert printed(code, served_runs) == "".join(f"{answer}\n" for answer in answers)

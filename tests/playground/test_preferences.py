@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -23,8 +24,12 @@ from gengen.data.dialogue.template import prompt_tokens
 from gengen.data.sources.skips import Skips
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
+from gengen.generation.filters.base import judge
+from gengen.generation.filters.patterns import PatternFilter
+from gengen.generation.filters.words import WordFilter
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.watermark import Watermark
 from gengen.serving import preferences
 from gengen.serving.preferences import Pair, Preferences, Text, Vote, figures, repeated, swapped, vote_of
 from helpers.processes import waited
@@ -229,12 +234,12 @@ def test_figures_of_votes_by_hand() -> None:
 # --- over HTTP
 
 
-def voting(runs: Path, path: Path | None, test: Callable[[httpx.AsyncClient], Any]) -> None:
+def voting(runs: Path, path: Path | None, test: Callable[[httpx.AsyncClient], Any], **settings: Any) -> None:
     """Run a test with a client of the application over `story` and `chat`, which takes votes in a file."""
 
     async def inside() -> None:
         kept = Preferences(path, silent) if path else None
-        application = served_here(runs, playground=True, preferences_file=kept)
+        application = served_here(runs, playground=True, preferences_file=kept, **settings)
         application.start()
         try:
             async with in_process(application) as client, asyncio.timeout(60):
@@ -271,6 +276,27 @@ def test_a_pair_is_what_generate_draws_and_tells_its_runs_after_the_vote_alone(t
         assert len(rows) == 4 and {row["prompt"][0]["content"] for row in rows} == {"Once"}
 
     voting(talkers, tmp_path / "p.jsonl", test)
+
+
+def test_texts_of_pairs_are_filtered_and_marked_like_any_others(talkers: Path, tmp_path: Path) -> None:
+    """And the file has the prompt that the texts went on from."""
+    story, mark = load_as(TextGenerator, str(talkers / "story"), device="cpu"), Watermark(bytes(32))
+    how: Any = {"n": 2, "temperature": 1.0, "max_tokens": 100, "overflow": "end", "seed": 1}
+    drawn = story.generate("write to [e-mail]", **how, processor=mark)
+    listed = [word for sample in drawn for word in re.findall(r"\b[a-zA-Z]+\b", sample.text)]
+    (tmp_path / "list").write_text("\n".join(listed))
+    wanted = [judge([PatternFilter(), WordFilter(listed)], sample.text, "redact").text for sample in drawn]
+    assert wanted != [sample.text for sample in drawn]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        asked = ASKED | {"other": "story", "prompt": "write to a.b@c.org", "max_tokens": 100}
+        pair = (await client.post(f"{API}/pair", json=asked)).json()
+        assert pair["prompt"] == "write to [e-mail]"
+        assert [pair["left"], pair["right"]] == (wanted[::-1] if swapped("me", 1) else wanted)
+        assert (await client.post(f"{API}/pair", json=asked)).json() == pair, "it is drawn once"
+
+    settings = {"filter": ["patterns", f"words:{tmp_path / 'list'}"], "watermark": mark}
+    voting(talkers, tmp_path / "p.jsonl", test, **settings)
 
 
 def test_a_vote_is_one_however_often_it_is_sent_and_undone_it_can_be_given_anew(talkers: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The page of stages: answers of several runs to one prompt, and how likely each is to the others."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
+from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 
 pytestmark = pytest.mark.slow
@@ -23,9 +22,7 @@ def log_probs(generator: TextGenerator, answer: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)[range(len(answer)), answer]  # type: ignore[no-any-return]
 
 
-def test_runs_answer_side_by_side_and_ratios_are_those_of_the_networks(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_answer_side_by_side_and_ratios_are_those_of_the_networks(visit: Visit, served_runs: Path) -> None:
     """A reward run scores each; the Python that the page shows prints the same answers."""
     runs = {name: load_as(TextGenerator, str(served_runs / name), device="cpu") for name in ("story", "chat")}
     samples = {name: run.generate("Hi", overflow="end", **HOW)[0] for name, run in runs.items()}
@@ -45,12 +42,5 @@ def test_runs_answer_side_by_side_and_ratios_are_those_of_the_networks(
             assert titles == pytest.approx(ratio.tolist(), rel=1e-2, abs=1e-3)
         page.reload()
         page.get_by_role("heading", name="The answer of story").wait_for()
-        page.get_by_text("Repeat this elsewhere").click()
-        page.get_by_role("button", name="Python").click()
-        code = page.locator(".copy pre").inner_text()
-    (tmp_path / "runs").symlink_to(served_runs)
-    monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(code, {})
-    assert said.getvalue() == "".join(f"{sample.text}\n" for sample in samples.values())
+        code = copied(page, "Python")
+    assert printed(code, served_runs) == "".join(f"{sample.text}\n" for sample in samples.values())

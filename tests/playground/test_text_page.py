@@ -1,7 +1,5 @@
 """The page of texts: what it shows is what the library draws, and its odds are the library's."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.row import Request, Row
 from gengen.generation.text.stages import stages
+from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 from helpers.served import Process
 
@@ -138,20 +137,11 @@ def test_a_token_shows_what_else_could_stand_there_and_a_slider_needs_no_request
         )
 
 
-def test_python_of_the_page_draws_the_texts_of_the_page(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_of_the_page_draws_the_texts_of_the_page(visit: Visit, served_runs: Path) -> None:
     with visit("text?run=story&prompt=Say%20%22hi%22&max_tokens=9&seed=2&n=2&top_k=50&shown=1") as page:
         texts = texts_of(page)
-        page.get_by_text("Repeat this elsewhere").click()
-        page.get_by_role("button", name="Python").click()
-        code = page.locator(".copy pre").inner_text()
-    (tmp_path / "runs").symlink_to(served_runs)
-    monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(code, {})
-    assert said.getvalue() == "".join(f"{text}\n" for text in texts)
+        code = copied(page, "Python")
+    assert printed(code, served_runs) == "".join(f"{text}\n" for text in texts)
 
 
 def test_stop_frees_the_rows_at_once_and_keeps_what_was_drawn(visit: Visit, play: Process) -> None:

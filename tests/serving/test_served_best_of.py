@@ -78,6 +78,7 @@ def test_of_equal_rewards_the_first_drawn_comes_first() -> None:
     assert [piece.choice for piece in chosen] == list(range(6)) == [0, 1, 2, 3, 4, 5]
     assert [piece.reward for piece in chosen] == [3, 3, 2, 0, 0, 0]
     assert [piece.reused for piece in chosen] == [9] * 6
+    assert [piece.text for piece in chosen_of(drawn[:4], [None, -5, None, -6], of=4, n=3)] == ["1", "3", "0"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from gengen.serving.answers import HEARTBEAT, encoded, event
+from gengen.serving.calls import Call, CallWorker, Progress
 from gengen.serving.engine_thread import EngineThread
 from gengen.serving.guard import ClientGone, Message, Receive, Send
 from gengen.serving.jobs import BaseJob, P
@@ -67,6 +68,22 @@ async def end_when_gone(job: BaseJob[Any], worker: EngineThread[Any], receive: R
     while (await receive())["type"] != "http.disconnect":
         pass
     worker.end(job, "cancelled")
+
+
+async def called(
+    http: HttpRequest,
+    worker: CallWorker,
+    patience: Patience,
+    work: Callable[[Progress], bytes],
+    cost: int = 1,
+    streamed: bool = False,
+) -> "Response | EventStream[bytes]":
+    """Return what a call answers: JSON, or the events that it tells. cost: as of `FairQueue`."""
+    job = Call(http.scope["state"]["client"], work, cost=cost)
+    if streamed:
+        return EventStream(job, worker, patience, b"".join)
+    pieces = await whole(job, worker, http, patience)
+    return Response(b"".join(pieces), headers=JSON)
 
 
 class EventStream(Generic[P]):

@@ -1,5 +1,6 @@
 """The best of several texts, by a reward run. Pure: pieces and rewards in, the chosen pieces out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,15 +18,17 @@ def answers_of(drawn: Sequence[Piece], requests: Sequence[Request], prompts: Seq
     ]
 
 
-def chosen_of(drawn: Sequence[Piece], rewards: Sequence[float], of: int, n: int) -> list[Piece]:
-    """Return the n of each `of` texts with the highest rewards, the best first and of equal ones the first drawn.
+def chosen_of(drawn: Sequence[Piece], rewards: Sequence[float | None], of: int, n: int) -> list[Piece]:
+    """Return the n of each `of` texts with the highest rewards, the best first and of equal ones the first drawn. What
+    has no reward comes last.
 
     They are numbered anew, and say which sample each is, with its reward. How much of the prompt was reused is what
     the first that was drawn says: those after it reuse what it read.
     """
     chosen = []
+    known = [-math.inf if reward is None else reward for reward in rewards]
     for start in range(0, len(drawn), of):
-        ranked = sorted(range(start, start + of), key=lambda i: (-rewards[i], i))
+        ranked = sorted(range(start, start + of), key=lambda i: (-known[i], i))
         for place, i in enumerate(ranked[:n]):
             number, reused = start // of * n + place, drawn[start].reused
             chosen.append(replace(drawn[i], choice=number, reused=reused, reward=rewards[i], sample=i))

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from starlette.requests import Request as HttpRequest
@@ -23,9 +23,9 @@ from gengen.generation.image.gan import GANGenerator
 from gengen.generation.noise import slerp
 from gengen.generation.text.row import Request, Row
 from gengen.generation.text.stages import stages
-from gengen.serving.answering import JSON, EventStream, Patience, json_response, read_body, whole
+from gengen.serving.answering import EventStream, Patience, called, json_response, read_body, whole
 from gengen.serving.answers import encoded, named_event
-from gengen.serving.calls import Call, CallWorker, Progress
+from gengen.serving.calls import Progress
 from gengen.serving.family_protocol import (
     DenoiseRequest,
     GanRequest,
@@ -41,14 +41,29 @@ from gengen.serving.image_runs import ServedImages, base64_png, refusing
 from gengen.serving.images import STEPS, partial_steps
 from gengen.serving.jobs import Job
 from gengen.serving.latents import on_a_plane, on_the_way, reconstructed
-from gengen.serving.protocol import invalid
+from gengen.serving.protocol import Asked, invalid
 from gengen.serving.runs import Served, ServedRun, picked
 from gengen.serving.scores import ServedScorer
 from gengen.serving.text import check_tokens, new_seed
 
 Tree = dict[str, Any]
-G = TypeVar("G")
 Answer = Response | EventStream[bytes]
+IS_NOT = {
+    ImageGenerator: "no diffusion model: it has no steps to show",
+    AutoencoderGenerator: "no autoencoder",
+    GANGenerator: "no GAN",
+}
+"""What is said of a run whose generator is of another kind."""
+
+
+class OfARun(Asked, Protocol):
+    """A request that names a run."""
+
+    model: str
+
+
+G = TypeVar("G")
+Q = TypeVar("Q", bound=OfARun)
 
 
 class FamilyApi:
@@ -87,13 +102,13 @@ class FamilyApi:
     async def denoise(self, http: HttpRequest) -> Answer:
         asked = await read_body(DenoiseRequest, http)
         run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, ImageGenerator, "no diffusion model: it has no steps to show")
+        generator = of_family(run, ImageGenerator)
         seed = new_seed() if asked.seed is None else asked.seed
 
         def work(progress: Progress) -> bytes:
             return denoised(run, generator, asked, seed, progress)
 
-        return await self.called(http, run.worker, work, asked.steps or STEPS, asked.stream)
+        return await called(http, run.worker, self.patience, work, asked.steps or STEPS, asked.stream)
 
     async def remix(self, http: HttpRequest) -> Answer:
         asked = await read_body(RemixRequest, http)
@@ -105,63 +120,49 @@ class FamilyApi:
             rows = zip(images, said, strict=True)
             return encoded({"data": [{"b64_json": base64_png(run, *row), "gengen": row[1]} for row in rows]})
 
-        return await self.called(http, run.worker, work, asked.pictures * (asked.steps or STEPS))
+        return await called(http, run.worker, self.patience, work, asked.pictures * (asked.steps or STEPS))
 
     async def latent(self, http: HttpRequest) -> Answer:
-        asked = await read_body(LatentRequest, http)
-        run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
-        return await self.called(http, run.worker, lambda progress: decoded(run, generator, asked))
+        return await self.shown(http, LatentRequest, AutoencoderGenerator, decoded)
 
     async def path(self, http: HttpRequest) -> Answer:
-        asked = await read_body(PathRequest, http)
-        run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
-        return await self.called(http, run.worker, lambda progress: on_the_way(run, generator, asked), asked.steps)
+        return await self.shown(http, PathRequest, AutoencoderGenerator, on_the_way, lambda asked: asked.steps)
 
     async def plane(self, http: HttpRequest) -> Answer:
-        asked = await read_body(PlaneRequest, http)
-        run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
-        return await self.called(http, run.worker, lambda progress: on_a_plane(run, generator, asked), asked.steps**2)
+        return await self.shown(http, PlaneRequest, AutoencoderGenerator, on_a_plane, lambda asked: asked.steps**2)
 
     async def reconstruct(self, http: HttpRequest) -> Answer:
-        asked = await read_body(ReconstructRequest, http)
-        run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, AutoencoderGenerator, "no autoencoder")
-        return await self.called(http, run.worker, lambda progress: reconstructed(run, generator, asked))
+        return await self.shown(http, ReconstructRequest, AutoencoderGenerator, reconstructed)
 
     async def gan(self, http: HttpRequest) -> Answer:
-        asked = await read_body(GanRequest, http)
+        return await self.shown(http, GanRequest, GANGenerator, judged, lambda asked: asked.n)
+
+    async def shown(
+        self,
+        http: HttpRequest,
+        request: type[Q],
+        kind: type[G],
+        work: Callable[[ServedImages, G, Q], bytes],
+        cost: Callable[[Q], int] = lambda asked: 1,
+    ) -> Answer:
+        """Return what a run's generator, which must be of a kind, makes of a request of a kind."""
+        asked = await read_body(request, http)
         run = picked(self.runs, asked.model, ServedImages)
-        generator = of_family(run, GANGenerator, "no GAN")
-        return await self.called(http, run.worker, lambda progress: judged(run, generator, asked), asked.n)
+        generator = of_family(run, kind)
+        return await called(http, run.worker, self.patience, lambda progress: work(run, generator, asked), cost(asked))
 
     async def score(self, http: HttpRequest) -> Answer:
         asked = await read_body(ScoreRequest, http)
         run = picked(self.runs, asked.model, ServedScorer)
-        return await self.called(http, run.worker, lambda progress: run.score(asked, progress), len(asked.responses))
-
-    async def called(
-        self,
-        http: HttpRequest,
-        worker: CallWorker,
-        work: Callable[[Progress], bytes],
-        cost: int = 1,
-        streamed: bool = False,
-    ) -> Answer:
-        """Return what a call answers, whole or in events."""
-        job = Call(http.scope["state"]["client"], work, cost=cost)
-        if streamed:
-            return EventStream(job, worker, self.patience, b"".join)
-        pieces = await whole(job, worker, http, self.patience)
-        return Response(b"".join(pieces), headers=JSON)
+        return await called(
+            http, run.worker, self.patience, lambda progress: run.score(asked, progress), len(asked.responses)
+        )
 
 
-def of_family(run: ServedImages, kind: type[G], what: str) -> G:
+def of_family(run: ServedImages, kind: type[G]) -> G:
     """Return a run's generator, which must be of a kind. Raises ApiError where it is not."""
     if not isinstance(run.generator, kind):
-        raise invalid("model", f"{run.name} is {what}", "wrong_kind_of_model")
+        raise invalid("model", f"{run.name} is {IS_NOT[kind]}", "wrong_kind_of_model")
     return run.generator
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gengen.config.commands import DiffusionSettings
 from gengen.generation.image.diffusion import ImageGenerator
-from gengen.serving.answering import JSON, EventStream, Patience, read_body, whole
+from gengen.serving.answering import EventStream, Patience, called, read_body
 from gengen.serving.answers import encoded, named_event
-from gengen.serving.calls import Call, Progress
+from gengen.serving.calls import Progress
 from gengen.serving.image_protocol import EditRequest, ImageRequest, enlargement
 from gengen.serving.image_runs import ServedImages, encoded_png
 from gengen.serving.runs import Served, picked
@@ -47,11 +47,8 @@ class ImageApi:
         self, http: HttpRequest, run: ServedImages, asked: ImageRequest, drawing: "Drawing"
     ) -> "Response | EventStream[bytes]":
         cost = asked.n * (asked.steps or STEPS)
-        job = Call(http.scope["state"]["client"], drawing.streamed if asked.stream else drawing.whole, cost=cost)
-        if asked.stream:
-            return EventStream(job, run.worker, self.patience, b"".join)
-        pieces = await whole(job, run.worker, http, self.patience)
-        return Response(b"".join(pieces), headers=JSON)
+        work = drawing.streamed if asked.stream else drawing.whole
+        return await called(http, run.worker, self.patience, work, cost, asked.stream)
 
 
 Make = Callable[[int, Callable[[int, float, Tensor, Tensor], None]], tuple[Tensor, list[Tree]]]

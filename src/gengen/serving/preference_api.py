@@ -20,10 +20,10 @@ from gengen.config.fields import choice, option
 from gengen.generation.text.row import Request
 from gengen.serving.answering import Patience, json_response, read_body, whole
 from gengen.serving.answers import joined
-from gengen.serving.jobs import Job
 from gengen.serving.preferences import OUTCOMES, SIDES, Pair, Preferences, Text, Vote, figures, repeated, swapped
 from gengen.serving.protocol import MISSING, ApiError, check_model, invalid
 from gengen.serving.runs import Served, ServedRun, picked
+from gengen.serving.text import job_of
 
 Tree = dict[str, Any]
 
@@ -60,9 +60,7 @@ class PairRequest:
             raise invalid("prompt", f"prompt has more than {MAX_PROMPT:,} characters")
 
     def settings(self, seed: int) -> DecodingSettings:
-        return DecodingSettings(
-            seed=seed, temperature=self.temperature, max_tokens=self.max_tokens, overflow="end"
-        )  # fmt: skip
+        return DecodingSettings(seed=seed, temperature=self.temperature, max_tokens=self.max_tokens, overflow="end")
 
 
 @dataclass
@@ -107,6 +105,8 @@ class PreferenceApi:
     async def pair(self, http: HttpRequest) -> Response:
         """Return a pair, and what was voted on it where that is known."""
         asked, file = await read_body(PairRequest, http), self.file
+        screen = picked(self.runs, asked.model, ServedRun).screen  # that of the server: of all runs
+        asked.prompt = await asyncio.to_thread(screen.prompt, "prompt", asked.prompt)
         if vote := file.vote_on(asked.annotator, asked.number):
             return json_response(shown(vote.pair) | {"voted": reveal(vote)})
         id = file.id_of(asked.annotator, asked.number)
@@ -115,9 +115,7 @@ class PreferenceApi:
             pair = self.waiting[id]
         elif before:
             then = before.pair
-            pair = replace(
-                then, id=id, number=asked.number, left=then.right, right=then.left, again=then.id
-            )  # fmt: skip
+            pair = replace(then, id=id, number=asked.number, left=then.right, right=then.left, again=then.id)
         else:
             pair = await self.drawn(asked, id, http)
         self.waiting[id] = pair
@@ -157,8 +155,8 @@ class PreferenceApi:
             prompt = await asyncio.to_thread(run.chat_tokens, messages(asked.prompt))
         else:
             prompt = await asyncio.to_thread(run.prompt_tokens, asked.prompt, "prompt")
-        requests = [Request(prompt, asked.settings(seed), index=i) for i in indices]
-        job = Job(http.scope["state"]["client"], requests)
+        requests = [Request(prompt, asked.settings(seed), index=i, processor=run.watermark) for i in indices]
+        job = job_of(http.scope["state"]["client"], run, requests, False, [asked.prompt])
         about = run.facts["gengen"]
         of = {"name": run.name, "step": about["step"], "sha256": about["sha256"], "chat": about["chat"]}
         choices = joined(await whole(job, run.worker, http, self.patience))

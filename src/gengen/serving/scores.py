@@ -1,6 +1,7 @@
 """Reward runs that are served: they score answers."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,9 +46,10 @@ class ServedScorer:
             raise invalid("max_tokens", message, "context_length_exceeded")
 
     def rewards(self, answers: list[Answer], progress: Progress) -> bytes:
-        """Return the score of each answer, as JSON."""
+        """Return the score of each answer, as JSON; null where damaged weights give none."""
         progress.check()
-        return json.dumps(self.scorer(answers).tolist(), allow_nan=False).encode()
+        scores = self.scorer(answers).tolist()
+        return json.dumps([score if math.isfinite(score) else None for score in scores]).encode()
 
     def answers(self, asked: ScoreRequest) -> list[Answer]:
         """Return what is to be scored, as tokens. Raises ApiError for an answer that does not fit the context."""
