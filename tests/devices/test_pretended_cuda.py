@@ -46,7 +46,8 @@ OTHERWISE = [
     ("gpt", ["positions=learned", "norm=layernorm", "bias=true", "mlp=gelu", "z_loss=0.1", "dropout=0.1"]),
     ("unet", ["path=edm", "prediction=edm", "times=lognormal", "weighting=edm"]),
     ("unet", ["path=cosine", "prediction=v", "times=uniform", "weighting=min_snr", "dropout=0.1"]),
-    ("dit", ["dropout=0.1", "activation_checkpointing=true", "drop_condition=0"]),
+    ("dit", ["activation_checkpointing=true", "drop_condition=0"]),  # recomputed dropout would find itself on the CPU
+    ("dit", ["dropout=0.1"]),
     ("vqvae", ["quantizer=fsq", "levels=[3,4]"]),
     ("gan", ["loss=hinge", "spectral_norm=true"]),
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model.dit import DiTConfig
+from gengen.models.kernels.dropout import Dropout
 from gengen.models.layers import NO_CLASS, ClassEmbedding, LevelEmbedding, attend, with_known, zeroed
 from gengen.models.text_encoder import CrossAttention, TextCondition, TextFeatures
 
@@ -98,7 +99,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.reading = CrossAttention(width, text_width, width // heads) if text_width else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.modulation = nn.Linear(width, 6 * width)
         setattr(self.modulation.weight, "stacked_rows", [width] * 6)  # for Muon
 

@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from gengen.config.model import GPTConfig
 from gengen.models.kernels.attention import AttentionMask, attend, cached_mask, packed_mask
 from gengen.models.kernels.cross_entropy import linear_cross_entropy
+from gengen.models.kernels.dropout import Dropout
 from gengen.models.kernels.linear import Linear
 from gengen.models.kv_cache import Cache, LayerCache
 
@@ -178,7 +179,7 @@ class Block(nn.Module):
         self.attention_norm, self.attention = build_norm(c), Attention(c)
         self.mlp_norm = build_norm(c)
         self.mlp = SwiGLU(c.width, c.ff, c.bias) if c.mlp == "swiglu" else MLP(c.width, c.ff, c.mlp, c.bias)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
 
     def forward(
         self, x: Tensor, rotary: Tensor | None, mask: AttentionMask, cache: LayerCache | None = None

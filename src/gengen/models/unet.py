@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gengen.config.model import UNetConfig
+from gengen.models.kernels.dropout import Dropout
 from gengen.models.layers import NO_CLASS, ClassEmbedding, GroupNorm, LevelEmbedding, attend, with_known, zeroed
 from gengen.models.text_encoder import CrossAttention, TextCondition, TextFeatures
 
@@ -128,7 +129,7 @@ class ResidualBlock(nn.Module):
         setattr(self.film.weight, "stacked_rows", [c_out, c_out])  # for Muon
         self.norm_out, self.conv_out = GroupNorm(c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (B, C, H, W), (B, D) -> (B, C', H, W)
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
