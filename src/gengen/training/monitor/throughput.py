@@ -23,15 +23,17 @@ def peak_flops(device: str, precision: str) -> float | None:
     return matmul_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def matmul_flops(dtype: torch.dtype, n: int = 1024, repeats: int = 5) -> float:
-    """The best FLOP/s of a few (n, n) x (n, n) products on the CPU; about 0.1 s."""
+def matmul_flops(dtype: torch.dtype, n: int = 1024, for_s: float = 0.3) -> float:
+    """The best FLOP/s of the (n, n) x (n, n) products that the CPU makes in `for_s` seconds, of three at least: the
+    first ones, before threads run and the clock has risen, may take twice as long."""
     a = torch.ones(n, n, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
+    seconds: list[float] = []
+    until = time.perf_counter() + for_s
+    while len(seconds) < 3 or time.perf_counter() < until:
         start = time.perf_counter()
         a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
 
 
 @dataclass
