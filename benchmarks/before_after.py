@@ -43,7 +43,7 @@ def worker(steps: int, argv: list[str]) -> None:
 
 def begin(checkout: Path, steps: int, argv: list[str]) -> "subprocess.Popen[str]":
     command = [sys.executable, str(Path(__file__).resolve()), "worker", str(steps), *argv]
-    env = os.environ | {"PYTHONPATH": str(checkout / "src"), "GOMP_SPINCOUNT": "5000"}  # as the command does for itself
+    env = os.environ | {"PYTHONPATH": str(checkout / "src"), "GOMP_SPINCOUNT": "5000"}  # as the command itself does
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=checkout, env=env, text=True, **pipe)
 
