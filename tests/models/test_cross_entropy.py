@@ -60,6 +60,21 @@ def test_value_and_gradients_equal_those_of_all_logits(
         assert linear_cross_entropy(x, weight, labels, softcap, z_loss) == found
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("softcap,z_loss", [(None, 0.0), (2.0, 0.1)])
+def test_padding_rows_have_no_part_in_it(softcap: float | None, z_loss: float, compile: bool) -> None:
+    """As CUDA takes it, compiled where the model is: whole vectors of rows, of which the last are no tokens."""
+    x, weight, labels = drawn()
+    padded = torch.cat([weight, torch.full((9, C), 50.0)]).requires_grad_()  # that would outdo all tokens
+    x.requires_grad_(), weight.requires_grad_()
+    expected = linear_cross_entropy(x, weight, labels, softcap, z_loss)
+    found = linear_cross_entropy(x, padded, labels, softcap, z_loss, V, compile)
+    torch.testing.assert_close(found, expected)
+    x_grad, w_grad = torch.autograd.grad(found, (x, padded))
+    torch.testing.assert_close([x_grad, w_grad[:V]], list(torch.autograd.grad(expected, (x, weight))))
+    assert not w_grad[V:].any()
+
+
 def test_a_z_loss_inside_the_value_would_be_noticed() -> None:
     x, weight, labels = drawn()
     nats, objective = (value.item() for value in whole(x.double(), weight.double(), labels, None, 1e-2))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from gengen.config.model import GPTConfig
 from gengen.errors import UserError
@@ -441,6 +442,28 @@ def test_flex_attention_sees_what_the_mask_shows(name: str, monkeypatch: pytest.
         except NotImplementedError as error:
             pytest.skip(f"FlexAttention does not run on this CPU: {error}")
     torch.testing.assert_close(blocks, masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_are_those_of_each_batch_and_are_compiled_once() -> None:
+    """What CUDA takes. A builder that kept the documents of its first batch would be noticed."""
+    create = kernels.compiled(create_block_mask)
+
+    def mask(documents: Tensor, builder: Any) -> BlockMask:
+        def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return kernels.is_visible(query, key, 40) & (documents[b, query] == documents[b, key])
+
+        made: BlockMask = builder(visible, 2, None, 512, 512, "cpu")
+        return made
+
+    batches = [(torch.arange(512) >= 128 * torch.tensor([[i], [3]])).long() for i in (1, 2, 3)]
+    torch._dynamo.utils.counters.clear()
+    for documents in batches:
+        assert torch.equal(mask(documents, create).to_dense(), mask(documents, create_block_mask).to_dense())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    dense = [mask(documents, create).to_dense() for documents in batches]
+    assert not torch.equal(dense[0], dense[1]), "these batches would show nothing"
 
 
 # --- initial values, checkpointing, compilation, refusals

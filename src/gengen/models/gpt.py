@@ -65,10 +65,13 @@ class GPT(nn.Module):
         features = self.features(tokens, cache)
         if labels is None:
             return self.logits(features)
-        weight = self.head.weight[: self.vocab_size]
+        c, weight, on_cuda = self.config, self.head.weight, features.device.type == "cuda"
+        if not on_cuda:  # there, products are faster with rows in whole vectors, padding and all
+            weight = weight[: self.vocab_size]
         return linear_cross_entropy(
-            features.flatten(0, 1), weight, labels.flatten(), self.config.logit_softcap, self.config.z_loss
-        )
+            features.flatten(0, 1), weight, labels.flatten(), c.logit_softcap, c.z_loss, self.vocab_size,
+            compile=on_cuda and self.is_compiled,
+        )  # fmt: skip
 
     def logits(self, features: Tensor) -> Tensor:
         """Apply the head to features (..., C): (..., V)."""

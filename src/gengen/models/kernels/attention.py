@@ -1,6 +1,8 @@
 """Attention: which keys a query sees, and which kernel computes it where."""
 
-from typing import TYPE_CHECKING, Union
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
 
         y: Tensor = flex_attention(q, k, v, block_mask=mask, enable_gqa=shared)
         return y
+    if q.device.type == "cuda" and shared and (mask is not None or q.dtype == torch.float32):
+        # only kernels that take neither share heads: torch would take plain products, T x S of them, and not say so
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        shared = False
     if q.device.type == "cpu":
         if q.shape[2] == 1 and mask is not None and torch.compiler.is_compiling():
             return attend_decode_cpu(q, k, v, mask)
@@ -90,10 +96,19 @@ def packed_mask(tokens: Tensor, documents: Tensor | None, window: int | None, bl
             near = is_visible(query, key, window)
             return near if documents is None else near & (documents[b, query] == documents[b, key])
 
-        return create_block_mask(visible, B if documents is not None else None, None, T, T, tokens.device)
+        create = compiled(create_block_mask) if tokens.device.type == "cuda" else create_block_mask
+        blocked: BlockMask = create(visible, B if documents is not None else None, None, T, T, tokens.device)
+        return blocked
     place = torch.arange(T, device=tokens.device)
     mask = is_visible(place[:, None], place, window)[None, None]  # (1, 1, T, T)
     return mask if documents is None else mask & (documents[:, None, :, None] == documents[:, None, None, :])
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return torch.compile of a function, made once. The blocks of a mask take a pass over (B, T, T) per step, which
+    uncompiled holds all of it."""
+    return torch.compile(function)
 
 
 def cached_mask(positions: Tensor, slots: int, window: int | None) -> Tensor:

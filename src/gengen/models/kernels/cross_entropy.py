@@ -1,5 +1,7 @@
 """The output head and its cross-entropy in one, a few rows at a time: no logits of a whole batch are ever held."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +18,13 @@ def rows_at_once(weight: Tensor) -> int:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, z_loss: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """Return the summed cross-entropy in nats, a fp32 scalar, of logits x W^T, or of softcap * tanh(logits / softcap)
     where that is given.
@@ -25,8 +33,11 @@ def linear_cross_entropy(
     of logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5); the value is the nats alone, so that it means the
     same for every z_loss. Matrix products are those of autocast, everything else is fp32, the sum of the weight's
     gradient included.
+
+    vocab_size: rows of the weight from there on are padding, of probability 0; None = there is none. compile: what is
+    done to logits beside the products is compiled.
     """
-    nats: Tensor = LinearCrossEntropy.apply(x, weight, labels, softcap, z_loss)
+    nats: Tensor = LinearCrossEntropy.apply(x, weight, labels, softcap, z_loss, vocab_size or len(weight), compile)
     return nats
 
 
@@ -34,29 +45,27 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Finds the gradient beside the loss, while a chunk's logits are at hand; the backward pass only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, z_loss: float) -> Tensor:
-        device = x.device.type
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        softcap: float | None,
+        z_loss: float,
+        vocab_size: int,
+        compile: bool,
+    ) -> Tensor:
+        device, chunk = x.device.type, compiled_chunk() if compile else nats_and_slope
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
             inputs, w, rows = x.to(dtype), weight.to(dtype), rows_at_once(weight)
             total, x_grads, w_grad = x.new_zeros((), dtype=torch.float32), [], None
             for part, wanted in zip(inputs.split(rows), labels.split(rows), strict=True):
-                logits = (part @ w.T).float()  # (n, V)
-                if softcap:
-                    logits = softcap * torch.tanh(logits / softcap)
-                counted, target = (wanted != IGNORED)[:, None], wanted[:, None].clamp(min=0)
-                log_probabilities = logits.log_softmax(dim=-1)
-                total -= (log_probabilities.gather(1, target) * counted).sum()
-                if not any(ctx.needs_input_grad):
+                nats, slope = chunk(part @ w.T, wanted, softcap, z_loss, vocab_size, any(ctx.needs_input_grad))
+                total += nats
+                if slope is None:
                     continue
-                normalizer = logits[:, :1] - log_probabilities[:, :1]
-                slope = log_probabilities.exp_()
-                if z_loss:
-                    slope *= 1 + 2 * z_loss * normalizer
-                slope.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
-                if softcap:
-                    slope *= 1 - (logits / softcap).square()
-                slope = slope.to(dtype)
+                counted = (wanted != IGNORED)[:, None]
                 x_grads.append(((slope @ w) * counted).to(x.dtype))
                 share = (slope.T @ (part * counted)).float()
                 w_grad = share if w_grad is None else w_grad.add_(share)
@@ -65,6 +74,38 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, w_grad = ctx.saved_tensors
-        return grads[0] * x_grad, grads[0] * w_grad, None, None, None
+        return grads[0] * x_grad, grads[0] * w_grad, None, None, None, None, None
+
+
+def nats_and_slope(
+    products: Tensor, wanted: Tensor, softcap: float | None, z_loss: float, vocab_size: int, with_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the nats of a chunk, a fp32 scalar, and its slope: the gradient by the products x W^T (n, V), in their
+    dtype, as if every label counted."""
+    logits = products.float()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    counted, target = (wanted != IGNORED)[:, None], wanted[:, None].clamp(min=0)
+    known = logits
+    if vocab_size < logits.shape[1]:
+        padding = torch.arange(logits.shape[1], device=logits.device) >= vocab_size
+        known = logits.masked_fill(padding, float("-inf"))
+    log_probabilities = known.log_softmax(dim=-1)
+    nats = -(log_probabilities.gather(1, target) * counted).sum()
+    if not with_slope:
+        return nats, None
+    normalizer = logits[:, :1] - log_probabilities[:, :1]
+    slope = log_probabilities.exp_()
+    if z_loss:
+        slope *= 1 + 2 * z_loss * normalizer
+    slope.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+    if softcap:
+        slope *= 1 - (logits / softcap).square()
+    return nats, slope.to(products.dtype)
+
+
+@cache
+def compiled_chunk() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(nats_and_slope)
