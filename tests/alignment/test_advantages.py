@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.advantages import gae, group_advantages, token_rewards, whiten
+from gengen.alignment.advantages import gae, group_advantages, overlong, token_rewards, whiten
 
 NAN = math.nan
 
@@ -228,3 +228,8 @@ def test_a_baseline_of_a_group_is_none_of_another_and_has_a_known_name() -> None
         torch.testing.assert_close(group_advantages(rewards, how), alone)
     with pytest.raises(KeyError):
         group_advantages(rewards, "reinforce")
+
+
+def test_what_length_costs_by_hand() -> None:
+    lengths = torch.tensor([1, 6, 7, 8, 10])
+    assert overlong(lengths, most=10, buffer=4).tolist() == [0, 0, 0.25, 0.5, 1]

@@ -16,6 +16,9 @@ from gengen.alignment.losses import (
     clipped_value_loss,
     dpo,
     ipo,
+    of_answers,
+    orpo,
+    simpo,
 )
 
 
@@ -144,6 +147,42 @@ def test_where_a_preference_loss_comes_to_rest() -> None:
         assert torch.autograd.grad(loss(h, 0.5, 0.1).sum(), h)[0].item() == pytest.approx(0, abs=1e-12)
     h = tensor(50.0).requires_grad_()
     assert torch.autograd.grad(dpo(h, 0.5).sum(), h)[0] < 0
+
+
+def test_simpo_by_hand() -> None:
+    """softplus(-(2 * .5 - .5)), whose slope is 2 sigma(-.5)."""
+    chosen, rejected = tensor(-0.5).requires_grad_(), tensor(-1.0).requires_grad_()
+    loss = simpo(chosen, rejected, 2.0, 0.5)
+    slopes = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    assert [loss.item(), *map(float, slopes)] == pytest.approx([0.474077, -0.755081, 0.755081], abs=1e-6)
+
+
+def test_orpo_by_hand() -> None:
+    """p = 1/2 and 1/4 have odds of 1 and 1/3: ln 2 + .1 ln(4/3)."""
+    chosen, rejected = tensor(0.5).log().requires_grad_(), tensor(0.25).log().requires_grad_()
+    loss = orpo(chosen, rejected, 0.1)
+    slopes = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    assert [loss.item(), *map(float, slopes)] == pytest.approx([0.721915, -1.05, 1 / 30], abs=1e-6)
+
+
+def test_a_certain_answer_has_odds_that_can_be_compared() -> None:
+    chosen = torch.zeros(1, requires_grad=True)
+    loss = orpo(chosen, torch.tensor([-50.0]), 0.1)
+    assert loss.isfinite().all() and torch.autograd.grad(loss.sum(), chosen)[0].isfinite().all()
+
+
+def test_the_importance_of_answers_by_hand() -> None:
+    """Means of .1 and .3, and of -.5: e^.2 and e^-.5, of which a band of .3 cuts the bad answer alone. Each token has
+    an equal share of the slope, and what is off the mask none."""
+    log_ratio = torch.tensor([[0.1, 0.3, 9.0], [-0.5, 9.0, 9.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    advantages = torch.tensor([[1.0], [-1.0]])
+    ratio = of_answers(log_ratio, mask)
+    losses = clipped_policy_loss(ratio, torch.zeros_like(ratio), advantages.expand(2, 3), 0.3)
+    rows = aggregate(losses, mask, "sequence", 3)
+    assert rows.tolist() == pytest.approx([-math.exp(0.2), 0.7])
+    (slope,) = torch.autograd.grad(rows.sum(), log_ratio)
+    assert slope.flatten().tolist() == pytest.approx([-math.exp(0.2) / 2, -math.exp(0.2) / 2, 0, 0, 0, 0])
 
 
 # --- sums

@@ -56,6 +56,9 @@ GRPO = ["stage=grpo", "init_from=runs/SFT", "stage.reward=requested_words"]
     ([*GRPO, "stage.critic_lr=1"], "unknown key stage.critic_lr=1"),
     (["stage=rlhf"], "stage=rlhf: no such stage"),
     (["stage=dpo", "init_from=runs/SFT", "stage.smoothing=0.5"], "stage.smoothing is float"),
+    (["stage=dpo", "init_from=runs/SFT", "stage.loss=simpo", "stage.reduction=sum"],
+        "stage.loss=simpo stage.reduction=sum: without a reference a sum prefers short answers"),
+    ([*GRPO, "stage.overlong=100"], "stage.overlong=100: of stage.max_tokens=64 tokens no more can be the last"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(
     argv: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

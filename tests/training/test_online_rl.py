@@ -362,6 +362,17 @@ def test_an_answer_without_an_end_gets_what_is_set_for_it(
     assert objective.score([answer]).tolist() == [share_of_a("", answer.text, ended)]
 
 
+def test_an_answer_loses_by_its_last_tokens(letters: GPT, tmp_path: Path) -> None:
+    """Of ten at most the last four cost a quarter each, the end among them."""
+    objective = online(tmp_path, letters, *PPO, "stage.missing_end=null", "stage.overlong=4")
+    asked = objective.prepared.train[0]
+    lost = []
+    for letters_drawn, ended in ((5, True), (6, True), (9, True), (10, False)):
+        answer = Answer(asked, [0] * letters_drawn, ended, text="a" * letters_drawn)
+        lost.append(share_of_a("", answer.text, ended) - objective.score([answer]).item())
+    assert lost == pytest.approx([0, 0.25, 1, 1])
+
+
 def test_an_answer_must_fit_the_context(letters: GPT, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.losses import PREFERENCE_LOSSES
+from gengen.alignment.losses import PREFERENCE_LOSSES, orpo, simpo
 from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
@@ -22,6 +22,7 @@ from gengen.config.train import TrainConfig
 from gengen.data.dialogue.packing import Conversations, Preferences, Prompts
 from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.data.text.tokenizer import TextTokenizer
+from gengen.models.completions import answer_log_probs
 from gengen.models.gpt import GPT
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.objective import Batch, Objective
@@ -230,6 +231,26 @@ def test_a_policy_that_is_its_reference(tmp_path: Path, loss: str, at_first: flo
     metrics = objective.evaluate([everything])
     assert metrics is not None and metrics["val/loss"] < at_first and metrics["val/accuracy"] > 0.9
     assert metrics["val/chosen"] > metrics["val/rejected"]
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_some_losses_need_no_reference(tmp_path: Path, loss: str) -> None:
+    """They compare the mean log-probability of an answer's tokens, and one network is all there is."""
+    objective = preferring(tmp_path, f"stage.loss={loss}", "stage.beta=2", "optim.lr=1e-3")
+    assert objective.reference is None and not objective.companions
+    everything = objective.prepared.train.batch(np.arange(12))
+    tokens, mask = everything["tokens"].flatten(0, 1), everything["mask"].flatten(0, 1)
+    with torch.no_grad():
+        means = (answer_log_probs(objective.model, tokens, mask).sum(1) / mask.sum(1)).view(-1, 2)
+    chosen, rejected = means.double().unbind(1)
+    expected = simpo(chosen, rejected, 2.0, 0.5) if loss == "simpo" else orpo(chosen, rejected, 2.0)
+    first = objective.evaluate([everything])
+    assert first is not None and first["val/loss"] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert first["val/chosen"] == pytest.approx(chosen.mean().item(), abs=1e-5)
+    data = build_datamodule(objective.config, objective.prepared)
+    build_trainer(objective.config, L.Callback(), 12).fit(objective, datamodule=data)
+    last = objective.evaluate([everything])
+    assert last is not None and last["val/loss"] < first["val/loss"] and last["val/accuracy"] > 0.9
 
 
 def test_what_is_compared_by_hand(tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
     return (scores[:, None] * (left == 1) - beta * kl).where(mask > 0, 0)
 
 
+def overlong(lengths: Tensor, most: int, buffer: int) -> Tensor:
+    """What an answer's length costs: 0 up to most - buffer tokens, rising evenly to 1 at `most` (Yu et al. 2025,
+    eq. 13). lengths: (N,) of tokens, the end included."""
+    return ((lengths - (most - buffer)) / buffer).clamp(0, 1)
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Advantages and returns, both (B, T) and 0 off the mask (Schulman et al. 2016, eq. 16).
 

@@ -18,6 +18,14 @@ def clipped_policy_loss(
     return torch.maximum(-advantages * ratio, -advantages * clipped)
 
 
+def of_answers(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The mean over an answer's tokens in the place of each token's log ratio, (B, T): importance of whole answers
+    (Zheng et al. 2025, eq. 7). Each token's share of the gradient of e^mean is the same; with aggregate=sequence the
+    loss is that paper's eq. 5."""
+    mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    return mean.expand_as(log_ratio)
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """max((V - R)^2, (V' - R)^2) / 2 of each token, any shape, where V' is V kept within `clip` of its old value."""
     kept = old_values + (values - old_values).clamp(-clip, clip)
@@ -56,6 +64,26 @@ def ipo(h: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
 
 
 PREFERENCE_LOSSES = {"dpo": dpo, "cdpo": cdpo, "ipo": ipo}
+
+
+# The two that need no reference take means over an answer's tokens of log pi itself, (B,) of the preferred answer and
+# of the other.
+
+
+def simpo(chosen: Tensor, rejected: Tensor, beta: float, margin: float) -> Tensor:
+    """-log sigma(beta (chosen - rejected) - margin) (Meng et al. 2024, eq. 6)."""
+    return -F.logsigmoid(beta * (chosen - rejected) - margin)
+
+
+def orpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """-chosen - beta log sigma(log odds(chosen) - log odds(rejected)), where odds = p / (1 - p) of p = e^mean (Hong et
+    al. 2024, eq. 6): supervised fine-tuning on the preferred answer, and a pull away from the other."""
+    return -chosen - beta * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def log_odds(log_p: Tensor) -> Tensor:
+    """log p / (1 - p) for log p <= 0."""
+    return log_p - torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))  # at p = 1 the odds have no end
 
 
 def aggregate(losses: Tensor, mask: Tensor, how: str, length: int) -> Tensor:

@@ -27,7 +27,11 @@ class StageConfig:
     allows_dropout: ClassVar[bool] = (
         True  # whether model.dropout is kept: log-probabilities that are compared must have none
     )
-    needs_reference: ClassVar[bool] = False  # whether the run it starts from stays beside it, frozen, as the reference
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run it starts from stays beside it, frozen, as the reference."""
+        return False
 
     def rewards(self) -> list[str]:
         """Return the rewards it is trained on, as they were named."""
@@ -70,23 +74,40 @@ class DPOConfig(TuningConfig):
 
     name: str = option("dpo", "registered name of the stage")
     loss: str = choice(
-        "dpo", ["dpo", "ipo", "cdpo"], "logistic; squared distance to a margin; logistic, some labels being wrong"
+        "dpo",
+        ["dpo", "ipo", "cdpo", "simpo", "orpo"],
+        "logistic; squared distance to a margin; logistic, some labels being wrong; and without a reference: logistic "
+        "of means, with a margin; fine-tuning and the odds of the two answers",
     )
     reduction: str = choice(
         "sum",  # what a run means that has no such field; a new one has the YAML's: auto
         ["auto", "sum", "mean"],
-        "log-probability of an answer: sum over its tokens, or mean; auto = mean for ipo, as its authors do, else sum",
+        "log-probability of an answer: sum over its tokens, or mean; auto = mean for ipo, simpo and orpo, "
+        "as their authors do, else sum",
     )
-    beta: float = positive(0.1, "how much leaving the reference costs")
+    beta: float = positive(
+        0.1, "how much leaving the reference costs; simpo: scale, about 2; orpo: weight of the odds"
+    )
     smoothing: float = option(0.1, "cdpo: the share of preferences taken to be wrong", low=0, below=0.5)
+    margin: float = option(0.5, "simpo: by how much the scaled means are to differ", low=0)
 
     allows_dropout: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = True
+
+    def check(self) -> None:
+        if self.reduction == "sum" and not self.needs_reference:
+            raise UserError(
+                f"stage.loss={self.loss} stage.reduction=sum: without a reference a sum prefers short answers; take "
+                "stage.reduction=mean"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.loss not in ("simpo", "orpo")
 
     @property
     def takes_mean(self) -> bool:
         """Whether log-probabilities are means over an answer's tokens."""
-        return self.reduction == "mean" or (self.reduction == "auto" and self.loss == "ipo")
+        return self.reduction == "mean" or (self.reduction == "auto" and self.loss in ("ipo", "simpo", "orpo"))
 
 
 @dataclass
@@ -127,6 +148,15 @@ class OnlineConfig(StageConfig):
         -1.0, "reward of an answer that did not end, whatever its score; null = its score"
     )
     entropy: float = option(0.0, "weight of the entropy bonus", low=0)
+    importance: str = choice(
+        "token",
+        ["token", "sequence"],
+        "what the ratio to the sampling policy is of, and its clipping: each token, or the whole answer by the mean "
+        "over its tokens (GSPO), which moves far less: clip=4e-4, with aggregate=sequence",
+    )
+    overlong: int | None = positive(
+        None, "last tokens of max_tokens in which an answer loses up to 1 of its score, evenly (DAPO); null = none"
+    )
     aggregate: str = choice(
         "token",
         ["token", "sequence", "constant"],
@@ -135,7 +165,10 @@ class OnlineConfig(StageConfig):
     table_every: int = positive(20, "iterations between tables of answers written to samples/", on_resume="free")
 
     allows_dropout: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = True
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
     def rewards(self) -> list[str]:
         return self.reward
@@ -145,6 +178,10 @@ class OnlineConfig(StageConfig):
             raise UserError(
                 f"stage={self.name} needs stage.reward=runs/NAME, a run of stage=reward, or the name of a registered "
                 "reward"
+            )
+        if self.overlong is not None and self.overlong > self.max_tokens:
+            raise UserError(
+                f"stage.overlong={self.overlong}: of stage.max_tokens={self.max_tokens} tokens no more can be the last"
             )
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise UserError(

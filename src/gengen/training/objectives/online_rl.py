@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gengen.alignment.kl import ESTIMATORS, KLController
 from gengen.alignment.log_probs import entropy, log_softmax, of_tokens
-from gengen.alignment.losses import aggregate, clipped_policy_loss
+from gengen.alignment.losses import aggregate, clipped_policy_loss, of_answers
 from gengen.checkpoints.files import replace_text
 from gengen.config.redact import redact
 from gengen.config.stage import OnlineConfig, weighted_reward
@@ -163,7 +163,7 @@ class OnlineRL(LanguageObjective):
 
     def score(self, completions: list[Answer], interrupted: Interrupted = never) -> Tensor:
         """Return what the answers are worth, (N,) on the CPU, NaN where the reward cannot say."""
-        return score(self.reward, completions, self.stage_config.missing_end, interrupted)
+        return score(self.reward, completions, self.stage_config, interrupted)
 
     def log_probs(self, model: GPT, part: Batch) -> Tensor:
         return answer_log_probs(model, part["tokens"], part["mask"], self.stage_config.temperature)
@@ -239,7 +239,10 @@ class OnlineRL(LanguageObjective):
         c, mask, old_log_probs = self.stage_config, batch["mask"], batch["old_log_probs"]
         policy = cast(GPT, self.network)
         log_probs, entropies = token_values(policy, batch["tokens"], mask, self.log_probs_and_entropies)
-        losses = clipped_policy_loss(log_probs, old_log_probs, batch["advantages"], c.clip, c.clip_high)
+        ratio = log_probs - old_log_probs
+        if c.importance == "sequence":
+            ratio = of_answers(ratio, mask)
+        losses = clipped_policy_loss(ratio, torch.zeros_like(ratio), batch["advantages"], c.clip, c.clip_high)
         if c.kl_in == "loss":
             losses = losses + self.controller.beta * ESTIMATORS[c.kl_estimator](log_probs, batch["ref_log_probs"])
         if c.entropy:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gengen.alignment.advantages import overlong
 from gengen.alignment.kl import k3
 from gengen.checkpoints.files import without_special_floats
 from gengen.config.stage import OnlineConfig
@@ -115,14 +116,16 @@ def collect(
     return [answer_of(prompt, sample) for prompt, sample in zip(asked, samples, strict=True)]
 
 
-def score(
-    reward: Reward, completions: Sequence[Answer], missing_end: float | None, interrupted: Interrupted
-) -> Tensor:
-    """Return what each answer is worth, (N,): its reward or, where it did not end, what is set for that."""
+def score(reward: Reward, completions: Sequence[Answer], c: OnlineConfig, interrupted: Interrupted) -> Tensor:
+    """Return what each answer is worth, (N,): its reward or, where it did not end, what is set for that; less what its
+    length costs."""
     scores = reward(completions, interrupted)
-    if missing_end is None:
-        return scores
-    return torch.where(torch.tensor([answer.ended for answer in completions]), scores, missing_end)
+    if c.missing_end is not None:
+        scores = torch.where(torch.tensor([answer.ended for answer in completions]), scores, c.missing_end)
+    if c.overlong is not None:
+        lengths = torch.tensor([len(answer.tokens) + answer.ended for answer in completions])
+        scores = scores - overlong(lengths, c.max_tokens, c.overlong)
+    return scores
 
 
 def padded(completions: Sequence[Answer], tokenizer: TextTokenizer, device: torch.device) -> tuple[Tensor, Tensor]:
