@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from gengen.checkpoints import store
-from gengen.checkpoints.files import Damaged, read_json, to_json
+from gengen.checkpoints import layout, store
+from gengen.checkpoints.files import Damaged, read_json, sha256, to_json
 from gengen.checkpoints.layout import (
     Checkpoint,
     digest,
@@ -100,6 +101,36 @@ def test_pack_moves_every_tensor_out_and_back() -> None:
         "d": {"e": 1},
     }
     torch.testing.assert_close(unpack(packed, tensors), tree)
+
+
+def test_a_file_is_hashed_while_the_next_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first waits for the last, which hashing one after the other never could; the manifest waits for all."""
+    last, hashed = threading.Event(), list[str]()
+
+    def slow(path: Path) -> str:
+        assert path.name != "optimizer.safetensors" or last.wait(10), "hashed before the next file was written"
+        hashed.append(path.name)
+        return sha256(path)
+
+    def written(name: str) -> None:
+        if name == "tokenizer.json":
+            last.set()
+        assert name != "manifest.json" or len(hashed) == 6
+
+    monkeypatch.setattr(layout, "sha256", slow)
+    layout.write(tmp_path, checkpoint(1), written)
+    assert verify(tmp_path)["files"].keys() == set(FILES) - {"manifest.json"} == set(hashed)
+
+
+def test_a_file_that_cannot_be_hashed_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    store.save(tmp_path, checkpoint(1))
+    monkeypatch.setattr(layout, "sha256", broken)
+    with pytest.raises(store.SaveFailed, match=r"step 2 could not be written .*Input/output error"):
+        store.save(tmp_path, checkpoint(2))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-000000001"]
 
 
 FILES = [

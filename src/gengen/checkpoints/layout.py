@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ Config = TypeVar("Config")
 MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
 MAX_TOKENIZER = 32 * 2**20  # bytes
 MAX_NUMBER = 2**27  # of a model's config
+HASHING = 2  # threads that hash what is written
 
 
 @dataclass
@@ -79,33 +81,36 @@ def unpack(tree: Json, tensors: dict[str, Tensor]) -> Any:
 def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], object] = lambda file: None) -> None:
     """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
 
-    `after` is called with each file's name once it is on the disk.
+    A file is hashed while the next ones are written (hashlib lets go of the interpreter's lock), so the largest comes
+    first. `after` is called with each file's name once it is on the disk.
     """
     moments: dict[str, Tensor] = {}
     optimizer = pack(checkpoint.optimizer, moments)
-    tensors = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": moments}
+    tensors = {"optimizer": moments, "model": checkpoint.model, "ema": checkpoint.ema}
     texts = {
         "config.json": redact(to_json(checkpoint.config)),
         "optimizer.json": to_json(optimizer),
         "state.json": to_json(checkpoint.state),
         "tokenizer.json": checkpoint.tokenizer,
     }
-    files: dict[str, dict[str, Any]] = {}
+    hashes: dict[Path, Future[str]] = {}
+    with ThreadPoolExecutor(HASHING) as threads:
 
-    def done(path: Path) -> None:
-        fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        after(path.name)
+        def done(path: Path) -> None:
+            fsync(path)
+            hashes[path] = threads.submit(sha256, path)
+            after(path.name)
 
-    for name, content in tensors.items():
-        if content is not None:
-            path = directory / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path)
-            done(path)
-    for name, text in texts.items():
-        if text is not None:
-            (directory / name).write_text(text, encoding="utf8")
-            done(directory / name)
+        for name, content in tensors.items():
+            if content is not None:
+                path = directory / f"{name}.safetensors"
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path)
+                done(path)
+        for name, text in texts.items():
+            if text is not None:
+                (directory / name).write_text(text, encoding="utf8")
+                done(directory / name)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": found.result()} for path, found in hashes.items()}
     manifest = {"format": FORMAT, "step": checkpoint.step, "files": files} | checkpoint.facts
     write_text(directory / "manifest.json", to_json(manifest | {"sha256": digest(manifest)}))
     after("manifest.json")
