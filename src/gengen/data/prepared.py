@@ -22,6 +22,7 @@ from gengen.config.data import DataConfig
 from gengen.config.model import ModelConfig
 from gengen.config.redact import redact
 from gengen.data.sources.base import Source
+from gengen.data.sources.files import ToldByTime
 from gengen.data.sources.skips import Skips, in_words
 from gengen.errors import UserError
 from gengen.io import Say, fsync, write_text
@@ -214,7 +215,11 @@ class PreparedFolder(ABC, Generic[Opened]):
 
     def identity(self) -> tuple[str, int]:
         """Return (fingerprint, format). It is computed anew each time, as files may change."""
-        return fingerprint_of(self.facts() | self.source.facts(), self.FORMAT, self.trained_on)
+        found = fingerprint_of(self.facts() | self.source.facts(), self.FORMAT, self.trained_on)
+        if self.trained_on not in ("", found[0]) and isinstance(self.source, ToldByTime):
+            before = fingerprint_of(self.facts() | self.source.facts_by_time(), self.FORMAT, self.trained_on)
+            return before if before[0] == self.trained_on else found
+        return found
 
     def get(self, allow_build: bool = True) -> Opened:
         """Open the folder, and make it first where it is missing or damaged."""

@@ -1,13 +1,13 @@
 """Your own image files: a folder a class, captions from a metadata.jsonl."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gengen.config.data import ImageConfig
 from gengen.data.image.sources.base import HELD_OUT, Picture, captions_in, composed, decode_or_skip
-from gengen.data.sources.files import ending, existing, file_facts, files_below, left_out
+from gengen.data.sources.files import changed, content_hash, ending, existing, files_below, left_out
 from gengen.data.sources.skips import Skips, tallied
 from gengen.data.sources.text_files import field_text, json_rows
 from gengen.errors import UserError
@@ -15,7 +15,8 @@ from gengen.io import Say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
-MAX_HASHED = 512 * 2**20  # bytes; the files of a larger folder are told by size and time of change
+MAX_HASHED = 512 * 2**20  # bytes; in a larger folder
+HASHED = 1024  # files, spread evenly, are hashed beside the metadata; all others are told by name and size
 
 
 class ImageFolder:
@@ -29,10 +30,22 @@ class ImageFolder:
         return f"files {self.config.path}", self.config.licence
 
     def facts(self) -> dict[str, Any]:
+        files = self.files()
+        if small(files):
+            return self.listed(files, lambda path: content_hash(path, MAX_HASHED))
+        hashed = {*files[:: -(-len(files) // HASHED)], *(path for path in files if path.name == METADATA)}
+        return self.listed(files, lambda path: content_hash(path) if path in hashed else "")
+
+    def facts_by_time(self) -> dict[str, Any]:
+        files = self.files()
+        return self.listed(files, changed) if not small(files) else self.facts()
+
+    def files(self) -> list[Path]:
+        return [path for _, paths in find_images(self.config.path).values() for path in paths]
+
+    def listed(self, files: list[Path], told: Callable[[Path], str]) -> dict[str, Any]:
         root = Path(self.config.path or "")
-        files = [path for _, paths in find_images(self.config.path).values() for path in paths]
-        hashed = sum(path.stat().st_size for path in files) <= MAX_HASHED
-        return {"files": [[str(path.relative_to(root)), *file_facts(path, hashed)] for path in files]}
+        return {"files": [[str(path.relative_to(root)), path.stat().st_size, told(path)] for path in files]}
 
     def read(self, skips: Skips, say: Say) -> Iterator[Picture]:
         found, unread = Counter[str](), Counter[str]()
@@ -53,6 +66,11 @@ class ImageFolder:
             if name and count == found[name]:
                 why = f"none of its {count:,} images can be read ({skips.first})"
                 raise UserError(f"data: class {name!r} is left empty: {why}")
+
+
+def small(files: list[Path]) -> bool:
+    """Whether all of the files are hashed, each whole."""
+    return sum(path.stat().st_size for path in files) <= MAX_HASHED
 
 
 def find_images(path: str | None, say: Say | None = None) -> dict[str | None, tuple[Path, list[Path]]]:
