@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gengen.cli import main
+from gengen.data.text import prepare as prepare_module
 from gengen.data.text.prepare import prepare
 from gengen.data.text.windows import TextData
 from gengen.errors import UserError
@@ -64,6 +65,20 @@ def test_order_is_a_function_of_the_step(data):
     joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*ranks, strict=True)]
     assert_equal(joined, steps[n - 6 :])
     assert not torch.equal(take(data(seed=4).loader(0), 1)[0]["tokens"], steps[0]["tokens"])
+
+
+def test_a_large_corpus_is_shuffled_without_a_table(archive, book_config, said, monkeypatch):
+    """The run's config says so; a run that went on from before there was a choice keeps its order."""
+    small = prepare(book_config(tokenizer="byte"), 257, said.append)
+    monkeypatch.setattr(prepare_module, "MAX_TABLED", len(small.train) - 1)
+    large = prepare(book_config(tokenizer="byte"), 257, said.append)
+    older = prepare(book_config(tokenizer="byte"), 257, said.append, trained_on=small.fingerprint)
+    asked = prepare(book_config(tokenizer="byte", order=1), 257, said.append)
+    assert [data.config.order for data in (small, large, older, asked)] == [1, 2, 1, 1]
+    assert {data.fingerprint for data in (small, large, older, asked)} == {small.fingerprint}
+    one, two = (take(TextData(d.config, d, context=T, seed=3).loader(0), 3) for d in (small, large))
+    assert not torch.equal(one[0]["tokens"], two[0]["tokens"])
+    assert torch.equal(two[2]["tokens"], TextData(large.config, large, context=T, seed=3).steps[2]["tokens"])
 
 
 def test_the_loader_starts_at_the_trainers_step(data):

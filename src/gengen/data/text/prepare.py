@@ -25,6 +25,7 @@ from gengen.io import Say, write_text
 BPE_CHARACTERS = 64_000_000  # of the training text, from all over it, that BPE is trained on
 BATCH = 2**22  # characters tokenized at a time
 MAX_ORIGINS = 100
+MAX_TABLED = 2**28  # tokens; more windows than these have are shuffled without a table
 COPIES = {
     "content": "they are held out together",
     "tails": "the same ends of them are held out",
@@ -138,7 +139,12 @@ class TextFolder(PreparedFolder[PreparedText]):
         found, expected = (len(train), len(val)), (meta["train"]["tokens"], meta["val"]["tokens"])
         if found != expected:
             raise ValueError(f"{found} tokens, expected {expected}")
-        return PreparedText(self.config, tokenizer, meta, train, val)
+        return PreparedText(replace(self.config, order=self.settled_order(len(train))), tokenizer, meta, train, val)
+
+    def settled_order(self, tokens: int) -> int:
+        """Return how windows are shuffled where the config leaves that open. Runs from before there was a choice have
+        order 1, whatever their size."""
+        return self.config.order or (2 if tokens > MAX_TABLED and not self.trained_on else 1)
 
     def build(self, folder: Path, spool: Path, skips: Skips) -> dict[str, Any]:
         """Read the source once into a spool on disk, then learn the tokenizer and write each part from there."""

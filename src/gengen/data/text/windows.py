@@ -33,8 +33,10 @@ def batch(rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
 class Steps(Dataset[Batch]):
     """step -> the rows of that step's batch that fall to one rank."""
 
-    def __init__(self, stream: TokenStream, context: int, seed: int, batch_size: int, rank: int, world: int):
-        self.stream, self.context, self.seed = stream, context, seed
+    def __init__(
+        self, stream: TokenStream, context: int, seed: int, batch_size: int, rank: int, world: int, order: int = 1
+    ):
+        self.stream, self.context, self.seed, self.order = stream, context, seed, order
         self.batch_size, self.rank, self.world = batch_size, rank, world
 
     def __getitem__(self, step: int) -> Batch:
@@ -43,7 +45,7 @@ class Steps(Dataset[Batch]):
         return batch([self.row(position) for position in range(first, first + share)])
 
     def row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        start, counted = window(position, self.seed, len(self.stream), self.context)
+        start, counted = window(position, self.seed, len(self.stream), self.context, self.order)
         span = self.stream.read(start - 1, self.context + 1)  # the first label's input is the token before it
         return shifted(span, counted)
 
@@ -56,7 +58,9 @@ class TextData(StepData):
     def __init__(
         self, config: TextConfig, prepared: PreparedText, *, context: int, seed: int, rank: int = 0, world: int = 1
     ):
-        super().__init__(config, Steps(prepared.train, context, seed, config.batch_size, rank, world), rank, world)
+        order = prepared.config.order or 1
+        steps = Steps(prepared.train, context, seed, config.batch_size, rank, world, order)
+        super().__init__(config, steps, rank, world)
         self.prepared, self.context = prepared, context
 
     def val_batches(self) -> Iterator[Batch]:
