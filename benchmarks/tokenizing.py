@@ -25,7 +25,8 @@ from turns import arguments, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
 from gengen.data.prepared import PrepareRequest
-from gengen.data.text import prepare
+from gengen.data.text.encode import encoded
+from gengen.data.text.fast_encoder import encoder_for
 from gengen.data.text.prepare import prepare_for
 from gengen.data.text.shards import TokenStream, write_shards
 from gengen.data.text.tokenizer import TextTokenizer
@@ -57,9 +58,9 @@ def shuffled(text: str, size: int) -> list[str]:
 
 
 def ours(documents: list[str], tokenizer: TextTokenizer, folder: Path) -> None:
-    write_shards(
-        folder, "ours", prepare._tokenized(documents, tokenizer, {"bytes": 0}), tokenizer.vocab_size, tokenizer.hash
-    )
+    encode, _ = encoder_for(tokenizer, documents[:100])
+    tokens = encoded(((text, True) for text in documents), tokenizer, encode, {"bytes": 0})
+    write_shards(folder, "ours", tokens, tokenizer.vocab_size, tokenizer.hash)
 
 
 def theirs(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, processes: int) -> Dataset:

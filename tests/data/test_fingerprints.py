@@ -1,4 +1,4 @@
-"""What tells large files from each other: their content, as far as it is looked at, and never when they were written."""
+"""What tells large files from each other: their content, as far as it is looked at, and not when they were written."""
 
 import os
 import shutil
@@ -15,9 +15,7 @@ from gengen.data.text.prepare import TextFolder
 from helpers.image_stand_ins import png
 
 SIZE = MAX_HASHED + 12345
-GAP = (SIZE - 2 * EDGE - BLOCK) // (
-    BLOCKS - 1
-)  # from one block to the next, of which BLOCK are read
+GAP = (SIZE - 2 * EDGE - BLOCK) // (BLOCKS - 1)  # from one block to the next, of which BLOCK are read
 
 
 def large(path: Path) -> Path:

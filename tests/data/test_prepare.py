@@ -89,7 +89,7 @@ def test_data_stay_as_they_were_prepared_for_the_run_that_goes_on(archive, book_
     again = prepare(book_config(), 300, said.append, trained_on=before.fingerprint)
     assert again.fingerprint == before.fingerprint and again.meta["format"] == 1 and not said
     other = prepare(book_config(validation=0.2), 300, said.append, trained_on=before.fingerprint)
-    assert other.meta["format"] == 2  # other data are today's
+    assert other.meta["format"] == 3  # other data are today's
 
 
 def test_too_few_documents_fall_back_to_tails(archive, book_config, said):

@@ -195,6 +195,8 @@ class PreparedFolder(ABC, Generic[Opened]):
 
     FORMAT: ClassVar[int]
     """Raise it when the same source would be prepared differently."""
+    RESUMES: ClassVar[bool] = False
+    """Whether `build` goes on with what a killed process left in the spool."""
 
     def __init__(self, config: DataConfig, source: Source[object], say: Say, trained_on: str = ""):
         self.config, self.source, self.say, self.trained_on = config, source, say, trained_on
@@ -225,7 +227,7 @@ class PreparedFolder(ABC, Generic[Opened]):
         """Open the folder, and make it first where it is missing or damaged."""
         self.fingerprint, self.format = self.identity()
         self.home = Path(self.config.dir) / "prepared" / f"{self.config.name}-{self.fingerprint[:16]}"
-        return build_once(self.home, self._open, self._build, self.say, allow_build)
+        return build_once(self.home, self._open, self._build, self.say, allow_build, self.RESUMES)
 
     def _open(self) -> Opened:
         with naming(self.home / "meta.json"):
@@ -253,12 +255,14 @@ def build_once(
     build: Callable[[Path, Path], None],
     say: Say,
     allow_build: bool = True,
+    resumes: bool = False,
 ) -> Opened:
     """Return what `open_` finds in the folder `home`; where it raises UserError, for a folder that is missing or
     damaged, the folder is made first.
 
     build(folder, spool): fills an empty folder; `spool` is a path to use on the way, thrown away in the end.
-    allow_build: where it is off, a missing folder raises `NotPrepared`, and a damaged one its own error.
+    allow_build: where it is off, a missing folder raises `NotPrepared`, and a damaged one its own error. resumes:
+    whether the spool of a process that was killed or interrupted is kept for the next.
     """
     if not allow_build:
         if not home.exists():
@@ -267,12 +271,13 @@ def build_once(
     with suppress(UserError):
         return open_()
     try:
-        with _workspace(home, say) as making:
+        with _workspace(home, say, resumes) as making:
             try:
                 return open_()  # made while this process waited
             except UserError as damage:
                 say(f"data: {damage}\n  preparing it again" if home.exists() else f"data: preparing {home}")
             built = making / "built"
+            shutil.rmtree(built, ignore_errors=True)
             built.mkdir()
             build(built, making / "spool")
             fsync(built)
@@ -286,9 +291,10 @@ def build_once(
 
 
 @contextmanager
-def _workspace(home: Path, say: Say) -> Iterator[Path]:
-    """Give an empty folder beside `home` to one process at a time: the lock is the system's, and falls with its
-    process."""
+def _workspace(home: Path, say: Say, resumes: bool) -> Iterator[Path]:
+    """Give a folder beside `home` to one process at a time, empty unless it `resumes`: the lock is the system's, and
+    falls with its process. It is removed when the work is done, or has failed; after an interrupt only where nobody
+    resumes it."""
     home.parent.mkdir(parents=True, exist_ok=True)
     making = home.with_name(f".{home.name}.making")
     with open(home.with_name(f".{home.name}.lock"), "w") as lock:
@@ -297,9 +303,16 @@ def _workspace(home: Path, say: Say) -> Iterator[Path]:
         except BlockingIOError:
             say("data: another process prepares the same data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
-        making.mkdir()
+        if not resumes:
+            shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
+        making.mkdir(exist_ok=True)
+        keep = resumes
         try:
             yield making
+            keep = False
+        except Exception:
+            keep = False
+            raise
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(making, ignore_errors=True)

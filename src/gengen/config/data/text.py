@@ -48,11 +48,18 @@ class TextConfig(DataConfig):
         "validation is a share of the different documents, by a hash; every n-th document; or the end of each",
     )
     validation: float = option(0.1, "share held out for validation", above=0, below=1)
+    val_tokens: int = positive(
+        40_000_000,
+        "most tokens that what is held out can become: each byte counts as one, so that no tokenizer changes the text",
+    )
     order: int | None = option(
         None,
         "how windows are shuffled: 1, by a table in memory, or 2, without one; null = 1 up to 2^28 tokens, 2 above",
         low=1,
         high=2,
+    )
+    prepare_workers: int | None = positive(
+        None, "threads that encode; null = one a core; changes no result", on_resume="free"
     )
     max_documents: int | None = positive(None, "documents to read at most; null = all")
     tokenizer: str = choice("bpe", ["bpe", "byte"], "byte-level BPE trained on the training part, or plain bytes")

@@ -41,6 +41,11 @@ class Skips:
                     f"\n  first: {self.first}\n  mend the data, or raise data.max_bad to skip what is bad"
                 )
 
+    def restore(self, summary: dict[str, Any]) -> None:
+        """Take over what an earlier process counted."""
+        self.bad = Counter({unit: count for unit, count in summary.items() if unit != "first"})
+        self.first = summary.get("first", "")
+
     def summary(self) -> dict[str, Any]:
         """Return bad counts by unit, and the first of them, for meta.json."""
         return {**self.bad, "first": self.first} if self.bad else {}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_LINE = 16 * 2**20  # bytes of one jsonl line
+BLOCK = 2**22  # bytes of a text file that are read at once
+FULL_OF_NUL = "full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark; UTF-8 is read"
 BOM = codecs.BOM_UTF8
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -47,11 +49,11 @@ class Bounded(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path, most: int = 2**63) -> Iterator[io.BufferedReader]:
-    """Open a file as it is without compression. More than `most` bytes unpacked, or 200 times its size, is a bomb."""
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file as it is without compression. More than 200 times its size unpacked is a bomb."""
     with open(path, "rb") as file:
         if ending(path).endswith(".gz"):
-            limit = min(most, max(MAX_LINE, MAX_RATIO * path.stat().st_size))
+            limit = max(MAX_LINE, MAX_RATIO * path.stat().st_size)
             yield io.BufferedReader(Bounded(gzip.GzipFile(fileobj=file), limit))
         else:
             yield file
@@ -66,39 +68,107 @@ def encoding_of(text: bytes, telling: int | None = None) -> str:
         if text.startswith(mark):
             return encoding
     if 100 * text[:telling].count(0) > len(text[:telling]):
-        raise ValueError("full of NUL bytes: damaged, or UTF-16 or UTF-32 without a byte order mark; UTF-8 is read")
+        raise ValueError(FULL_OF_NUL)
     return "utf-8"
 
 
-def decoded(raw: bytes, encoding: str = "utf-8") -> str:
-    """Decode some bytes; a ValueError says what is wrong with them."""
+def decoded(raw: bytes) -> str:
+    """Decode some UTF-8; a ValueError says what is wrong with it."""
     try:
-        text = raw.decode(encoding)
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"not {encoding.upper()} ({error.reason})") from error
+        raise ValueError(f"not UTF-8 ({error.reason})") from error
     if "\0" in text:
         raise ValueError("NUL characters")
     return text
 
 
-def sound_lines(raw: bytes, path: Path, skips: Skips) -> str:
-    """Return the lines of a text that can be decoded; raise ValueError where the others are more than half of it."""
-    good: list[str] = []
-    bad: dict[int, str] = {}
-    lost = 0
-    for number, line in enumerate(raw.splitlines(keepends=True), 1):
-        try:
-            good.append(decoded(line))
-        except ValueError as error:
-            bad[number] = str(error)
-            lost += len(line)
-    if 2 * lost > len(raw):
-        number, why = next(iter(bad.items()))
-        raise ValueError(f"more than half of it is lines like line {number}: {why}")
-    skips.good["line"] += len(good)
-    for number, why in bad.items():
-        skips.skip("line", f"{path} line {number}", why)
-    return "".join(good)
+def blocks(path: Path) -> Iterator[bytes]:
+    """Yield a text file in UTF-8, without a mark, in blocks of whole lines: BLOCK bytes or so, of a longer line whole
+    words. A file in another encoding must be sound: what is damaged of it cannot be told from the rest."""
+    with opened(path) as file:
+        encoding = encoding_of(file.peek(4)[:4], telling=0)
+        held = b""
+        for block in recoded(file, encoding):
+            if len(held) > BLOCK // 2:
+                end = held.rfind(b"\n") + 1 or held.rfind(b" ") + 1
+                if end:
+                    yield held[:end]
+                held = held[end:]
+            held += block
+        if held:
+            yield held
+
+
+def recoded(file: io.BufferedIOBase, encoding: str) -> Iterator[bytes]:
+    """Yield what a file in some encoding holds, as UTF-8 without a mark."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    begin = True
+    while raw := file.read(BLOCK):
+        if encoding != "utf-8":
+            raw = transcoded(decoder, raw, encoding)
+        yield raw.removeprefix(BOM) if begin else raw
+        begin = False
+    if encoding != "utf-8":
+        transcoded(decoder, b"", encoding, final=True)
+
+
+def transcoded(decoder: codecs.IncrementalDecoder, raw: bytes, encoding: str, final: bool = False) -> bytes:
+    try:
+        text = decoder.decode(raw, final)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not {encoding.upper()} ({error.reason})") from error
+    if "\0" in text:
+        raise ValueError("NUL characters")
+    return text.encode()
+
+
+def sound_lines(raw: bytes) -> tuple[str, int, dict[int, str]]:
+    """Return (those lines of a text that can be decoded, how many they are, number of each other -> what is wrong)."""
+    try:
+        return decoded(raw), raw.count(b"\n") or 1, {}
+    except ValueError:
+        good: list[str] = []
+        bad: dict[int, str] = {}
+        for number, line in enumerate(raw.splitlines(keepends=True), 1):
+            try:
+                good.append(decoded(line))
+            except ValueError as error:
+                bad[number] = str(error)
+        return "".join(good), len(good), bad
+
+
+def check_text(path: Path) -> None:
+    """Raise ValueError where a text file holds nothing, or is damaged beyond a few lines. Reads it once."""
+    size, lost, lines, nul = 0, 0, 0, 0
+    text, first = False, ""
+    for raw in blocks(path):
+        sound, _, bad = sound_lines(raw)
+        text = text or bool(sound.strip())
+        size, nul = size + len(raw), nul + raw.count(0)
+        if bad:
+            lost += len(raw) - len(sound.encode())
+            number = next(iter(bad))
+            first = first or f"line {lines + number}: {bad[number]}"
+        lines += raw.count(b"\n")
+    if 100 * nul > size:
+        raise ValueError(FULL_OF_NUL)
+    if 2 * lost > size:
+        raise ValueError(f"more than half of it is lines like {first}")
+    if not text:
+        raise ValueError("no text in it")
+
+
+def sound_blocks(path: Path, skips: Skips) -> Iterator[str]:
+    """Yield the sound lines of a text file that `check_text` has passed, a block at a time; count the others."""
+    lines = 0
+    for raw in blocks(path):
+        text, good, bad = sound_lines(raw)
+        skips.good["line"] += good
+        for number, why in bad.items():
+            skips.skip("line", f"{path} line {lines + number}", why)
+        lines += raw.count(b"\n")
+        yield text
 
 
 def json_rows(path: Path, skips: Skips) -> Iterator[tuple[int, Json]]:

@@ -68,6 +68,8 @@ class ForeignTokenizer(TextTokenizer):
     byte for is left out.
     """
 
+    cuts_words: bool = False
+
     def __init__(
         self, inner: dict[str, Any], start: int | str, end: int | str, size: int, more: Sequence[int | str] = ()
     ):

@@ -3,34 +3,30 @@
 <data.dir>/prepared/<name>-<fingerprint>/  train-00000.bin ...  val-00000.bin ...  tokenizer.json  meta.json
 """
 
-import hashlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from gengen.config.data import TextConfig
 from gengen.data.prepared import FromMeta, PreparedData, PreparedFolder, PrepareRequest
 from gengen.data.sources.base import Source, read_records
 from gengen.data.sources.skips import Skips
+from gengen.data.text.encode import SIDES, Encoding, encode_parts, on_side
+from gengen.data.text.fast_encoder import encoder_for
+from gengen.data.text.holdout import Split, settled_split
 from gengen.data.text.shards import TokenStream, write_shards
 from gengen.data.text.sources.base import Document, settle_source, text_source
+from gengen.data.text.spool import Spool, finish_spool, open_spool, put_text, write_spool
 from gengen.data.text.tokenizer import TextTokenizer, pieces
 from gengen.errors import UserError
 from gengen.io import Say, write_text
 
 BPE_CHARACTERS = 64_000_000  # of the training text, from all over it, that BPE is trained on
-BATCH = 2**22  # characters tokenized at a time
-MAX_ORIGINS = 100
 MAX_TABLED = 2**28  # tokens; more windows than these have are shuffled without a table
-COPIES = {
-    "content": "they are held out together",
-    "tails": "the same ends of them are held out",
-    "documents": "some may be held out and others trained on; data.split=content keeps them together",
-}
+UNCAPPED = 2  # formats up to this one hold out a share, however large
 
 
 class PreparedTokens(PreparedData, Protocol):
@@ -113,7 +109,8 @@ def prepare(
 class TextFolder(PreparedFolder[PreparedText]):
     """Token shards. tokenizer: None = a BPE of at most `vocab_size` tokens, trained on the training part."""
 
-    FORMAT = 2
+    FORMAT = 3
+    RESUMES = True
     config: TextConfig
     source: Source[Document]
 
@@ -131,7 +128,8 @@ class TextFolder(PreparedFolder[PreparedText]):
     def facts(self) -> dict[str, Any]:
         keys = ("source", "split", "validation", "max_documents", "max_bad", "field")
         told = self.tokenizer.hash if self.tokenizer else f"bpe {self.vocab_size}"
-        return {key: getattr(self.config, key) for key in keys} | {"tokenizer": told}
+        since = {UNCAPPED + 1: {"val_tokens": self.config.val_tokens}}
+        return {key: getattr(self.config, key) for key in keys} | {"tokenizer": told, "since": since}
 
     def opened(self, meta: dict[str, Any]) -> PreparedText:
         tokenizer = TextTokenizer.from_json((self.home / "tokenizer.json").read_bytes().decode())
@@ -147,105 +145,73 @@ class TextFolder(PreparedFolder[PreparedText]):
         return self.config.order or (2 if tokens > MAX_TABLED and not self.trained_on else 1)
 
     def build(self, folder: Path, spool: Path, skips: Skips) -> dict[str, Any]:
-        """Read the source once into a spool on disk, then learn the tokenizer and write each part from there."""
-        hashes, origins = _write_spool(spool, read_records(self.source, skips, self.say, self.config.max_documents))
-        count, copies = len(hashes), len(hashes) - len(np.unique(hashes))
-        split = self.settled_split(count, copies)
-        held = (
-            held_out(hashes, self.config.validation)
-            if split == "content"
-            else every_nth(count, self.config.validation)
-        )
-
-        def texts(part: str) -> Iterator[str]:
-            return _texts_of(part, _read_spool(spool), split, held, self.config.validation)
-
-        tokenizer = self.tokenizer or self.trained_tokenizer(texts)
-        parts = {part: self.write_part(folder, part, texts(part), tokenizer, count) for part in ("train", "val")}
+        """Read the source once into a spool on disk, hold out a part, learn the tokenizer, encode segment by segment
+        and put the parts together. What a killed process has done of it is not done again."""
+        documents = open_spool(spool) or self.spooled(spool, skips)
+        skips.restore(documents.facts["skips"])
+        most = self.config.val_tokens if self.format > UNCAPPED else float("inf")
+        split = settled_split(documents, self.config.split, self.config.validation, most, self.say)
+        tokenizer = self.settled_tokenizer(documents, split)
+        parts = self.encoded(folder, documents, split, tokenizer)
         write_text(folder / "tokenizer.json", tokenizer.to_json())
-        source, licence = self.source.describe()
         ratio = sum(p["bytes"] for p in parts.values()) / sum(p["tokens"] for p in parts.values())
+        source, licence = documents.facts["source"]
         return {
             "format": self.format, "fingerprint": self.fingerprint, "name": self.config.name, "source": source,
-            "licence": licence, "split": split, "documents": count, "copies": copies, **parts,
+            "licence": licence, "split": split.kind, "documents": documents.count, "copies": split.copies, **parts,
             "bytes_per_token": ratio, "tokenizer": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
-            "origins": origins,
+            "origins": documents.facts["origins"],
         }  # fmt: skip
 
-    def settled_split(self, count: int, copies: int) -> str:
-        """Return how validation is held out: as the config says, but by the ends where documents are too few for that.
-        Says so, and what becomes of copies."""
-        split, every = self.config.split, round(1 / self.config.validation)
-        if split != "tails" and 0 < count - (copies if split == "content" else 0) < 2 * every:
-            different = f"{count - copies} different" if copies else count
-            last = f"the last {self.config.validation:.0%} of each is held out"
-            self.say(f"data: {different} documents are too few to hold out every {every}th; {last}")
-            split = "tails"
-        if copies:
-            self.say(f"data: {copies:,} of {count:,} documents are copies of others; {COPIES[split]}")
-        return split
+    def spooled(self, folder: Path, skips: Skips) -> Spool:
+        """Read the source into a spool."""
+        whole = self.tokenizer is not None and not self.tokenizer.cuts_words
+        found: Iterable[Document] = read_records(self.source, skips, self.say, self.config.max_documents)
+        segments, origins = write_spool(folder, found, whole)
+        facts = {"origins": origins, "source": self.source.describe(), "skips": skips.summary()}
+        return finish_spool(folder, segments, facts)
 
-    def trained_tokenizer(self, texts: Callable[[str], Iterator[str]]) -> TextTokenizer:
-        """Train BPE on a sample of the training part. The first format took the sample from its beginning."""
-        share = min(1.0, BPE_CHARACTERS / max(1, sum(map(len, texts("train"))))) if self.format > 1 else 1.0
-        return TextTokenizer.train(_sample(texts("train"), share), self.vocab_size)
+    def settled_tokenizer(self, spool: Spool, split: Split) -> TextTokenizer:
+        """Return the tokenizer that was brought along, or was trained before this process was killed, or train BPE on
+        a sample of the training part. The first format took the sample from its beginning."""
+        if self.tokenizer:
+            return self.tokenizer
+        kept = spool.folder / "tokenizer.json"
+        if not kept.exists():
+            share = min(1.0, BPE_CHARACTERS / max(1, int(split.cuts.sum()))) if self.format > 1 else 1.0
+            trained = TextTokenizer.train(_sample(_training_texts(spool, split), share), self.vocab_size)
+            put_text(kept, trained.to_json())
+        return TextTokenizer.from_json(kept.read_bytes().decode())
 
-    def write_part(
-        self, folder: Path, part: str, texts: Iterable[str], tokenizer: TextTokenizer, count: int
-    ) -> dict[str, int]:
-        """Write the shards of one part; return its bytes of text and its tokens. count: documents in all."""
-        facts = {"bytes": 0}
-        chunks = _tokenized(texts, tokenizer, facts)
-        facts["tokens"] = write_shards(folder, part, chunks, tokenizer.vocab_size, tokenizer.hash)
-        if not facts["tokens"]:
+    def encoded(self, folder: Path, spool: Spool, split: Split, tokenizer: TextTokenizer) -> dict[str, dict[str, int]]:
+        """Write the shards of both sides; return the bytes of text and the tokens of each."""
+        left = len(Encoding(spool, split.cuts, tokenizer, tokenizer.encode_batch).left())
+        encode, how = encoder_for(tokenizer, _checked_texts(spool) if left else ())
+        encoding = Encoding(spool, split.cuts, tokenizer, encode)
+        if spool.segments > 1:
+            before = f" ({spool.segments - left} were encoded before)" if left < spool.segments else ""
+            self.say(f"data: encoding {spool.sizes.sum():,} bytes in {spool.segments} parts with {how}{before}")
+        encode_parts(encoding, self.config.prepare_workers or len(os.sched_getaffinity(0)))
+        totals = {side: encoding.totals(side) for side in SIDES}
+        if empty := next((side for side in SIDES if not totals[side]["tokens"]), None):
             settings = f"data.split={self.config.split}, data.validation={self.config.validation}"
-            raise UserError(f"data: the {part} part is empty: {count} documents, {settings}")
-        return facts
+            raise UserError(f"data: the {empty} part is empty: {spool.count} documents, {settings}")
+        for side in SIDES:
+            write_shards(folder, side, encoding.joined(side), tokenizer.vocab_size, tokenizer.hash)
+        return totals
 
 
-def held_out(hashes: np.ndarray, share: float) -> np.ndarray:
-    """Return which documents are for validation, (N,) bool: a share of the different ones with all their copies, in
-    any order.
-    """
-    different = np.unique(hashes)
-    return np.isin(hashes, different[: max(1, round(share * len(different)))])
+def _training_texts(spool: Spool, split: Split) -> Iterator[str]:
+    for number in range(spool.segments):
+        yield from (text for text, _ in on_side("train", spool.pieces(number), split.cuts))
 
 
-def every_nth(count: int, share: float) -> np.ndarray:
-    """Return which documents are for validation, (N,) bool: every n-th, which makes the share."""
-    every = round(1 / share)
-    return np.arange(count) % every == every - 1
-
-
-def _texts_of(part: str, texts: Iterable[str], split: str, held: np.ndarray, share: float) -> Iterator[str]:
-    """Yield the texts of one part. held: (N,) bool, which are for validation; with "tails", the last `share` of each
-    is."""
-    for number, text in enumerate(texts):
-        if split == "tails":
-            cut = int(len(text) * (1 - share))
-            yield text[:cut] if part == "train" else text[cut:]
-        elif held[number] == (part == "val"):
-            yield text
-
-
-def _write_spool(path: Path, found: Iterable[Document]) -> tuple[np.ndarray, list[str]]:
-    """Write the texts, each behind its length; return their hashes (N,), without the white space around a text, and
-    the first hundred origins."""
-    hashes, origins = array("Q"), dict[str, None]()
-    with open(path, "wb") as file:
-        for document in found:
-            raw = document.text.encode()
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            hashes.append(int.from_bytes(hashlib.sha256(raw.strip()).digest()[:8], "little"))
-            if len(origins) < MAX_ORIGINS:
-                origins[document.origin] = None
-    return np.array(hashes, np.uint64), list(origins)
-
-
-def _read_spool(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        while size := file.read(8):
-            yield file.read(int.from_bytes(size, "little")).decode()
+def _checked_texts(spool: Spool) -> Iterator[str]:
+    """Yield the beginnings of pieces from all over the spool."""
+    for number in range(spool.segments):
+        if spool.segment(number).exists():
+            for piece in islice(spool.pieces(number), 20):
+                yield piece.text[:4096]
 
 
 def _sample(texts: Iterable[str], share: float) -> Iterator[str]:
@@ -259,27 +225,3 @@ def _sample(texts: Iterable[str], share: float) -> Iterator[str]:
                 yield piece
                 taken += len(piece)
             passed += len(piece)
-
-
-def _tokenized(texts: Iterable[str], tokenizer: TextTokenizer, facts: dict[str, int]) -> Iterator[list[int]]:
-    """Yield the tokens of the texts, each behind the end of another and the start of its own (in our tokenizers one
-    token); add their bytes to `facts`. Empty texts are left out."""
-    batch: list[str] = []
-    begins: list[bool] = []  # whether a piece is the first of its text
-    opening = list(dict.fromkeys([tokenizer.eot, tokenizer.start]))
-    waiting = 0
-
-    def flush() -> Iterator[list[int]]:
-        for begin, ids in zip(begins, tokenizer.encode_batch(batch), strict=True):
-            yield [*opening, *ids] if begin else ids
-
-    for text in filter(None, texts):
-        facts["bytes"] += len(text.encode())
-        for number, piece in enumerate(tokenizer.pieces(text)):
-            batch.append(piece)
-            begins.append(number == 0)
-            waiting += len(piece)
-            if waiting >= BATCH:
-                yield from flush()
-                batch, begins, waiting = [], [], 0
-    yield from flush()

@@ -21,20 +21,25 @@ class ShardError(UserError):
     """A shard is damaged or not one of ours."""
 
 
+def dtype_of(vocab_size: int) -> "np.dtype[Any]":
+    """Return what tokens of such a vocabulary are kept as."""
+    return DTYPES["uint16" if vocab_size <= 2**16 else "uint32"]
+
+
 def write_shards(
     dir: Path,
     split: str,
-    chunks: Iterable[Sequence[int]],
+    chunks: Iterable[Sequence[int] | np.ndarray],
     vocab_size: int,
     tokenizer_hash: str,
     shard_tokens: int = 2**27,
 ) -> int:
     """Write the chunks one behind the other into `split`-00000.bin and so on, each synced to disk; return how many
     tokens."""
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    dtype = dtype_of(vocab_size)
     written, file = 0, None
     for chunk in chunks:
-        tokens = np.asarray(chunk, DTYPES[dtype])
+        tokens = np.asarray(chunk, dtype)
         while len(tokens):
             room = shard_tokens - written % shard_tokens
             if room == shard_tokens:
@@ -49,12 +54,12 @@ def write_shards(
     return written
 
 
-def _finish(file: BinaryIO | None, dtype: str, count: int, tokenizer_hash: str) -> None:
+def _finish(file: BinaryIO | None, dtype: "np.dtype[Any]", count: int, tokenizer_hash: str) -> None:
     """Put the header in front of a shard, sync and close it. Until then its first bytes are zero, and no reader takes
     it."""
     if file is None:
         return
-    facts = {"version": VERSION, "dtype": dtype, "count": count, "tokenizer": tokenizer_hash}
+    facts = {"version": VERSION, "dtype": dtype.name, "count": count, "tokenizer": tokenizer_hash}
     file.seek(0)
     file.write((MAGIC + json.dumps(facts).encode()).ljust(HEADER))
     file.flush()

@@ -58,6 +58,23 @@ def pieces(text: str, size: int = 2**18) -> Iterator[str]:
     yield text[start:]
 
 
+def recut(texts: Iterable[str], size: int = 2**12) -> Iterator[str]:
+    """Yield the same text in other parts, about as long, of which `pieces` says the same: each but the first begins
+    where a word does. size: how far from the end of a part such a place is looked for first."""
+    held = ""
+    for text in texts:
+        far, cuts = size, list[int]()
+        while held and not cuts and far < size + 8 * len(held):
+            cuts = [cut.start() for cut in CUT.finditer(held, max(0, len(held) - far))]
+            far *= 8
+        if cuts:
+            yield held[: cuts[-1]]
+            held = held[cuts[-1] :]
+        held += text
+    if held:
+        yield held
+
+
 def encodable(text: str) -> str:
     """Return the text; half a surrogate pair, which no UTF-8 can hold, becomes a question mark."""
     try:
@@ -94,6 +111,8 @@ class TextTokenizer:
     """
 
     chat: dict[str, int] = {}  # noqa: RUF012
+    cuts_words: bool = True
+    """Whether `pieces` cuts a long text; where it does not, a text must be encoded whole."""
 
     def __init__(self, text: str, token_bytes: list[bytes], bpe: Tokenizer | None, start: int = 0, eot: int = 0):
         """Use `train`, `byte` or `from_json`. text: its JSON; token_bytes: the bytes of each id; bpe: None for plain
@@ -189,7 +208,27 @@ class TextTokenizer:
 
     def pieces(self, text: str) -> Iterator[str]:
         """Yield parts of a long text that may be encoded one by one."""
-        return pieces(text)
+        return pieces(text, 2**16)
+
+    def ranks(self) -> dict[bytes, int] | None:
+        """Return the bytes of each token -> its id, where these alone say how a word is encoded: of all neighbours
+        whose bytes together are a token, those of the lowest id are joined first. None where that is not so.
+
+        It is so where each merge makes the next id out of lower ones, and each token, encoded by itself, is one:
+        merges come in the order of their ids, and within bytes that no merge has crossed they are those of these bytes
+        alone; so other neighbours that spell a token are never met when it is its turn.
+        """
+        if type(self) is not TextTokenizer or self._bpe is None:
+            return None
+        model = json.loads(self._json)["model"]
+        ids: dict[str, int] = model["vocab"]
+        made = [(max(ids[left], ids[right]), ids[left + right]) for left, right in model["merges"]]
+        if [new for _, new in made] != list(range(257, len(ids))) or any(part >= new for part, new in made):
+            return None
+        encode = self._bpe.model.tokenize
+        if any([token.id for token in encode(word)] != [i] for word, i in ids.items() if i >= 257):
+            return None
+        return {token: i for i, token in enumerate(self._bytes) if i}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the exact bytes, which may end inside a character."""
@@ -239,6 +278,7 @@ class ChatTokenizer(TextTokenizer):
         self.chat = {name: size + i for i, name in enumerate((*ROLES, "end"))}
         text = json.dumps({"gengen": "chat", "tokenizer": inner.to_json()})
         super().__init__(text, [*inner._bytes, *[b""] * 4], inner._bpe, inner.start, self.chat["end"])
+        self.cuts_words = inner.cuts_words
 
     @property
     def text_hash(self) -> str:
@@ -246,6 +286,9 @@ class ChatTokenizer(TextTokenizer):
 
     def pieces(self, text: str) -> Iterator[str]:
         return self.inner.pieces(text)
+
+    def ranks(self) -> dict[bytes, int] | None:
+        return self.inner.ranks()
 
     def huggingface(self, context: int) -> dict[str, Any]:
         """Return the inner one's files, with the template of conversations. Raises UserError where a token of it has

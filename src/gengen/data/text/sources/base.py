@@ -1,6 +1,6 @@
 """Documents, and which source of them `auto` means."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from gengen.config.data import TextConfig
@@ -17,6 +17,9 @@ class Document:
     text: str
     origin: str
     """File, archive member or data set it was read from."""
+    more: Iterable[str] = ()
+    """What follows `text`, where it is too long to be held at once: pieces that are read as they are asked for, once
+    and before the next document. Each begins where a text may be cut (see `tokenizer.recut`)."""
 
 
 def text_source(config: TextConfig) -> Source[Document]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from gengen.config.data import TextConfig
 from gengen.data.sources.files import FileSet, ending
 from gengen.data.sources.skips import Skips, tallied
-from gengen.data.sources.text_files import BOM, decoded, encoding_of, json_rows, opened, sound_lines
+from gengen.data.sources.text_files import check_text, json_rows, sound_blocks
 from gengen.data.text.sources.base import Document, row_document
+from gengen.data.text.tokenizer import recut
 from gengen.io import Say
 
-MAX_TEXT = 4 * 2**30  # bytes of a .txt file
 SUFFIXES = (".jsonl", ".parquet", ".txt", ".jsonl.gz", ".txt.gz")
 
 
@@ -29,23 +29,10 @@ class TextFiles(FileSet):
 
 
 def read_txt(path: Path, field: str, skips: Skips) -> Iterator[Document]:
-    """Yield the file as one document, in memory at once. It is UTF-8, or has a byte order mark; damaged lines are left
-    out."""
-    if (size := path.stat().st_size) > MAX_TEXT:
-        raise ValueError(f"{size:,} bytes, which are one document; at most {MAX_TEXT:,} are read")
-    with opened(path, MAX_TEXT) as file:
-        raw = file.read()
-    if (encoding := encoding_of(raw)) != "utf-8":  # what is damaged of such a file cannot be told from the rest
-        raw = decoded(raw, encoding).encode()
-    raw = raw.removeprefix(BOM)
-    try:
-        text = decoded(raw)
-        skips.good["line"] += raw.count(b"\n") or 1
-    except ValueError:
-        text = sound_lines(raw, path, skips)
-    if not text.strip():
-        raise ValueError("no text in it")
-    yield Document(text, str(path))
+    """Yield the file as one document, a block of it in memory at a time; damaged lines are left out."""
+    check_text(path)
+    parts = recut(sound_blocks(path, skips))
+    yield Document(next(parts), str(path), parts)
 
 
 def read_jsonl(path: Path, field: str, skips: Skips) -> Iterator[Document]:
