@@ -48,9 +48,9 @@ class Checkpoint:
 
 
 def nbytes(tree: object) -> int:
-    """Bytes of all tensors in a tree."""
+    """Bytes of all tensors in a tree; of a sharded one, those of the whole."""
     if isinstance(tree, Tensor):
-        return tree.nbytes
+        return tree.numel() * tree.element_size()
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
     return sum(map(nbytes, parts))
 

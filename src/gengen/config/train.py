@@ -126,7 +126,11 @@ class TrainerConfig:
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")
     devices: int = positive(1, "processes (ranks), one a device", on_resume="free")
     strategy: str = choice(
-        "auto", ["auto", "ddp", "fsdp"], "how ranks share work; auto = ddp when devices > 1", on_resume="free"
+        "auto",
+        ["auto", "ddp", "fsdp"],
+        "how ranks share work: ddp, each with all weights; fsdp, each with its rows of them; auto = ddp when "
+        "devices > 1",
+        on_resume="free",
     )
     threads: int | None = positive(None, "CPU threads a process; null = what torch takes", on_resume="free")
     callbacks: list[str] = option(
@@ -225,12 +229,9 @@ class TrainConfig:
     def check_devices(self) -> None:
         """What several devices ask of the other fields."""
         c = self.trainer
-        if c.strategy == "fsdp":
-            raise UserError("trainer.strategy=fsdp is not run yet: no GPU has proven it; trainer.strategy=ddp or auto")
-        if c.max_steps is None and c.devices > 1:
-            raise UserError(
-                f"trainer.devices={c.devices} needs trainer.max_steps: trainer.budget is measured on one device"
-            )
+        if c.max_steps is None and (c.devices > 1 or c.strategy == "fsdp"):
+            key = f"trainer.devices={c.devices}" if c.devices > 1 else "trainer.strategy=fsdp"
+            raise UserError(f"{key} needs trainer.max_steps: trainer.budget is measured on one device, unsharded")
         if self.data.batch_size % c.devices:
             raise UserError(
                 f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={c.devices} equally"

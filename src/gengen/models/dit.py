@@ -44,6 +44,10 @@ class DiT(nn.Module):
 
     positions: Tensor
 
+    def units(self) -> list[nn.Module]:
+        """Return the parts that weights are sharded by: the blocks."""
+        return list(self.blocks)
+
     def initialise(self) -> None:
         """Start as the paper does: Xavier matrices, small embeddings, and 0 where a branch or the answer begins."""
         for layer in self.modules():

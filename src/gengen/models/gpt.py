@@ -118,7 +118,11 @@ class GPT(nn.Module):
                 x = block(x, rotary, masks[window], cache)
         return self.norm(x)
 
-    # --- made, adapted, compiled
+    # --- made, adapted, compiled, sharded
+
+    def units(self) -> Sequence[nn.Module]:
+        """Return the parts that weights are sharded by: the blocks."""
+        return list(self.blocks)
 
     def reset_parameters(self) -> None:
         """Set the weights as the table above says. Where what joins the residual stream begins at 0, each block is the

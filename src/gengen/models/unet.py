@@ -51,6 +51,11 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(width)
         self.conv_out = zeroed(nn.Conv2d(width, c.channels * c.patch**2, 3, padding=1))
 
+    def units(self) -> list[nn.Module]:
+        """Return the parts that weights are sharded by: the stages."""
+        levels = [*self.down, self.middle, *self.up]
+        return [stage for stages in levels for stage in stages]
+
     def stage(self, c_in: int, c_out: int, attends: bool, reads: bool) -> "Stage":
         c = self.config
         attention = Attention(c_out, c.head_size) if attends else None

@@ -68,7 +68,7 @@ class Trial(StepTimes):
         objective.evaluate(self.val_batches(), self.interrupted)
         wait_for(objective.device)
         moments.append(time.perf_counter())
-        with objective.ema_weights():
+        with objective.sampled_weights():
             objective.write_samples(self.folder / "step-000000000", self.interrupted)
         wait_for(objective.device)
         moments.append(time.perf_counter())

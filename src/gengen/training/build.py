@@ -11,7 +11,6 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import DDPStrategy
 
 from gengen.config.train import TrainConfig, seconds
 from gengen.data import loader
@@ -24,6 +23,7 @@ from gengen.registry import CALLBACKS, MODELS, imported
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.objective import Objective
 from gengen.training.rng import seed_everything
+from gengen.training.strategy import build_strategy
 
 
 def build_objective(config: TrainConfig, prepared: PreparedData | None, init_from: Path | None = None) -> Objective:
@@ -78,7 +78,7 @@ def build_trainer(
     return L.Trainer(
         accelerator="gpu" if c.device == "cuda" else "cpu",
         devices=c.devices,
-        strategy=DDPStrategy(timeout=patience) if c.devices > 1 or c.strategy == "ddp" else "auto",
+        strategy=build_strategy(config, patience),
         precision="32-true",
         max_steps=max_steps,
         callbacks=[callback, *more_callbacks],

@@ -13,13 +13,14 @@ beside this file: what a checkpoint holds (state.py), who watches and shows it (
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 
 from gengen.checkpoints import store
-from gengen.checkpoints.layout import nbytes
+from gengen.checkpoints.layout import nbytes, unique_state
 from gengen.checkpoints.metrics_csv import Metrics
 from gengen.config.train import seconds
 from gengen.faults import fault
@@ -100,7 +101,8 @@ class TrainingLoop(L.Callback):
     def check_space(self, objective: Objective) -> None:
         """Raise SaveFailed if the disk has no room for the checkpoints that will lie beside each other."""
         there = store.all_steps(self.run.checkpoints)
-        size = nbytes(objective.state_dict()) * 3 + nbytes(objective.ema)  # weights and two moments
+        weights = nbytes(unique_state(objective.model))
+        size = weights * 3 + nbytes(objective.ema)  # weights and two moments
         store.check_space(self.run.path, size * max(1, self.config.trainer.keep + 2 - len(there)), size)
 
     def drop_what_lies_beyond(self, step: int) -> None:
@@ -144,8 +146,8 @@ class TrainingLoop(L.Callback):
             row |= self.evaluate(trainer, objective)
         if row and self.metrics:
             self.write_row(step, row, last)
-        if trainer.is_global_zero and (step % c.sample_every == 0 or last):
-            self.sample(objective, step)
+        if step % c.sample_every == 0 or last:
+            self.sample(trainer, objective, step)
         stop = self.any_rank(trainer, last or self.wants_stop(step))
         is_best = self.evaluated.best is not None and self.evaluated.best[0] == step
         retry = self.failed_saves > 0 and step % c.log_every == 0
@@ -221,21 +223,26 @@ class TrainingLoop(L.Callback):
 
     # --- sample
 
-    def sample(self, objective: Objective, step: int) -> None:
-        """Write samples of this step, unless they are there. Draws from no generator of the training."""
+    def sample(self, trainer: L.Trainer, objective: Objective, step: int) -> None:
+        """Have rank 0 write samples of this step, unless they are there. Draws from no generator of the training."""
         stem = self.run.samples / f"step-{step:09d}"
-        if next(self.run.samples.glob(stem.name + ".*"), None) is not None or self.interruption():
+        is_missing = trainer.is_global_zero and next(self.run.samples.glob(stem.name + ".*"), None) is None
+        wanted = is_missing and not self.interruption()
+        if objective.sharding:  # each rank has a share of the weights
+            wanted = self.any_rank(trainer, wanted)
+        if not wanted:
             return
-        with self.spared("samples"), self.laps.paused(objective.device):
-            self.run.samples.mkdir(exist_ok=True)
-            fault("sample")
-            with (
-                objective.ema_weights(),
-                torch.random.fork_rng(devices=[]),
-            ):  # an ldm loads its codec here, which draws
-                line = objective.write_samples(stem, self.interruption)
-            if line:
-                self.console.say(f"sample {line}")
+        with self.spared("samples"), self.laps.paused(objective.device), objective.sampled_weights():
+            if trainer.is_global_zero:
+                self.write_samples(objective, stem)
+
+    def write_samples(self, objective: Objective, stem: Path) -> None:
+        self.run.samples.mkdir(exist_ok=True)
+        fault("sample")
+        with torch.random.fork_rng(devices=[]):  # an ldm loads its codec here, which draws
+            line = objective.write_samples(stem, self.interruption)
+        if line:
+            self.console.say(f"sample {line}")
 
     # --- save
 

@@ -1,18 +1,15 @@
 """What every objective shares: one batch in, one step out."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
 from gengen.faults import fault
@@ -21,6 +18,8 @@ from gengen.training.memory import in_halves
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.spikes import Spikes
 from gengen.training.optim.groups import build_optimizer, rate
+from gengen.training.sharding import whole
+from gengen.training.weights import TrainedWeights
 
 TRIAL_STEPS = 16  # of a copy that is thrown away, to see how long a step takes
 
@@ -29,7 +28,7 @@ Batch = dict[str, Tensor]
 """Tensors with the rows of a batch as first dimension."""
 
 
-class Objective(L.LightningModule):
+class Objective(TrainedWeights):
     """What every objective shares: one batch in, one step out.
 
     A batch is everything one step needs. It is cut into micro-batches here, and each one's summed loss is divided by
@@ -46,49 +45,31 @@ class Objective(L.LightningModule):
     n_eval_sums = 1  # how many numbers `evaluation_sums` returns
     logged_metrics: tuple[str, ...] = ()
     """What `optimize` leaves in `logged` beside loss and grad_norm: further columns of metrics.csv."""
-    ema_prefix = ""  # the part of the model, by name, that an average is kept of; "" = all of it
     compiles_on_cpu = False  # whether compiling pays on a CPU, too, in runs of some minutes
     unit = "samples"  # what `loss_count` counts, for the throughput
+    can_shard = False  # whether loss and evaluation call the model by its forward pass alone, as sharding asks
     companions: tuple[nn.Module, ...] = ()
     """Networks that go where the model goes, such as a reference, but are no part of it."""
 
     def __init__(self, config: TrainConfig, model: nn.Module):
-        super().__init__()
-        if steps := config.trainer.max_steps:  # settled already in a run; not in an objective built by itself
-            config = replace(config, optim=config.optim.for_steps(steps))
-        self.config = config
-        self.model = model
+        super().__init__(config, model)
+        config = self.config
         self.say: Say = Console().say  # a run has its own console here
-        # in a tuple it is no submodule: weights keep their uncompiled names
-        self._network: tuple[nn.Module] = (model,)
-        self.ema: dict[str, Tensor] | None = None
-        if config.optim.ema:
-            self.ema = {name: tensor.detach().clone() for name, tensor in self.ema_source().items()}
         self.bad_steps = torch.zeros((), dtype=torch.long)  # not finite, or spikes: in a row
         self.all_bad_steps = torch.zeros((), dtype=torch.long)
         self.spikes = Spikes(config.trainer.spike) if config.trainer.spike else None
-        self.micro_batch_size = (
-            config.data.micro_batch_size
-        )  # halved where memory runs out; None = a step's whole batch
+        # halved where memory runs out; None = a step's whole batch
+        self.micro_batch_size = config.data.micro_batch_size
         self.eval_batch_size: int | None = None  # rows, once memory has run out in an evaluation
-        self.running_sums: Tensor = torch.zeros(
-            ()
-        )  # what `loss_sum` gathers beside the loss, summed over micro-batches
+        # what `loss_sum` gathers beside the loss, summed over micro-batches
+        self.running_sums: Tensor = torch.zeros(())
         self.logged: dict[str, Tensor] = {}  # loss, norm of the gradient and count of the last step
-
-    @property
-    def network(self) -> nn.Module:
-        """The model as it is called: compiled, where that is on."""
-        return self._network[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the companions along: every way to another device or dtype comes down to this."""
         for network in self.companions:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-    def use_compiled(self) -> None:
-        self._network = (cast(nn.Module, torch.compile(self.model)),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss summed over everything that `loss_count` counts, fp32 scalar."""
@@ -168,9 +149,8 @@ class Objective(L.LightningModule):
         batch = self.with_draws(batch)
         total = self.all_reduced(self.loss_count(batch))  # tokens or samples of the step, over all ranks
         self.logged = {"count": total}
-        finite = self.optimize(
-            batch, total
-        )  # micro-batches (`backward_with_oom_retry`), then clip, check, optimizer (`apply_gradients`)
+        # micro-batches (`backward_with_oom_retry`), then clip, check, optimizer (`apply_gradients`)
+        finite = self.optimize(batch, total)
         self.count_bad_steps(finite)
         if self.ema is not None:
             self.update_ema(finite)
@@ -278,7 +258,7 @@ class Objective(L.LightningModule):
         they were not, no weight and no moment has changed.
         """
         self.schedule(optimizer)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf"))
+        norm = whole(nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.clip or float("inf")))
         loss = self.all_reduced(loss)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         if self.spikes:
@@ -297,27 +277,6 @@ class Objective(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = (c.muon_lr if group.get("muon") else c.peak_lr) * share
 
-    def ema_decay(self) -> float:
-        """The average's decay in this step. It warms up as (1 + t) / (10 + t), so that early weights fade."""
-        assert self.config.optim.ema
-        return min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
-
-    @torch.no_grad()
-    def update_ema(self, finite: Tensor) -> None:
-        """Move the EMA of weights and buffers."""
-        assert self.ema is not None
-        decay = self.ema_decay()
-        for name, tensor in self.ema_source().items():
-            average = self.ema[name] = self.ema[name].to(tensor.device)
-            if average.is_floating_point():
-                average.lerp_(tensor.detach(), (1 - decay) * finite.to(average.dtype))
-            else:
-                average.copy_(tensor)
-
-    def ema_source(self) -> dict[str, Tensor]:
-        """The weights and buffers that an average is kept of."""
-        return {name: tensor for name, tensor in unique_state(self.model).items() if name.startswith(self.ema_prefix)}
-
     # --- evaluation
 
     @torch.no_grad()
@@ -329,13 +288,15 @@ class Objective(L.LightningModule):
         It leaves every state of the training and every random generator as it was.
         """
         with self.ema_weights():
-            sums = torch.zeros(
-                self.n_eval_sums, dtype=torch.float64, device=self.device
-            )  # all a rank without batches has
-            for batch in batches:
+            # all a rank without batches has
+            sums = torch.zeros(self.n_eval_sums, dtype=torch.float64, device=self.device)
+            alone = ((batch, True) for batch in batches)
+            for batch, counts in self.sharding.side_by_side(batches) if self.sharding else alone:
                 if interrupted():
                     return None
-                sums += self.summed({name: tensor.to(self.device) for name, tensor in batch.items()})
+                added = self.summed({name: tensor.to(self.device) for name, tensor in batch.items()})
+                if counts:
+                    sums += added
             return self.evaluation_metrics(self.all_reduced(sums))
 
     def summed(self, batch: Batch) -> Tensor:
@@ -345,27 +306,13 @@ class Objective(L.LightningModule):
             with self.autocast():
                 return [self.evaluation_sums(part) for part in self.micro_batches(batch, rows)]
 
-        whole = len(next(iter(batch.values())))
-        (first, *more), rows = in_halves(parts, min(self.eval_batch_size or whole, whole), "in an evaluation")
-        if rows < whole:
+        given = len(next(iter(batch.values())))
+        size = min(self.eval_batch_size or given, given)
+        least = size if self.sharding else 1  # other ranks would wait for the weights of each half
+        (first, *more), rows = in_halves(parts, size, "in an evaluation", least)
+        if rows < given:
             self.eval_batch_size = rows
         return sum(more, first)
-
-    @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode with the weights it is sampled with: the EMA, where one is kept."""
-        trained: dict[str, Tensor] = {}
-        if self.ema is not None:
-            trained = {name: tensor.detach().clone() for name, tensor in unique_state(self.model).items()}
-        self.model.eval()
-        try:
-            if self.ema is not None:
-                load_weights(self.model, trained | self.ema, Path("ema"))
-            yield
-        finally:
-            if trained:
-                load_weights(self.model, trained, Path("trained"))
-            self.model.train()
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
@@ -380,11 +327,3 @@ class Objective(L.LightningModule):
         if self._trainer and self.trainer.world_size > 1:
             return self.trainer.strategy.reduce(value, reduce_op="sum")
         return value
-
-    # What Lightning saves and restores as the module's state is the model's own, each shared tensor once.
-
-    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
-        return {name: tensor.detach() for name, tensor in unique_state(self.model).items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
-        load_weights(self.model, dict(state_dict), Path("checkpoint"))

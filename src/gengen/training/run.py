@@ -52,10 +52,12 @@ def begin(request: Request, session: Session) -> Outcome:
     """Start a new run: settle what its config leaves open, make its directory, train."""
     named = find_sources(request)
     from gengen.training import settle
+    from gengen.training.strategy import check_sharding
 
     say = session.console.say
     sources = settle.verified(named, request.config, say)
     config = settle.settle_source(request.config, sources.init_from)
+    check_sharding(config)
     tokenizer = brought_tokenizer(sources.init_from) if sources.init_from else None
     config = settle.settle_device(config)
     config = settle.settle_model(config)
@@ -123,9 +125,11 @@ def resume(run: Run, request: Request, session: Session) -> Outcome:
     took_over = run.lock()
     from gengen.checkpoints import store
     from gengen.hardware import pick_device
+    from gengen.training.strategy import check_sharding
 
     session.console.open(run.path / "log.txt")
     try:
+        check_sharding(config)
         for change in [took_over, *(f"changed on resume: {change}" for change in request.changes)]:
             if change:
                 say(change)

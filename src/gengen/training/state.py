@@ -11,6 +11,7 @@ from gengen.config.resume import stored
 from gengen.training.objective import Objective
 from gengen.training.plan import Plan, RunData
 from gengen.training.rng import get_rng, set_rng
+from gengen.training.sharding import sharded_like
 
 JSON = dict[str, Any]
 
@@ -58,7 +59,7 @@ def collect(trainer: L.Trainer, objective: Objective, evaluated: Evaluated, plan
     }
     return RunPart(
         state=state,
-        ema=objective.ema,
+        ema=None if objective.ema is None else objective.whole(objective.ema),
         extra=objective.extra_state() | ({"spikes": objective.spikes.windows} if objective.spikes else {}),
         facts={"data": plan.prepared.fingerprint, "clocks": {"seconds": seconds, "saved": time.time()}},
         config=stored(plan.config),
@@ -81,7 +82,7 @@ def restore(part: RunPart, objective: Objective, evaluated: Evaluated) -> float:
     if part.ema is not None and objective.ema is not None:
         if shapes_and_dtypes(part.ema) != shapes_and_dtypes(objective.ema):
             raise ValueError("an average that is not one of the weights")
-        objective.ema = part.ema
+        objective.ema = {name: sharded_like(part.ema[name], own) for name, own in objective.ema.items()}
     windows = extra.pop("spikes", None)
     if objective.spikes and windows:
         objective.spikes.windows = windows

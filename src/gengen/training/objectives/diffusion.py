@@ -39,6 +39,7 @@ class Diffusion(Objective):
 
     n_eval_sums = 2
     unit = "images"
+    can_shard = True
 
     def __init__(self, config: TrainConfig, model: nn.Module, prepared: PreparedRows):
         assert isinstance(config.model, DiffusionProcess)

@@ -84,6 +84,7 @@ class Pretraining(LanguageObjective):
     monitor = "val/bpb"
     n_eval_sums = 2
     unit = "tokens"
+    can_shard = True
 
     def flops_per_row(self) -> float:
         return self.work_per_row()

@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+from gengen.training.optim.owners import Owners
+from gengen.training.sharding import local
 
 Groups = Iterable[dict[str, Any]]
 
@@ -61,9 +65,10 @@ class Muon(torch.optim.Optimizer):
     A convolution's weight (out, in, k, k) is taken as the matrix (out, in * k * k) that it applies to each patch.
     A matrix (m, n) moves by lr * sqrt(max(1, m / n)) along the orthogonalised Nesterov momentum of its gradient, after
     decaying by lr * weight_decay. A matrix that stacks several maps (queries, keys and values; gate and up) names the
-    rows of each in `parts`, and each is orthogonalised by itself; all of one shape are done in one batch. Rates are
-    set in each group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1,
-    as in fused AdamW.
+    rows of each in `stacked_rows`, and each is orthogonalised by itself; all of one shape are done in one batch. Of a
+    sharded matrix that is done by its owner (owners.py), and all else in rows where they lie. Rates are set in each
+    group. `found_inf`, a tensor that is set from outside, makes a step that changes nothing where it is 1, as in fused
+    AdamW.
     """
 
     found_inf: Tensor | None = None
@@ -118,18 +123,35 @@ class Muon(torch.optim.Optimizer):
 
     def muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         kept = 1.0 if self.found_inf is None else 1.0 - self.found_inf
-        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        directions = []
         for p in parameters:
             assert p.grad is not None
             if not self.state[p]:
                 self.state[p] = {"momentum": torch.zeros_like(p)}
-            gradient = torch.nan_to_num(p.grad, 0.0, 0.0, 0.0) * kept
-            momentum = self.state[p]["momentum"]
+            gradient = torch.nan_to_num(local(p.grad), 0.0, 0.0, 0.0) * kept
+            momentum = local(self.state[p]["momentum"])
             momentum.lerp_(gradient, (1 - group["momentum"]) * kept)
-            direction = gradient.lerp(momentum, group["momentum"])
-            p.mul_(1 - group["lr"] * group["weight_decay"] * kept)
-            rows = getattr(p, "stacked_rows", [len(p)])
-            for part, update in zip(p.split(rows), direction.split(rows), strict=True):
+            directions.append(gradient.lerp(momentum, group["momentum"]))
+            local(p).mul_(1 - group["lr"] * group["weight_decay"] * kept)
+        rows = [getattr(p, "stacked_rows", [len(p)]) for p in parameters]
+        sharded = [p for p in parameters if isinstance(p, DTensor)]
+        if not sharded:
+            self.move(list(zip(parameters, directions, rows, strict=True)), group, kept)
+            return
+        owners = Owners(sharded)
+        wholes = owners.gathered(directions)
+        moves = {i: torch.zeros_like(direction) for i, direction in wholes.items()}
+        self.move([(moves[i], wholes[i], rows[i]) for i in wholes], group, kept)
+        for p, move in zip(sharded, owners.scattered(moves, directions), strict=True):
+            local(p).add_(move)
+
+    def move(
+        self, weights: list[tuple[Tensor, Tensor, list[int]]], group: dict[str, Any], kept: float | Tensor
+    ) -> None:
+        """Move whole weights; each comes with its direction and the rows of its parts."""
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for weight, direction, rows in weights:
+            for part, update in zip(weight.split(rows), direction.split(rows), strict=True):
                 by_shape[(len(part), part[0].numel())].append((part, update.flatten(1)))
         for (m, n), pairs in by_shape.items():
             updates = orthogonalized(torch.stack([update for _, update in pairs]), dtype=self.dtype)

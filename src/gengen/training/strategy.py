@@ -1,0 +1,74 @@
+"""How ranks share the work of a step: Lightning's DDP, or FSDP2 with our own checkpoints."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.device_mesh import init_device_mesh
+
+from gengen.config.train import TrainConfig
+from gengen.errors import UserError
+from gengen.registry import MODELS
+from gengen.training.objective import Objective
+from gengen.training.sharding import sharded_like
+
+
+class ShardedStrategy(DDPStrategy):
+    """DDP's processes, with the model sharded in place instead of wrapped.
+
+    Not Lightning's ModelParallelStrategy, which saves and loads past our CheckpointIO. A checkpoint's weights are
+    loaded before there are shards, its moments after.
+    """
+
+    def configure_ddp(self) -> None:
+        self.objective.shard(init_device_mesh(self.root_device.type, (self.world_size,)))
+
+    @property
+    def objective(self) -> Objective:
+        assert isinstance(self.lightning_module, Objective)
+        return self.lightning_module
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the whole state on rank 0, and one without moments on the others."""
+        saved, sharding = super().optimizer_state(optimizer), self.objective.sharding
+        assert sharding is not None
+        moments: dict[int, Mapping[str, Any]] = saved["state"]  # type: ignore[assignment]
+        gathered = {number: sharding.gathered(one) for number, one in moments.items()}
+        return saved | {"state": gathered}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        (optimizer,), (saved,) = self.optimizers, checkpoint["optimizer_states"]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        rows = {
+            number: {name: sharded_like(moment, weights[number]) for name, moment in moments.items()}
+            for number, moments in saved["state"].items()
+        }
+        super().load_optimizer_state_dict({"optimizer_states": [saved | {"state": rows}]})
+
+
+def build_strategy(config: TrainConfig, patience: timedelta) -> DDPStrategy | str:
+    """Build the strategy that a config asks for. patience: how long ranks wait for each other."""
+    c = config.trainer
+    if c.strategy == "fsdp":
+        return ShardedStrategy(timeout=patience)
+    return DDPStrategy(timeout=patience) if c.devices > 1 or c.strategy == "ddp" else "auto"
+
+
+def check_sharding(config: TrainConfig) -> None:
+    """Raise UserError where trainer.strategy=fsdp is asked for what cannot be sharded."""
+    if config.trainer.strategy != "fsdp":
+        return
+    entry, stage = MODELS[config.model.name], config.stage.name
+    instead = "take trainer.strategy=ddp or auto"
+    if not hasattr(entry.load_for("model", stage), "units"):
+        raise UserError(
+            f"trainer.strategy=fsdp: model={config.model.name} does not say what it is sharded by "
+            f"(a method `units`); {instead}"
+        )
+    if not getattr(entry.load(f"objective:{stage}"), "can_shard", False):
+        raise UserError(
+            f"trainer.strategy=fsdp: stage={stage} of model={config.model.name} calls more of its networks than the "
+            f"model's forward pass, which alone makes sharded weights whole; {instead}"
+        )
