@@ -29,6 +29,7 @@ from gengen.training.monitor.progress import progress_line
 from gengen.training.objective import Objective
 from gengen.training.plan import Plan, Session
 from gengen.training.state import Evaluated, RunPart, collect, restore, run_data
+from gengen.training.vote import LateVote
 
 Row = dict[str, float]
 """Columns of metrics.csv."""
@@ -50,6 +51,7 @@ class TrainingLoop(L.Callback):
         self.evaluated = Evaluated()
         self.restored: RunPart | None = None  # what the checkpoint holds
         self.begun = False  # everything that the checkpoint holds is in its place
+        self.vote = LateVote()
         self.failed_saves = 0  # in a row
         self.saved_step = -1  # of the last save that this rank took part in
         self.micro_batch_size = c.data.micro_batch_size  # as last said
@@ -148,7 +150,7 @@ class TrainingLoop(L.Callback):
             self.write_row(step, row, last)
         if step % c.sample_every == 0 or last:
             self.sample(trainer, objective, step)
-        stop = self.any_rank(trainer, last or self.wants_stop(step))
+        stop = last or self.is_to_stop(trainer, step)
         is_best = self.evaluated.best is not None and self.evaluated.best[0] == step
         retry = self.failed_saves > 0 and step % c.log_every == 0
         is_new = trained or self.evaluated.step == step  # else the checkpoint of this step is as it would be
@@ -282,11 +284,16 @@ class TrainingLoop(L.Callback):
 
     # --- stop
 
-    def wants_stop(self, step: int) -> bool:
-        """Whether this rank would stop after this step."""
+    def is_to_stop(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether all ranks stop after this step. What one of several was asked to is heeded a step later, so that
+        none waits for its device here."""
         if self.config.stop_at is not None and step >= self.config.stop_at:
             return True
-        return self.interruption() or self.clock.here() >= self.max_seconds
+        wish = self.interruption() or self.clock.here() >= self.max_seconds
+        if trainer.world_size == 1:
+            return wish
+        with self.interruption.waiting():
+            return self.vote(wish, trainer.strategy.root_device)
 
     def poll(self, trainer: L.Trainer) -> Callable[[], bool]:
         """What evaluation polls: with several ranks none may leave it alone, but each shows that it is not stuck."""
