@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch import Tensor
 from gengen import registry
 from gengen.cli import main
 from gengen.config.commands import TextSampling
-from gengen.data.text.shards import TokenStream
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.errors import UserError
 from gengen.generation.base import Sample
@@ -38,21 +36,9 @@ from gengen.generation.text.rewards import Scorer
 from gengen.registry import register_filter
 from gengen.training.evaluate import training_text_of
 from helpers.personal_data import DISGUISES, KINDS, near_misses
+from helpers.trained_on import Tokens
 
 PATTERN_FILTER = PatternFilter()
-
-
-class Tokens(TokenStream):
-    """A training text in memory."""
-
-    def __init__(self, tokens: Sequence[int]):
-        self.tokens = np.array(tokens, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        return self.tokens.take(np.arange(start, start + count), mode="wrap")
 
 
 def request(training: str = "", option: str = "") -> FilterRequest:

@@ -37,9 +37,11 @@ from gengen.models.reward import RewardModel
 from gengen.models.unet import UNet
 from gengen.serving.app import Application
 from gengen.serving.load import load_run
+from gengen.serving.own_data import OpenData, no_data
 from gengen.serving.preferences import Preferences
 from gengen.serving.runs import by_name
 from helpers.processes import start, waited
+from helpers.trained_on import TrainedOn
 
 M = TypeVar("M", bound=nn.Module)
 Post = Callable[..., Awaitable[httpx.Response]]
@@ -51,7 +53,7 @@ ENDLESS = {"logit_bias": {"0": -100}, "overflow": "slide", "max_tokens": 4000}
 """Of a request that goes on until it is ended."""
 
 
-def write_run(folder: Path, tokenizer: TextTokenizer) -> Path:
+def write_run(folder: Path, tokenizer: TextTokenizer, data: TrainedOn | None = None) -> Path:
     """A run whose next token depends much on all before it: random weights, none of them zero."""
     config = GPTConfig(name="gpt", **SHAPE, vocab_size=tokenizer.vocab_size)
     model, draw = GPT(config), torch.Generator().manual_seed(0)
@@ -59,17 +61,25 @@ def write_run(folder: Path, tokenizer: TextTokenizer) -> Path:
         for p in model.parameters():
             scale = 0.2 if p.dim() < 2 else 1.5 * p.shape[-1] ** -0.5
             p.copy_(torch.randn(p.shape, generator=draw) * scale + (p.dim() < 2))
-    return save_run(folder, config, model, tokenizer=tokenizer.to_json())
+    return save_run(folder, config, model, tokenizer=tokenizer.to_json(), data=data)
 
 
 def save_run(
-    folder: Path, config: ModelConfig, model: nn.Module, stage: str = "pretrain", tokenizer: str = ""
+    folder: Path,
+    config: ModelConfig,
+    model: nn.Module,
+    stage: str = "pretrain",
+    tokenizer: str = "",
+    data: TrainedOn | None = None,
 ) -> Path:
     """A run of a model as it is."""
-    tree = {"model": plain(config), "stage": {"name": stage}}
+    tree = {"model": plain(config), "stage": {"name": stage}} | ({"data": data.config} if data else {})
+    facts = {"data": data.fingerprint} if data else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(tree))
-    store.save(folder / "checkpoints", Checkpoint(7, tree, unique_state(model), tokenizer=tokenizer or None))
+    store.save(
+        folder / "checkpoints", Checkpoint(7, tree, unique_state(model), tokenizer=tokenizer or None, facts=facts)
+    )
     return folder
 
 
@@ -85,13 +95,14 @@ def awake(model: M) -> M:
 IMAGES: dict[str, Any] = {"resolution": 8, "channels": 1, "classes": ["cat", "dog", "fox"], "widths": [32], "patch": 2}
 
 
-def write_image_runs(folder: Path) -> None:
-    """The runs `unet` and `gan`, of three classes and 8 x 8 pixels, `vae`, without classes, and `reward`."""
+def write_image_runs(folder: Path, data: TrainedOn | None = None) -> None:
+    """The runs `unet` and `gan`, of three classes and 8 x 8 pixels, `vae`, without classes, and `reward`. data: what
+    `gan` names as its own."""
     torch.manual_seed(0)
     unet = UNetConfig(name="unet", **IMAGES, blocks=1, attention=[0], sigma_data=0.5).resolved()
     save_run(folder / "unet", unet, awake(UNet(unet)))
     gan = GANConfig(name="gan", **IMAGES | {"widths": [8, 16]}, latent_size=8, blocks=1)
-    save_run(folder / "gan", gan, awake(GAN(gan)))
+    save_run(folder / "gan", gan, awake(GAN(gan)), data=data)
     shape = IMAGES | {"classes": [], "widths": [8, 16]}
     vae = AutoencoderConfig(name="vae", **shape, blocks=1, latent_channels=2)
     save_run(folder / "vae", vae, awake(Autoencoder(vae)))
@@ -114,6 +125,7 @@ def served_here(
     names: Sequence[str] = ("story", "chat"),
     watermark: Watermark | None = None,
     preferences_file: Preferences | None = None,
+    open_data: OpenData = no_data,
     **settings: Any,
 ) -> Application:
     """The application over some runs, in this process; its engines are still to be started."""
@@ -121,7 +133,7 @@ def served_here(
     config.check()
     shared = len(keys) < 2
     loaded = by_name([load_run(run, config, lambda line: None, shared, watermark=watermark) for run in config.runs])
-    return Application(loaded, config, list(keys), preferences_file)
+    return Application(loaded, config, list(keys), preferences_file, open_data)
 
 
 def in_process(application: Application) -> httpx.AsyncClient:

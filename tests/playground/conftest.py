@@ -15,6 +15,7 @@ from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
 from helpers.pages import DESK, Visit
 from helpers.served import IMAGE_RUNS, Process, new_process, write_image_runs, write_run
+from helpers.trained_on import TrainedOn, trained_on
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
@@ -36,12 +37,26 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def served_runs(tmp_path_factory: pytest.TempPathFactory, text_run: Path) -> Path:
+def stories(tiny: list[str]) -> TrainedOn:
+    """What `story` says it was trained on."""
+    return trained_on(tiny)
+
+
+@pytest.fixture(scope="session")
+def shapes(picture_data: list[str]) -> TrainedOn:
+    """What `gan` says it was trained on: its first class are circles, then crosses and squares."""
+    return trained_on(["model=gan", *picture_data, "data.resolution=8"])
+
+
+@pytest.fixture(scope="session")
+def served_runs(
+    tmp_path_factory: pytest.TempPathFactory, text_run: Path, stories: TrainedOn, shapes: TrainedOn
+) -> Path:
     """A folder with the runs `story`, `chat`, `unet`, `gan`, `vae`, `reward`, and `text`, which reads captions."""
     folder = tmp_path_factory.mktemp("playground")
-    write_run(folder / "story", TextTokenizer.byte())
+    write_run(folder / "story", TextTokenizer.byte(), stories)
     write_run(folder / "chat", TextTokenizer.byte().with_chat())
-    write_image_runs(folder)
+    write_image_runs(folder, shapes)
     (folder / "text").symlink_to(text_run)
     return folder
 

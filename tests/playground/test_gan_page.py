@@ -4,39 +4,55 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 import gengen
+from gengen.generation.filters.copies import CopyIndex
+from gengen.generation.image.files import to_float
 from helpers.page_pictures import copied, drawn, executed, pictures_of
 from helpers.pages import PHONE, Visit
+from helpers.trained_on import TrainedOn
 
 pytestmark = pytest.mark.slow
 
 
-def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path) -> None:
-    """More draws than a request takes, all classes in turn; then the walk between two of them, by keyboard."""
+def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path, shapes: TrainedOn) -> None:
+    """More draws than a request takes, all classes in turn, beside real pictures; then the walk between two of them,
+    by keyboard."""
     gan: Any = gengen.load(served_runs / "gan")
+    val: Any = shapes.prepared.val
     expected = gan.generate(20, seed=3, truncation=0.5)
     with torch.no_grad():
         labels = torch.arange(20) % 3
         drawn_images = gan.model.generator(0.5 * gan.latents(range(20), 3), labels)
-        fooled = int((gan.model.discriminator(drawn_images, labels) > 0).sum())
+        logits = gan.model.discriminator(drawn_images, labels)
+        places = torch.arange(len(val)) if len(val) <= 64 else torch.arange(64) * len(val) // 64
+        real = gan.model.discriminator(to_float(val.images[places]), val.labels[places])
     with visit("gan?n=20&seed=3") as page:
         drawn(page)
         page.get_by_label("Truncation").fill("0.5")
         page.keyboard.press("Control+Enter")
         page.wait_for_function("() => location.hash.includes('truncation=0.5')")
         drawn(page)
-        assert torch.equal(pictures_of(page.locator(".grid img")), expected)
+        assert torch.equal(pictures_of(page.locator(".drawn img")), expected)
         assert torch.equal(executed(copied(page, "Python"), served_runs)["images"], expected)
-        assert f"{fooled} of 20 pass for real" in page.locator(".verdict").inner_text()
-        counts = [int(cell.inner_text()) for cell in page.locator("td:last-child").all()]
-        assert sum(counts) == 20 and sum(counts[4:]) == fooled
+        assert torch.equal(pictures_of(page.locator(".real img")), val.images[places][:16])
+        share = (real[:, None] > logits).double().mean()
+        assert f"finds the real one {round(100 * share.item())} times of 100" in page.locator(".verdict").inner_text()
+        rows = {row[0]: row[1:] for row in table_of(page)}
+        assert rows["drawn"][0] == "20" and rows["real, held out"][0] == str(len(real))
+        right = max(
+            (real > line).double().mean() + (logits < line).double().mean()
+            for line in torch.cat([real, logits]).sort().values.unfold(0, 2, 1).mean(1)
+        )
+        found = [int(rows[name][-1].split()[0]) for name in ("real, held out", "drawn")]
+        assert found[0] / len(real) + 1 - found[1] / 20 == pytest.approx(right.item())
         page.reload()
         drawn(page)
-        assert torch.equal(pictures_of(page.locator(".grid img")), expected)
+        assert torch.equal(pictures_of(page.locator(".drawn img")), expected)
     with visit("gan?view=walk&first=1&seed=3&steps=4&prompt=dog", PHONE) as page:
         drawn(page)
         a, b = gan.latents([2, 3], 3)
@@ -45,7 +61,11 @@ def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path) -> 
         assert torch.equal(executed(copied(page, "Python"), served_runs)["images"], way)
 
 
-def test_the_ideas_are_shown_on_one_s_own_runs(visit: Visit, served_runs: Path, story: Any) -> None:
+def table_of(page: Page) -> list[list[str]]:
+    return [row.locator("th, td").all_inner_texts() for row in page.locator("tr").all()]
+
+
+def test_the_ideas_are_shown_on_one_s_own_runs(visit: Visit, served_runs: Path, stories: TrainedOn) -> None:
     """By keyboard: a sample of each family, the library's own; failures with their figures; costs in a table."""
     gan: Any = gengen.load(served_runs / "gan")
     images = gan.generate(16, ["cat"], seed=0).float()
@@ -58,13 +78,20 @@ def test_the_ideas_are_shown_on_one_s_own_runs(visit: Visit, served_runs: Path, 
         rows = page.locator("tr").all_inner_texts()
         assert len(rows) == 5 and all(re.search(r"\d\.\d\d s", row) for row in rows[1:])
         verdicts = page.locator(".verdict").all_inner_texts()
-        assert f"{alike} of 16" in verdicts[2] and "contrast" in verdicts[1]
+        assert f"{alike} of 16" in verdicts[3] and "contrast" in verdicts[2]
         assert re.search(r"at [0-9.e+-]+ %", verdicts[0])
         made = executed(copied(page, "Python"), served_runs)
-        assert page.locator("blockquote").inner_text().rstrip() == ("Once upon a time" + made["text"][0].text).rstrip()
+        whole = "Once upon a time" + made["text"][0].text
+        assert [text.rstrip() for text in page.locator("blockquote").all_inner_texts()] == [whole.rstrip()] * 2
+        data: Any = stories.prepared
+        tokens = np.array(data.tokenizer.encode(whole))
+        at, length = CopyIndex(data.train, 8).longest(tokens)
+        passage = data.tokenizer.decode(tokens[at : at + length].tolist())
+        assert page.locator("mark").all_inner_texts() == ([passage] if length else [])
+        assert (f"{length} of its" if length else "No 8 tokens") in verdicts[1]
         found = pictures_of(page.locator("section").nth(1).locator("img"))
         assert torch.equal(found[1], made["diffusion"][0]) and not torch.equal(found[0], found[1])
         draw = pictures_of(page.locator("section").nth(2).locator("img"))[0]
         assert torch.equal(draw, made["autoencoder"][0])
         page.reload()
-        expect(page.locator("blockquote")).to_have_count(1, timeout=20_000)
+        expect(page.locator("blockquote")).to_have_count(2, timeout=20_000)

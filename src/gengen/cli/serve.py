@@ -16,6 +16,7 @@ from gengen.config.serve import ServeConfig
 from gengen.errors import UserError
 
 if TYPE_CHECKING:
+    from gengen.data.prepared import PreparedData
     from gengen.data.text.shards import TokenStream
     from gengen.serving.runs import Served
 
@@ -71,7 +72,7 @@ def serve_runs(config: ServeConfig, chosen: Callable[[Load], Loaded], listening:
     preferences = Preferences(Path(config.preferences), say) if config.preferences else None
     for name, run in served.items():
         say(f"{name}: {run.summary}")
-    return serve(Application(served, config, keys, preferences), config, say, listening)
+    return serve(Application(served, config, keys, preferences, own_data), config, say, listening)
 
 
 def training_text(directory: Path) -> "TokenStream":
@@ -79,6 +80,13 @@ def training_text(directory: Path) -> "TokenStream":
     from gengen.training.evaluate import training_text_of
 
     return training_text_of(RunConfig(run=str(directory)), say)
+
+
+def own_data(directory: Path) -> "PreparedData":
+    """Open what the run of a checkpoint was trained on, as it was prepared: nothing is made or fetched."""
+    from gengen.training.evaluate import prepared_of
+
+    return prepared_of(RunConfig(run=str(directory)), say, allow_build=False)
 
 
 def say(line: str) -> None:

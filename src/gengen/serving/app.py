@@ -16,6 +16,7 @@ from gengen.serving.families import FamilyApi
 from gengen.serving.guard import LOCAL_NAMES, Guard, Rules
 from gengen.serving.images import ImageApi
 from gengen.serving.metrics import CONTENT_TYPE, Exposition
+from gengen.serving.own_data import OpenData, OwnDataApi, no_data
 from gengen.serving.playground import Pages
 from gengen.serving.preference_api import PreferenceApi
 from gengen.serving.preferences import Preferences
@@ -26,7 +27,8 @@ from gengen.serving.worker import Worker
 
 
 class Application:
-    """All that is served: `asgi` is the application, `runs` what it draws from."""
+    """All that is served: `asgi` is the application, `runs` what it draws from. preferences: takes votes; open_data:
+    opens what a run was trained on. Only the playground uses these two."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Application:
         config: ServeConfig,
         keys: list[str],
         preferences: Preferences | None = None,
+        open_data: OpenData = no_data,
     ):
         self.runs = runs
         text, images, families = TextApi(runs, config), ImageApi(runs, config), FamilyApi(runs, config)
@@ -60,7 +63,7 @@ class Application:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
-            *(playground_routes(runs, config, preferences) if config.playground else ()),
+            *(playground_routes(runs, config, preferences, open_data) if config.playground else ()),
         ]
         self.asgi = Guard(Router(self.routes, redirect_slashes=False), rules_of(config, keys))
 
@@ -119,15 +122,20 @@ class Application:
             run.worker.stop()
 
 
-def playground_routes(runs: dict[str, Served], config: ServeConfig, preferences: Preferences | None) -> list[Route]:
+def playground_routes(
+    runs: dict[str, Served], config: ServeConfig, preferences: Preferences | None, open_data: OpenData
+) -> list[Route]:
     """Return the routes of the pages, of what they show of the disk, and of votes."""
     files, votes = RunFilesApi(Path(config.runs_dir)), PreferenceApi(runs, preferences, config)
+    data = OwnDataApi(runs, open_data, config)
     return [
         *Pages().routes,
         Route("/gengen/v1/runs", files.runs, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/metrics", files.metrics, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/samples", files.samples, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/samples/{file}", files.sample, methods=["GET"]),
+        Route("/gengen/v1/real", data.real, methods=["POST"]),
+        Route("/gengen/v1/copied", data.copied, methods=["POST"]),
         Route("/gengen/v1/preference", votes.summary, methods=["GET"]),
         Route("/gengen/v1/preference", votes.vote, methods=["POST"]),
         Route("/gengen/v1/preference/pair", votes.pair, methods=["POST"]),

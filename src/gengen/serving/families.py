@@ -255,8 +255,8 @@ def decoded(run: ServedImages, generator: AutoencoderGenerator, asked: LatentReq
 
 
 def judged(run: ServedImages, generator: GANGenerator, asked: GanRequest) -> bytes:
-    """Return images and the discriminator's logit of each: above 0, it takes the image for a real one. The generator's
-    weights may be averaged; the discriminator's are those of the last step."""
+    """Return images and the discriminator's logit of each, which says how real it looks: see `GANGenerator.compares`.
+    The generator's weights may be averaged; the discriminator's are those of the last step."""
     samples, wanted = range(asked.first, asked.first + asked.n), [asked.prompt] if asked.prompt else []
     with refusing():
         labels = labels_of(wanted, generator.classes, asked.n).to(generator.device)

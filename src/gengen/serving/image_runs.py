@@ -19,6 +19,7 @@ from gengen.generation.image.autoencoder import AutoencoderGenerator
 from gengen.generation.image.diffusion import ImageGenerator
 from gengen.generation.image.editing import ImageEditor, Sampling
 from gengen.generation.image.files import PictureGenerator, named, png_bytes, turn_of
+from gengen.generation.image.gan import GANGenerator
 from gengen.generation.image.provenance import Origin, chunks
 from gengen.serving.calls import CallWorker
 from gengen.serving.image_protocol import DrawRequest, EditRequest, RemixRequest, given, names_of
@@ -36,9 +37,10 @@ API_NAMES = {"labels": "prompt", "prompts": "prompt"}  # what a generator calls 
 
 @dataclass
 class ServedImages:
-    """A run that draws images."""
+    """A run that draws images. directory: of its checkpoint."""
 
     name: str
+    directory: Path
     generator: GeneratesImages
     worker: CallWorker
     facts: dict[str, Any]
@@ -178,8 +180,9 @@ def load_images(name: str, directory: Path, generator: GeneratesImages, config: 
         "captions": bool(getattr(generator, "reads_prompts", False)),
         "edits": isinstance(generator, ImageEditor),
         "latent": latent_of(generator),
+        "compares": generator.compares if isinstance(generator, GANGenerator) else None,
     }
-    return ServedImages(name, generator, CallWorker(config.queue), facts(name, directory, about))
+    return ServedImages(name, directory, generator, CallWorker(config.queue), facts(name, directory, about))
 
 
 def latent_of(generator: GeneratesImages) -> dict[str, Any] | None:

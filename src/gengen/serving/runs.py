@@ -68,10 +68,11 @@ def picked(runs: Mapping[str, Served], name: str, kind: type[S], key: str = "mod
 
 @dataclass
 class ServedRun:
-    """A language model. fingerprint: equal fingerprints, seeds and settings mean equal bytes, where `exact` stands in
-    it."""
+    """A language model. directory: of its checkpoint. fingerprint: equal fingerprints, seeds and settings mean equal
+    bytes, where `exact` stands in it."""
 
     name: str
+    directory: Path
     generator: TextGenerator
     worker: Worker
     facts: dict[str, Any]
@@ -145,7 +146,7 @@ def load_text(
     }
     screen = screen_of(generator, config, lambda: training_text(directory))
     known, mark = facts(name, directory, about), fingerprint(directory, generator, watermark)
-    return ServedRun(name, generator, worker, known, mark, screen, watermark)
+    return ServedRun(name, directory, generator, worker, known, mark, screen, watermark)
 
 
 def screen_of(generator: TextGenerator, config: ServeConfig, training_text: Callable[[], TokenStream]) -> Screen:

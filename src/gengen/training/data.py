@@ -26,7 +26,7 @@ def prepare_data(
     from gengen.checkpoints.layout import verify
     from gengen.data import prepared as data
 
-    was = verify(checkpoint)["data"] if checkpoint else ""
+    was = verify(checkpoint).get("data", "") if checkpoint else ""
     request = data.PrepareRequest(config.data, config.model, say, tokenizer, was, allow_build)
     prepared: PreparedData = data.prepare_data(request)
     entry = MODELS[config.model.name]

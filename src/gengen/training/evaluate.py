@@ -44,15 +44,16 @@ def training_text_of(wanted: RunConfig, say: Callable[[str], None]) -> "TokenStr
     return prepared.train
 
 
-def prepared_of(wanted: RunConfig, say: Callable[[str], None]) -> "PreparedData":
-    """Open what a run was trained on."""
+def prepared_of(wanted: RunConfig, say: Callable[[str], None], allow_build: bool = True) -> "PreparedData":
+    """Open what a run was trained on; prepare anew what of it is missing, or raise NotPrepared where `allow_build` is
+    off."""
     from gengen.generation.load import find_checkpoint
 
     directory = find_checkpoint(str(wanted.run), Path(wanted.runs_dir), wanted.checkpoint, say)
     run = directory.parent.parent
     config: TrainConfig = build(TrainConfig, read_config(directory))
     config = replace(config, run=run.name, runs_dir=str(run.parent))  # wherever it is by now
-    return prepare_data(config, say, brought_tokenizer(run), directory, run)
+    return prepare_data(config, say, brought_tokenizer(run), directory, run, allow_build)
 
 
 def pixels_of(prepared: "PreparedData") -> "PreparedImages":

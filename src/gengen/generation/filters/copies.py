@@ -45,8 +45,35 @@ class CopyIndex:
             if any(self.same(tokens[at : at + self.length], int(place)) for place in self.places[first[at] : last[at]])
         ]
 
+    def longest(self, tokens: np.ndarray) -> tuple[int, int]:
+        """Return where in tokens (N,) the longest passage begins that the text has too, and how many tokens it has;
+        (0, 0) where none has `length` of them. It is followed by its hashes, and then compared token by token."""
+        wanted = hashes(tokens, self.length)
+        first, last = self.hashes.searchsorted(wanted), self.hashes.searchsorted(wanted, "right")
+        best = (0, 0)
+        starts = counts = np.zeros(0, np.int64)  # where tokens[0] would stand in the text; windows that follow so
+        for at in range(len(wanted)):
+            here = self.places[first[at] : last[at]].astype(np.int64) - at  # sorted, as equal hashes are by place
+            counts = 1 + looked_up(here, starts, counts)
+            starts = here
+            if not len(here):
+                continue
+            i = int(counts.argmax())
+            begin, length = at + 1 - int(counts[i]), int(counts[i]) + self.length - 1
+            if length > best[1] and self.same(tokens[begin : begin + length], int(here[i]) + begin):
+                best = (begin, length)
+        return best
+
     def same(self, run: np.ndarray, place: int) -> bool:
-        return bool((self.stream.read(place, self.length) == run).all())
+        return bool((self.stream.read(place, len(run)) == run).all())
+
+
+def looked_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the value of each wanted key, 0 for one that is not there; keys: sorted."""
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64)
+    at = keys.searchsorted(wanted).clip(max=len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], 0)
 
 
 class CopyFilter:

@@ -33,6 +33,12 @@ class GANGenerator(PictureGenerator[GAN, GANSampling]):
     animation = Animation("interpolation.gif", seconds=6.0)
     config: AdversarialConfig
 
+    @property
+    def compares(self) -> bool:
+        """Return whether the discriminator was trained to compare a real image with a generated one: then only the
+        difference of two of its logits counts. Else it judges each image, real above 0."""
+        return self.config.loss == "relativistic"
+
     def latents(self, indices: Sequence[int], seed: int = 0) -> Tensor:
         """Return z of samples, (n, Z): row i is a function of (seed, indices[i]) alone."""
         return Noise(seed, indices, (self.config.latent_size,), self.device)()

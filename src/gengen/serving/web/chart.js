@@ -4,7 +4,8 @@ import { h, short } from "./dom.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM] = [480, 200, 52, 24];
 
-/** Lines over a number. series: [{ name, points: [[x, y], ...] }]; label: what the whole shows. */
+/** Lines over a number. series: [{ name, points: [[x, y], ...] }]; label: what the whole shows; cursor: a place on x that
+ *  is marked, or several. */
 export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
   const all = series.flatMap((one) => one.points).filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b));
   if (!all.length) return h("p", {}, `${label}: nothing yet`);
@@ -14,7 +15,8 @@ export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
   const up = (value) => HEIGHT - BOTTOM - ((value - y0) / (y1 - y0)) * (HEIGHT - BOTTOM - 8);
   const path = (points) => points.filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b)).map(([a, b]) => `${across(a).toFixed(1)},${up(b).toFixed(1)}`).join(" ");
   const drawn = series.map((one, i) => h("polyline", { points: path(one.points), class: `line series-${i % 6}` }, h("title", {}, one.name)));
-  const mark = cursor === null ? null : h("line", { x1: across(cursor), x2: across(cursor), y1: 8, y2: HEIGHT - BOTTOM, class: "cursor" });
+  const places = [cursor].flat().filter((place) => place !== null);
+  const mark = places.map((place) => h("line", { x1: across(place), x2: across(place), y1: 8, y2: HEIGHT - BOTTOM, class: "cursor" }));
   const edges = [
     h("text", { x: LEFT - 4, y: 14, "text-anchor": "end" }, short(y1)),
     h("text", { x: LEFT - 4, y: HEIGHT - BOTTOM, "text-anchor": "end" }, short(y0)),

@@ -2,10 +2,10 @@
 
 import { act } from "../act.js";
 import { post } from "../api.js";
-import { bar } from "../chart.js";
 import { choice, chosen, numberField, runChoice, slider } from "../controls.js";
 import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h, picture, short } from "../dom.js";
+import { above, bestLine, logitsShown, real, toldApart } from "../judged.js";
 import { pixelsOf, twins } from "../pixels.js";
 
 export const title = "GAN";
@@ -14,13 +14,19 @@ export const makes = "python scripts/train.py model=gan data=emoji";
 export const usable = (models) => models.filter((model) => model.gengen.family === "gan");
 
 const MOST = 16; // images of a request
+const MOST_REAL = 64; // real ones that are judged
 const SAME = 2; // of 255, on average: below that two pictures look the same
+const LOGIT = "The number under a picture is the discriminator's logit: the larger, the more real the picture looks to it. ";
+const COMPARES = "It was trained to find the real one of two pictures, so only a difference counts, and 0 is no border. ";
+const JUDGES = "It was trained to put real pictures above 0 and drawn ones below. ";
+const METS = "It is as the last step of training left it, while the generator's weights may be an average over steps: " +
+  "they are not quite the two that met.";
 const VIEWS = [["draws", "Many draws, judged"], ["walk", "A walk between two draws"]];
 
 export function show(root, { state, runs, signal }) {
   const output = h("div", { class: "output", role: "group", "aria-label": "what was drawn" });
   const main = act("Draw", draw, signal);
-  const fields = h("div", { class: "fields" });
+  const [fields, meaning] = [h("div", { class: "fields" }), h("p", {})];
 
   async function draw(stopped) {
     state.push();
@@ -28,7 +34,8 @@ export function show(root, { state, runs, signal }) {
   }
   function changed() {
     const run = chosen(state, runs);
-    const { classes } = run.gengen;
+    const { classes, compares } = run.gengen;
+    fill(meaning, LOGIT, compares ? COMPARES : JUDGES, METS);
     const all = ["", isWalk(state) ? classes[0] : "all in turn"];
     fill(
       fields,
@@ -48,10 +55,7 @@ export function show(root, { state, runs, signal }) {
       numberField(state, "seed", "Seed", { value: 0, min: 0 }),
       slider(state, "truncation", "Truncation", { value: 1, min: 0.05, max: 2, step: 0.05, hint: "less: safer, more alike" }),
       main.element),
-    h("p", {}, "The number under a picture is the discriminator's logit: above 0 it takes the picture for a real one. ",
-      "The discriminator is as the last step of training left it, while ",
-      "the generator's weights may be an average over steps: they are not quite the two that met."),
-    output, copyBar(() => ways(state, chosen(state, runs))),
+    meaning, output, copyBar(() => ways(state, chosen(state, runs))),
   );
   changed();
 }
@@ -84,41 +88,59 @@ async function walk(output, state, run, stopped) {
   return `${data.length} pictures`;
 }
 
-async function draws(output, state, run, stopped) {
-  const [n, rows] = [state.number("n", 32), []];
-  const { prompt, ...same } = how(state, run);
-  const classes = run.gengen.classes;
+/** n pictures as they are drawn and judged; with all classes in turn, each request goes on where the one before ended. */
+async function drawnRows(run, { prompt, ...same }, n, stopped) {
+  const [classes, rows] = [run.gengen.classes, []];
   while (rows.length < n) {
-    const first = rows.length; // with all classes in turn, each request goes on where the one before ended
+    const first = rows.length;
     const turn = prompt || classes.map((_, i) => String((first + i) % classes.length)).join(", ");
     const body = { model: run.id, prompt: turn, ...same, first, n: Math.min(MOST, n - first) };
     rows.push(...(await post("/gengen/v1/gan", body, stopped)).data);
   }
-  const logits = rows.map((row) => row.logit);
-  const fooled = logits.filter((logit) => logit > 0).length;
+  return rows;
+}
+
+async function draws(output, state, run, stopped) {
+  const [n, { prompt }] = [state.number("n", 32), how(state, run)];
+  const rows = await drawnRows(run, how(state, run), n, stopped);
+  const held = await real(run.id, "val", prompt, MOST_REAL, stopped);
+  const learnt = await real(run.id, "train", prompt, MOST_REAL, stopped);
   const alike = twins(await Promise.all(rows.map((row) => pixelsOf(row.b64_json))), SAME);
   fill(
     output,
-    h("p", { class: "verdict" }, `${fooled} of ${n} pass for real. ${alike} of ${n} look like another of them (less than ${SAME} of 255 apart): `,
+    verdict(rows, held, run.gengen.compares),
+    h("p", {}, `${alike} of ${n} drawn pictures look like another of them (less than ${SAME} of 255 apart): `,
       "many of those, and the generator has collapsed onto a few pictures."),
-    histogram(logits),
-    h("p", {}, "How real pictures score is not shown: this server holds none of what the run was trained on."),
-    h("div", { class: "grid" }, cards(rows)),
+    judged(rows, held, learnt, run.gengen.compares),
+    h("h2", {}, "Drawn"), h("div", { class: "grid drawn" }, cards(rows)),
+    held.data.length ? [h("h2", {}, "Real, held out"), h("div", { class: "grid real" }, cards(held.data.slice(0, MOST)))] : null,
   );
   return `${n} pictures`;
 }
 
-/** A table of how many logits lie where; the line at 0 is where drawn turns into real. */
-function histogram(logits) {
-  const ends = [-Infinity, -4, -2, -1, 0, 1, 2, 4, Infinity];
-  const rows = ends.slice(0, -1).map((low, i) => {
-    const count = logits.filter((logit) => logit > low && logit <= ends[i + 1]).length;
-    const name = low === -Infinity ? "to -4" : ends[i + 1] === Infinity ? "above 4" : `${low} to ${ends[i + 1]}`;
-    const judged = ends[i + 1] <= 0 ? "drawn" : "real";
-    return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, judged), h("td", {}, bar(count / logits.length, String(count))));
-  });
-  const head = h("tr", {}, ["logit", "taken for", "pictures"].map((name) => h("th", { scope: "col" }, name)));
-  return h("table", {}, h("caption", {}, "What the discriminator thinks of the draws"), head, rows);
+const logitsOf = (rows) => rows.map((row) => row.logit);
+
+/** Who wins, in a sentence. */
+function verdict(rows, held, compares) {
+  const logits = logitsOf(rows);
+  if (held.data.length) {
+    const share = Math.round(100 * toldApart(logits, logitsOf(held.data)));
+    return h("p", { class: "verdict" }, `Shown a drawn and a real picture, the discriminator finds the real one ${share} times of 100. `,
+      "50 is a coin: it is fooled. 100: it is never fooled.");
+  }
+  const said = compares ? "" : `${above(logits, 0)} of ${rows.length} pass for real. `;
+  return h("p", { class: "verdict" }, said, h("small", {}, `No real pictures are shown: ${held.missing ?? "none of this class are held out"}.`));
+}
+
+/** The logits of drawn pictures beside those of real ones, held out and learnt from. */
+function judged(rows, held, learnt, compares) {
+  const groups = [["drawn", rows], ["real, held out", held.data], ["real, learnt from", learnt.data]].filter(([, of]) => of.length);
+  const zero = compares ? [] : [{ name: "what it was trained to tell by", at: 0 }];
+  const parted = () => [{ name: "which parts drawn from held out best", at: bestLine(logitsOf(rows), logitsOf(held.data)) }];
+  const borders = [...zero, ...(held.data.length ? parted() : [])];
+  const learns = "Where pictures that it learnt from score above those held out, the discriminator knows them by heart.";
+  const shown = logitsShown(groups.map(([name, of]) => ({ name, logits: logitsOf(of) })), borders);
+  return [shown, learnt.data.length ? h("p", {}, learns) : null];
 }
 
 function ways(state, run) {

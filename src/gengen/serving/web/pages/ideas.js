@@ -97,10 +97,29 @@ async function text(run, signal, family) {
       h("p", {}, family.fails),
       h("p", { class: "verdict" }, `“${OUTSIDE}” goes on with `, h("code", {}, JSON.stringify(token.text)),
         `, at ${short(100 * token.probability.model)} %.`),
-      h("p", {}, "It may also copy. How much of its texts stands word for word in what it was trained on is counted by ",
-        h("code", {}, `python scripts/evaluate.py runs/${run.id}`), "."),
+      await copied(run, TEXT.prompt + answer.choices[0].text, signal),
     ],
   };
+}
+
+/** What of a text was copied: its longest passage that stands so in the training text, marked. */
+async function copied(run, text, signal) {
+  const counts = h("p", {}, "How much of many texts is copied counts ", h("code", {}, `python scripts/evaluate.py runs/${run.id}`), ".");
+  const fails = "Fails: it may copy. The text above, again, with the longest passage that stands so in what the run was trained on:";
+  try {
+    const found = await post("/gengen/v1/copied", { model: run.id, text }, signal);
+    const [before, passage, after] = found.pieces;
+    const of = `the ${found.training_tokens.toLocaleString("en")} tokens that it was trained on`;
+    const said = found.longest
+      ? `${found.longest} of its ${found.tokens} tokens, in a row, stand so in ${of}.`
+      : `No ${found.least} tokens in a row of it stand so in ${of}: nothing is marked.`;
+    const usual = `Text that it never saw shares ${short(found.held_out)} in a row with them, on average: much more was learnt by heart.`;
+    const marked = h("blockquote", { class: "tokens copied" }, before, found.longest ? h("mark", {}, passage) : null, after);
+    return [h("p", {}, fails), marked, h("p", { class: "verdict" }, said), h("p", {}, usual), counts];
+  } catch (problem) {
+    if (problem.code !== "no_data") throw problem;
+    return [h("p", { class: "copied" }, `Whether it copied cannot be looked up: ${problem.message}.`), counts];
+  }
 }
 
 async function diffusion(run, signal, family) {

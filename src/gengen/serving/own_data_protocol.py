@@ -1,0 +1,39 @@
+"""What may be asked about the data that a run was trained on: a dataclass each, as in protocol.py. Pure."""
+
+from dataclasses import dataclass
+
+from gengen.config.fields import choice, option
+from gengen.serving.protocol import MISSING, check_model, invalid
+
+MAX_REAL = 64  # pictures of a request
+MAX_COMPARED = 4_000  # characters of a text that is compared
+
+
+@dataclass
+class RealRequest:
+    """The body of POST /gengen/v1/real: pictures of a GAN's own data, as its discriminator judges them."""
+
+    model: str = option("", "the run, by its name")
+    part: str = choice("val", ["val", "train"], "val: held out; train: those that the discriminator learnt from")
+    prompt: str = option("", "a class, or several with commas between; empty = any")
+    n: int = option(16, "pictures, evenly over the part; fewer where it has fewer", low=1, high=MAX_REAL)
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+
+
+@dataclass
+class CopiedRequest:
+    """The body of POST /gengen/v1/copied: what of a text stands word for word in what a run was trained on."""
+
+    model: str = option("", "the run, by its name")
+    text: str = option("", "the text to compare")
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+        if not self.text:
+            raise invalid("text", "text is missing: what to compare with the training text", MISSING)
+        if len(self.text) > MAX_COMPARED:
+            raise invalid("text", f"text has {len(self.text):,} characters; {MAX_COMPARED:,} at most are compared")

@@ -1,0 +1,65 @@
+// Logits of a discriminator: of drawn and of real pictures, and the lines that tell them apart.
+
+import { post } from "./api.js";
+import { lines } from "./chart.js";
+import { h, short } from "./dom.js";
+
+const BINS = 16;
+
+/** Pictures of a run's own data with their logits, { of, data }; { missing } says why there are none. */
+export async function real(model, part, prompt, n, signal) {
+  try {
+    return await post("/gengen/v1/real", { model, part, prompt, n }, signal);
+  } catch (problem) {
+    if (problem.code !== "no_data") throw problem;
+    return { of: 0, data: [], missing: problem.message };
+  }
+}
+
+export const above = (logits, line) => logits.filter((logit) => logit > line).length;
+
+/** In which share of all pairs the real picture has the larger logit: 1/2 is a coin's. */
+export function toldApart(drawn, held) {
+  const won = held.reduce((sum, one) => sum + drawn.reduce((count, other) => count + (one > other ? 1 : one === other ? 0.5 : 0), 0), 0);
+  return won / (drawn.length * held.length);
+}
+
+/** The line that most pictures are on the right side of: real above, drawn below, either kind counting half. */
+export function bestLine(drawn, held) {
+  const all = [...drawn, ...held].sort((a, b) => a - b);
+  const between = all.slice(1).map((logit, i) => (logit + all[i]) / 2);
+  const right = (line) => above(held, line) / held.length - above(drawn, line) / drawn.length;
+  return between.reduce((best, line) => (right(line) > right(best) ? line : best), between[0]);
+}
+
+/** groups: [{ name, logits }]; borders: [{ name, at }]. A chart of how many logits lie where, and a table of it. */
+export function logitsShown(groups, borders) {
+  const all = groups.flatMap((one) => one.logits);
+  const [low, high] = [Math.min(...all, ...borders.map((one) => one.at)), Math.max(...all, ...borders.map((one) => one.at))];
+  const width = (high - low) / BINS || 1;
+  const series = groups.map(({ name, logits }) => ({ name, points: steps(logits, low, width) }));
+  const cursor = borders.map((one) => one.at);
+  const chart = lines(series, "Where the logits lie", { x: "logit", y: "share of the pictures, %", cursor });
+  const heads = ["Pictures", "Number", "Middle logit", ...borders.map(({ name, at }) => `Above ${short(at)}, ${name}`)];
+  const row = ({ name, logits }) => {
+    const cells = [logits.length, short(median(logits)), ...borders.map(({ at }) => `${above(logits, at)} of ${logits.length}`)];
+    return h("tr", {}, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, String(cell))));
+  };
+  const head = h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)));
+  const caption = h("caption", {}, "The dashed lines of the chart are the borders of this table");
+  const table = h("table", {}, caption, head, groups.map(row));
+  return [chart, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "how pictures score" }, table)];
+}
+
+function steps(logits, low, width) {
+  return Array.from({ length: BINS }, (_, i) => {
+    const [from, to] = [low + i * width, low + (i + 1) * width];
+    const share = (100 * logits.filter((logit) => (logit >= from || i === 0) && (logit < to || i === BINS - 1)).length) / logits.length;
+    return [[from, share], [to, share]];
+  }).flat();
+}
+
+function median(numbers) {
+  const sorted = [...numbers].sort((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+}

@@ -1,0 +1,129 @@
+"""Endpoints over what a run was trained on, each against the library and its data."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gengen
+from gengen.cli.serve import own_data
+from gengen.data.image.prepare import PreparedImages
+from gengen.data.text.prepare import PreparedText
+from gengen.data.text.tokenizer import TextTokenizer
+from gengen.generation.filters.copies import CopyIndex
+from gengen.generation.image.files import to_float
+from helpers.served import Test, during, pixels, served_here, write_run
+from helpers.trained_on import Tokens, TrainedOn, trained_on
+
+
+@pytest.fixture
+def served(served_runs: Path) -> Callable[[Test], None]:
+    """Runs a test of an application with pages over three runs, whose data is opened as the command does it."""
+
+    def run(test: Test) -> None:
+        names = ("gan", "story", "chat")
+        during(served_here(served_runs, names=names, playground=True, open_data=own_data), test)
+
+    return run
+
+
+def test_real_pictures_and_what_the_discriminator_says_of_them(
+    served: Callable[[Test], None], served_runs: Path, shapes: TrainedOn
+) -> None:
+    gan: Any = gengen.load(served_runs / "gan")
+    assert isinstance(shapes.prepared, PreparedImages)
+    val, train = shapes.prepared.val, shapes.prepared.train
+    crosses = [i for i, label in enumerate(train.labels.tolist()) if label == 1]
+
+    async def test(post: Any, application: Any) -> None:
+        for asked, part, places in (
+            ({"n": 3}, val, [0, len(val) // 3, 2 * len(val) // 3]),
+            ({"n": 2, "part": "train", "prompt": "dog"}, train, [crosses[0], crosses[len(crosses) // 2]]),
+        ):
+            found = (await post("/gengen/v1/real", model="gan", **asked)).json()
+            assert found["of"] == (len(crosses) if "prompt" in asked else len(val))
+            images = part.images[places]
+            assert torch.equal(torch.stack([pixels(row["b64_json"]) for row in found["data"]]), images)
+            with gan.sampling():
+                logits = gan.model.discriminator(to_float(images), part.labels[places])
+            assert [row["logit"] for row in found["data"]] == pytest.approx(logits.tolist(), abs=1e-5)
+            assert [row["gengen"]["index"] for row in found["data"]] == places
+        refused = await post("/gengen/v1/real", model="gan", prompt="zebra")
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt"
+
+    served(test)
+
+
+def test_the_longest_copy_of_a_text_and_how_long_it_is_in_held_out_text(
+    served: Callable[[Test], None], stories: TrainedOn
+) -> None:
+    data: Any = stories.prepared
+    assert isinstance(data, PreparedText)
+    passage = data.tokenizer.decode(data.train.read(30, 41).tolist())
+    whole = data.train.read(0, len(data.train)).tolist()
+
+    async def test(post: Any, application: Any) -> None:
+        async def of(text: str) -> dict[str, Any]:
+            found: dict[str, Any] = (await post("/gengen/v1/copied", model="story", text=text)).json()
+            return found
+
+        found = await of(f"{passage[:12]}É{passage}É")
+        assert found["pieces"] == [f"{passage[:12]}É", passage, "É"] and found["longest"] == 41
+        assert found["training_tokens"] == len(whole) and found["tokens"] == 41 + 12 + 4
+        starts = [i * len(data.val) // 8 for i in range(8)]
+        by_hand = [longest_by_hand(whole, data.val.read(start, 57).tolist()) for start in starts]
+        assert found["held_out"] == pytest.approx(fmean(by_hand))
+        assert (await of("ZZZZZZZZZZ"))["pieces"] == ["", "", "ZZZZZZZZZZ"]
+        long = await post("/gengen/v1/copied", model="story", text="x" * 4001)
+        assert long.status_code == 400 and long.json()["error"]["param"] == "text"
+
+    served(test)
+
+
+def longest_by_hand(text: list[int], tokens: list[int], least: int = 8) -> int:
+    """As `CopyIndex.longest`, by all passages of all lengths."""
+    n = least
+    while n <= len(tokens):
+        passages = {tuple(text[j : j + n]) for j in range(len(text) + 1 - n)}
+        if not any(tuple(tokens[i : i + n]) in passages for i in range(len(tokens) + 1 - n)):
+            break
+        n += 1
+    return n - 1 if n > least else 0
+
+
+def test_the_longest_copy_is_that_of_a_search_by_hand() -> None:
+    """Of texts of two tokens, where each passage begins in many places; and where the same one is repeated."""
+    draw = random.Random(0)
+    for alphabet in (1, 2, 2, 2, 2, 3, 3, 3):
+        text, tokens = ([draw.randrange(alphabet) for _ in range(n)] for n in (300, 60))
+        at, length = CopyIndex(Tokens(text), 8).longest(np.array(tokens))
+        assert length == longest_by_hand(text, tokens)
+        assert not length or any(text[j : j + length] == tokens[at : at + length] for j in range(300))
+
+
+def test_where_the_data_is_gone_or_another_that_is_said_and_nothing_is_made(tmp_path: Path, texts: Path) -> None:
+    """Of a folder that was moved away, and of a run that records no data."""
+    settings = ["data=text", f"data.path={texts}", "data.tokenizer=byte", f"data.dir={tmp_path}/data"]
+    data = trained_on(settings)
+    write_run(tmp_path / "moved", TextTokenizer.byte(), data)
+    write_run(tmp_path / "bare", TextTokenizer.byte())
+    (prepared,) = (tmp_path / "data/prepared").glob("text-*")
+    prepared.rename(tmp_path / "elsewhere")
+
+    async def test(post: Any, application: Any) -> None:
+        for name in ("moved", "bare"):
+            answer = await post("/gengen/v1/copied", model=name, text="a text to look up")
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (404, "no_data", "model"), error
+            assert f"what {name} was trained on is not" in error["message"]
+        assert not list((tmp_path / "data/prepared").glob("text-*"))
+        (tmp_path / "elsewhere").rename(prepared)
+        found = await post("/gengen/v1/copied", model="moved", text="a text to look up")
+        assert found.status_code == 200  # a failure is not remembered
+
+    during(served_here(tmp_path, names=("moved", "bare"), playground=True, open_data=own_data), test)
