@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ def test_the_longest_copy_of_a_text_and_how_long_it_is_in_held_out_text(
         assert found["training_tokens"] == len(whole) and found["tokens"] == 41 + 12 + 4
         starts = [i * len(data.val) // 8 for i in range(8)]
         by_hand = [longest_by_hand(whole, data.val.read(start, 57).tolist()) for start in starts]
-        assert found["held_out"] == pytest.approx(fmean(by_hand))
+        assert found["held_out"] == max(by_hand) > min(by_hand)
         assert (await of("ZZZZZZZZZZ"))["pieces"] == ["", "", "ZZZZZZZZZZ"]
         long = await post("/gengen/v1/copied", model="story", text="x" * 4001)
         assert long.status_code == 400 and long.json()["error"]["param"] == "text"

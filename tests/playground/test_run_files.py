@@ -28,8 +28,10 @@ Get = Callable[[str], Awaitable[httpx.Response]]
 
 
 def write_files(run: Path, rows: int = 3, config: Any = CONFIG) -> Path:
+    """A run's files. config: None = it has one already."""
     (run / "samples").mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps(config))
+    if config is not None:
+        (run / "config.json").write_text(json.dumps(config))
     metrics = Metrics(run / "metrics.csv", COLUMNS)
     metrics.start(0)
     for step in range(10, 10 * rows + 1, 10):

@@ -41,6 +41,25 @@ def test_runs_are_chosen_by_keyboard_and_the_address_keeps_them(visit: Visit, wr
         page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 1")
 
 
+def test_a_slider_pulls_runs_through_what_they_drew(visit: Visit, written: Path) -> None:
+    """By keyboard: of each run the newest sample up to the step, beside the other's; a reload keeps it."""
+    (written / "quick/samples/step-000000015.png").write_bytes(png(7))
+    with visit("run?runs=quick/slow&at=20") as page:
+        page.get_by_label("slow at step 20").wait_for()
+        page.get_by_label("quick at step 20").wait_for()
+        slider = page.get_by_label("Step of training")
+        slider.press("ArrowLeft")
+        assert slider.get_attribute("aria-valuetext") == "step 15"
+        for name, width in (("quick at step 15", 7), ("slow at step 10", 5)):
+            image = page.get_by_alt_text(name)
+            assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == width
+        page.wait_for_function("() => location.hash.includes('at=15')")
+        page.reload()
+        page.get_by_alt_text("slow at step 10").wait_for()
+        page.get_by_alt_text("quick at step 15").wait_for()
+    (written / "quick/samples/step-000000015.png").unlink()
+
+
 def test_a_curve_grows_as_its_file_does(visit: Visit, written: Path) -> None:
     metrics = Metrics(written / "quick/metrics.csv", COLUMNS)
     metrics.start(30)

@@ -40,13 +40,13 @@ export function logitsShown(groups, borders) {
   const series = groups.map(({ name, logits }) => ({ name, points: steps(logits, low, width) }));
   const cursor = borders.map((one) => one.at);
   const chart = lines(series, "Where the logits lie", { x: "logit", y: "share of the pictures, %", cursor });
-  const heads = ["Pictures", "Number", "Middle logit", ...borders.map(({ name, at }) => `Above ${short(at)}, ${name}`)];
+  const heads = ["Pictures", "Number", "Middle logit", ...borders.map(({ name, at }) => `Above ${short(at)} (${name})`)];
   const row = ({ name, logits }) => {
     const cells = [logits.length, short(median(logits)), ...borders.map(({ at }) => `${above(logits, at)} of ${logits.length}`)];
     return h("tr", {}, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, String(cell))));
   };
   const head = h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)));
-  const caption = h("caption", {}, "The dashed lines of the chart are the borders of this table");
+  const caption = h("caption", {}, "Dashed in the chart: the borders of this table");
   const table = h("table", {}, caption, head, groups.map(row));
   return [chart, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "how pictures score" }, table)];
 }

@@ -5,6 +5,7 @@ import { post } from "../api.js";
 import { choice, chosen, numberField, runChoice, slider } from "../controls.js";
 import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h, picture, short } from "../dom.js";
+import { onTheWay } from "../game.js";
 import { above, bestLine, logitsShown, real, toldApart } from "../judged.js";
 import { pixelsOf, twins } from "../pixels.js";
 
@@ -26,7 +27,7 @@ const VIEWS = [["draws", "Many draws, judged"], ["walk", "A walk between two dra
 export function show(root, { state, runs, signal }) {
   const output = h("div", { class: "output", role: "group", "aria-label": "what was drawn" });
   const main = act("Draw", draw, signal);
-  const [fields, meaning] = [h("div", { class: "fields" }), h("p", {})];
+  const [fields, meaning, way] = [h("div", { class: "fields" }), h("p", {}), h("div", {})];
 
   async function draw(stopped) {
     state.push();
@@ -46,6 +47,7 @@ export function show(root, { state, runs, signal }) {
         : numberField(state, "n", "Pictures", { value: 32, min: 1, max: 256 }),
     );
     fill(output);
+    if (way.dataset.run !== run.id) onTheWay(way, state, run.id, signal);
     main.run();
   }
   fill(
@@ -55,7 +57,7 @@ export function show(root, { state, runs, signal }) {
       numberField(state, "seed", "Seed", { value: 0, min: 0 }),
       slider(state, "truncation", "Truncation", { value: 1, min: 0.05, max: 2, step: 0.05, hint: "less: safer, more alike" }),
       main.element),
-    meaning, output, copyBar(() => ways(state, chosen(state, runs))),
+    meaning, output, way, copyBar(() => ways(state, chosen(state, runs))),
   );
   changed();
 }
@@ -134,9 +136,10 @@ function verdict(rows, held, compares) {
 
 /** The logits of drawn pictures beside those of real ones, held out and learnt from. */
 function judged(rows, held, learnt, compares) {
-  const groups = [["drawn", rows], ["real, held out", held.data], ["real, learnt from", learnt.data]].filter(([, of]) => of.length);
-  const zero = compares ? [] : [{ name: "what it was trained to tell by", at: 0 }];
-  const parted = () => [{ name: "which parts drawn from held out best", at: bestLine(logitsOf(rows), logitsOf(held.data)) }];
+  const all = [["drawn", rows], ["real, held out", held.data], ["real, learnt from", learnt.data]];
+  const groups = all.filter(([, of]) => of.length);
+  const zero = compares ? [] : [{ name: "the border that it was trained to", at: 0 }];
+  const parted = () => [{ name: "the border that tells drawn from held out best", at: bestLine(logitsOf(rows), logitsOf(held.data)) }];
   const borders = [...zero, ...(held.data.length ? parted() : [])];
   const learns = "Where pictures that it learnt from score above those held out, the discriminator knows them by heart.";
   const shown = logitsShown(groups.map(([name, of]) => ({ name, logits: logitsOf(of) })), borders);

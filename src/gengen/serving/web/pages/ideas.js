@@ -90,35 +90,36 @@ async function text(run, signal, family) {
   const [answer, ms] = await timed(() => post("/v1/completions", { model: run.id, ...TEXT }, signal));
   const next = await post("/gengen/v1/next", { model: run.id, prompt: OUTSIDE, top: 1 }, signal);
   const [token] = next.tokens;
+  const { marked, said } = await copied(run, TEXT.prompt + answer.choices[0].text, signal);
   return {
     ms, calls: answer.usage.completion_tokens,
     shown: [
-      h("blockquote", { class: "tokens" }, TEXT.prompt, answer.choices[0].text),
+      h("blockquote", { class: "tokens" }, marked),
       h("p", {}, family.fails),
       h("p", { class: "verdict" }, `“${OUTSIDE}” goes on with `, h("code", {}, JSON.stringify(token.text)),
         `, at ${short(100 * token.probability.model)} %.`),
-      await copied(run, TEXT.prompt + answer.choices[0].text, signal),
+      h("p", {}, "Fails: it may copy what it was trained on, word for word."), said,
+      h("p", {}, "How much of many texts is copied counts ", h("code", {}, `python scripts/evaluate.py runs/${run.id}`), "."),
     ],
   };
 }
 
-/** What of a text was copied: its longest passage that stands so in the training text, marked. */
+/** A text with its longest passage marked that stands so in the training text, and what is said of that. */
 async function copied(run, text, signal) {
-  const counts = h("p", {}, "How much of many texts is copied counts ", h("code", {}, `python scripts/evaluate.py runs/${run.id}`), ".");
-  const fails = "Fails: it may copy. The text above, again, with the longest passage that stands so in what the run was trained on:";
   try {
     const found = await post("/gengen/v1/copied", { model: run.id, text }, signal);
     const [before, passage, after] = found.pieces;
+    const passages = (count) => (count ? `${count} tokens in a row` : `no ${found.least} tokens in a row`);
     const of = `the ${found.training_tokens.toLocaleString("en")} tokens that it was trained on`;
-    const said = found.longest
-      ? `${found.longest} of its ${found.tokens} tokens, in a row, stand so in ${of}.`
-      : `No ${found.least} tokens in a row of it stand so in ${of}: nothing is marked.`;
-    const usual = `Text that it never saw shares ${short(found.held_out)} in a row with them, on average: much more was learnt by heart.`;
-    const marked = h("blockquote", { class: "tokens copied" }, before, found.longest ? h("mark", {}, passage) : null, after);
-    return [h("p", {}, fails), marked, h("p", { class: "verdict" }, said), h("p", {}, usual), counts];
+    const marks = found.longest ? ": those that are marked" : "";
+    const said = [
+      h("p", { class: "verdict" }, `Of the text above, ${passages(found.longest)} stand so in ${of}${marks}.`),
+      h("p", {}, `Of eight texts that it never saw, as long, it is ${passages(found.held_out)} at most: much more was learnt by heart.`),
+    ];
+    return { marked: found.longest ? [before, h("mark", {}, passage), after] : text, said };
   } catch (problem) {
     if (problem.code !== "no_data") throw problem;
-    return [h("p", { class: "copied" }, `Whether it copied cannot be looked up: ${problem.message}.`), counts];
+    return { marked: text, said: h("p", {}, `Whether it did so here cannot be looked up: ${problem.message}.`) };
   }
 }
 

@@ -6,6 +6,7 @@ import { copyBar, python, quoted } from "../copy.js";
 import { lines } from "../chart.js";
 import { Curve } from "../curve.js";
 import { fill, h, short } from "../dom.js";
+import { fileUrl, sample, samplesOf, scrubber } from "../scrubber.js";
 
 export const title = "Runs";
 export const about =
@@ -18,7 +19,9 @@ const MEANING =
 const EVERY_MS = 2000;
 const MOST_SAMPLES = 8;
 const FIRST = /^(train\/loss|val\/.*|.*_per_second|reward.*|kl)$/; // what is looked at first
-const url = (name, rest) => `/gengen/v1/runs/${encodeURIComponent(name)}/${rest}`;
+const PREVIEWS =
+  "Training draws these itself, always from the same seeds or prompts: what changes from step to step is the model. Pull the slider " +
+  "to see it learn; several runs are shown at the same step.";
 
 export async function show(root, { state, signal }) {
   const parts = Object.fromEntries(["list", "table", "curves", "others", "samples"].map((name) => [name, h("div", {})]));
@@ -91,8 +94,8 @@ function listRuns(view, { data, left_out }) {
 async function read(view, { name }) {
   if (!view.curves.has(name)) view.curves.set(name, new Curve());
   const curve = view.curves.get(name);
-  const answer = await get(url(name, `metrics?after=${curve.after}`), view.signal);
-  if (!curve.add(answer)) curve.add(await get(url(name, "metrics?after=-1"), view.signal));
+  const answer = await get(fileUrl(name, `metrics?after=${curve.after}`), view.signal);
+  if (!curve.add(answer)) curve.add(await get(fileUrl(name, "metrics?after=-1"), view.signal));
 }
 
 function draw(view) {
@@ -128,32 +131,21 @@ function region(label, name, ...children) {
   return h("div", { class: name, tabindex: "0", role: "region", "aria-label": label }, ...children);
 }
 
-/** Some samples of each run, evenly over its steps, the newest among them. */
+/** What each run drew, at a step of the slider, and evenly over its steps, the newest sample among them. */
 async function samples(view) {
-  const files = async (run) => (await get(url(run.name, "samples"), view.signal)).data;
-  const lists = await Promise.all(chosen(view).map(async (run) => ({ run, files: await files(run) })));
-  const drawn = JSON.stringify(lists.map(({ run, files: of }) => [run.name, of]));
+  const lists = await Promise.all(chosen(view).map(async ({ name }) => ({ name, files: await samplesOf(name, view.signal) })));
+  const drawn = JSON.stringify(lists);
   if (drawn === view.drawn) return;
   view.drawn = drawn;
-  const strips = await Promise.all(lists.map(async ({ run, files }) => {
+  const strips = await Promise.all(lists.map(async ({ name, files }) => {
     const every = Math.ceil(files.length / MOST_SAMPLES) || 1;
     const some = files.filter((_, i) => (files.length - 1 - i) % every === 0);
-    const figures = await Promise.all(some.map((file) => sample(run, file, view.signal)));
+    const figures = await Promise.all(some.map((file) => sample(name, file, `what ${name} drew at step ${file.step}`, view.signal)));
     const count = files.length ? `${some.length} of ${files.length} samples` : "nothing drawn yet";
-    return [h("h3", {}, `${run.name}: ${count}`), region(`samples of ${run.name}`, "strip", ...figures)];
+    return [h("h3", {}, `${name}: ${count}`), region(`samples of ${name}`, "strip", ...figures)];
   }));
-  fill(view.parts.samples, ...strips);
-}
-
-async function sample(run, { name, kind }, signal) {
-  const step = Number(name.match(/^step-(\d+)/)?.[1] ?? 0);
-  const path = url(run.name, `samples/${encodeURIComponent(name)}`);
-  const caption = h("figcaption", {}, `step ${step}`);
-  const said = `what ${run.name} drew at step ${step}`;
-  if (kind === "picture") return h("figure", {}, h("img", { src: path, alt: said, class: "sample", loading: "lazy" }), caption);
-  const response = await fetch(path, { signal });
-  const text = response.ok ? await response.text() : `the server answered ${response.status}`;
-  return h("figure", { class: "words" }, h("pre", { tabindex: "0", role: "region", "aria-label": said }, text), caption);
+  const slider = scrubber(view.state, lists, view.signal);
+  fill(view.parts.samples, slider && h("p", {}, PREVIEWS), slider, ...strips);
 }
 
 function ways(view) {
@@ -161,7 +153,7 @@ function ways(view) {
   const last = (name) => `print(list(csv.DictReader(open(${python(`runs/${name}/metrics.csv`)})))[-1])`;
   return {
     Python: ["import csv", ...names.map(last)].join("\n"),
-    curl: names.map((name) => `curl ${quoted(`${location.origin}${url(name, "metrics?after=-1")}`)}`).join("\n"),
+    curl: names.map((name) => `curl ${quoted(`${location.origin}${fileUrl(name, "metrics?after=-1")}`)}`).join("\n"),
     command: names.map((name) => `tail -n 1 ${quoted(`runs/${name}/metrics.csv`)}`).join("\n"),
   };
 }
