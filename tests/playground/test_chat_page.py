@@ -9,6 +9,7 @@ from playwright.sync_api import Page
 from gengen.data.dialogue.template import prompt_tokens
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
+from gengen.generation.text.grammar import GrammarSpec, compile_grammar
 from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 from helpers.served import Process
@@ -55,12 +56,33 @@ def test_a_conversation_goes_on_with_an_answer(visit: Visit, play: Process, chat
         assert answers_of(page) == drawn_by(chat, ASKED + further)
 
 
-def test_answers_obey_a_schema_and_call_a_tool_as_in_python(visit: Visit, served_runs: Path) -> None:
+def allowed_in(chat: TextGenerator, answer: str) -> list[int]:
+    """How many tokens the page's first schema lets come next, at each step of an answer of single bytes."""
+    animal = {"name": {"enum": ["cat", "dog", "bird"]}, "tame": {"type": "boolean"}}
+    schema = {"type": "object", "properties": animal, "required": [*animal], "additionalProperties": False}
+    constraint = compile_grammar(GrammarSpec(json_schema=schema), chat.tokenizer).constraint()
+    found = []
+    for token in chat.tokenizer.encode(answer):
+        found.append(int(constraint.allowed().sum()))
+        constraint.add(token)
+    return found
+
+
+def test_answers_obey_a_schema_and_call_a_tool_as_in_python(
+    visit: Visit, served_runs: Path, chat: TextGenerator
+) -> None:
     with visit(WHERE + "say=Hi&form=schema") as page:
         page.get_by_label("Tokens").fill("60")
         page.keyboard.press("Control+Enter")
         answers = answers_of(page)
         assert all(set(json.loads(answer)) == {"name", "tame"} for answer in answers)
+        charts = page.locator(".masked")
+        assert charts.count() == 2
+        for answer, chart in zip(answers, charts.all(), strict=True):
+            allowed = allowed_in(chat, answer)
+            said, line = chart.inner_text(), chart.locator("polyline").get_attribute("points") or ""
+            assert f"{min(allowed)} to {max(allowed)} of {chat.tokenizer.vocab_size} tokens" in said
+            assert f"At {allowed.count(1)} of {len(allowed)} steps" in said and len(line.split()) == len(allowed)
         code = copied(page, "Python")
         page.get_by_label("The answer is").select_option("tool")
         page.keyboard.press("Control+Enter")

@@ -171,6 +171,23 @@ def test_completions_are_held_to_expressions_and_choices(grammarian: openai.Open
     assert all(set(text) == {"x"} for text in texts(lark='start: "x"+ "xx"'))
 
 
+def test_what_a_form_allowed_is_told_with_log_probabilities_alone(grammarian: openai.OpenAI) -> None:
+    """At each step of a text of single bytes, how many tokens could come next; streamed too, and without, nothing."""
+    ways = {"red": [2, 2, 1], "rug": [2, 2, 1], "green": [2, 1, 1, 1, 1]}
+    settings: Any = {"model": "chat", "messages": MESSAGES, "n": 6, "seed": 3, "extra_body": {"choice": [*ways]}}
+    told = grammarian.chat.completions.create(**settings, logprobs=True).choices
+    assert len({choice.message.content for choice in told}) > 1
+    for choice in told:
+        assert choice.model_extra is not None and choice.logprobs is not None and choice.logprobs.content is not None
+        allowed = choice.model_extra["gengen"]["allowed"]
+        assert allowed == ways[choice.message.content or ""] and len(allowed) == len(choice.logprobs.content)
+    parts = [part.choices[0] for part in grammarian.chat.completions.create(**settings, logprobs=True, stream=True)]
+    ends = {part.index: part.model_extra["gengen"]["allowed"] for part in parts if part.finish_reason}
+    assert [ends[i] for i in range(6)] == [ways[choice.message.content or ""] for choice in told]
+    for choice in grammarian.chat.completions.create(**settings).choices:
+        assert choice.model_extra is not None and choice.model_extra["gengen"].keys() == {"finish_reason"}
+
+
 def test_openai_retries_when_the_queue_is_full(
     server: Process, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

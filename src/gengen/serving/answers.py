@@ -49,12 +49,13 @@ class Choice:
     prompt: list[Token] = field(default_factory=list)
     reused: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # of its ending, under `gengen`
+    allowed: list[int] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.finish_reason, self.drawn = piece.finish_reason, piece.drawn
-        self.prompt, self.reused = piece.prompt or self.prompt, piece.reused
+        self.prompt, self.reused, self.allowed = piece.prompt or self.prompt, piece.reused, piece.allowed
         told = {"found": piece.found or None, "reward": piece.reward, "sample": piece.sample}
         self.facts = {name: value for name, value in told.items() if value is not None}
 

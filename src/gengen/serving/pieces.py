@@ -44,6 +44,7 @@ class Piece:
     ids: list[int] = field(default_factory=list)  # at the end: all tokens of the text, those of a stop string included
     reward: float | None = None  # of one that was chosen among several, and which sample it is
     sample: int | None = None
+    allowed: list[int] = field(default_factory=list)  # at the end: `Continuation.allowed`
 
     def __len__(self) -> int:
         """Return about how many bytes it takes: those of its text, and `LOGPROB` a log-probability."""
@@ -74,6 +75,7 @@ class Gains:
             self._prompt(),
             row.reused,
             ids=row.tokens if row.finish_reason else [],
+            allowed=row.allowed if row.finish_reason else [],
         )
 
     def _ended_by_token(self) -> bool:

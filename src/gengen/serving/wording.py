@@ -84,7 +84,14 @@ class _Envelope(Generic[A]):
         if not choice.finish_reason:
             return {"finish_reason": None}
         ours = {"finish_reason": choice.finish_reason, **choice.facts}
+        if choice.allowed and self.tells_tokens:
+            ours["allowed"] = choice.allowed
         return {"finish_reason": FINISH[choice.finish_reason], "gengen": ours}
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Return whether log-probabilities were asked for: what is told of each step comes with them."""
+        return self.asked.logprobs is not None and self.asked.logprobs is not False
 
     def prompt_logprobs(self, choice: Choice) -> Tree:
         if not (self.asked.prompt_logprobs and choice.prompt):

@@ -19,6 +19,7 @@ class Continuation:
     in its place, where they were asked for. prompt_logprobs, prompt_top_logprobs: under the model itself, of each
     token of the prompt but the first.
     reused: how many tokens of the prompt were not read, as they had been before.
+    allowed: how many tokens a constraint let come next, at each step, that of an ending included.
     finish_reason: as in `Sample`, or "error", of which `error` says what it is; empty until the text has ended.
     """
 
@@ -35,6 +36,7 @@ class Continuation:
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.finish_reason, self.error = "", ""
         self.reused = 0
+        self.allowed: list[int] = []
 
     def add(self, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> None:
         """Add the token that was drawn next, and end the text where it says so."""

@@ -106,6 +106,7 @@ class Row:
         if self.request.constraint is not None:
             try:
                 self.allowed = self.request.constraint.allowed()
+                self.text.allowed.append(int(self.allowed.sum()))
             except UserError as error:
                 self.text.fail(str(error))
 

@@ -5,6 +5,7 @@ import { post, stream } from "../api.js";
 import { choice, chosen, numberField, runChoice, textField } from "../controls.js";
 import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h } from "../dom.js";
+import { masked } from "../masked.js";
 import { rewardBar, rewardRuns, scores } from "../rewards.js";
 import { controlFields, controlsOf, keywords } from "../settings.js";
 import { visible } from "../tokens.js";
@@ -31,7 +32,8 @@ export function show(root, { state, runs, models, signal }) {
     const shown = Array.from({ length: body.n }, (_, i) => answerBox(`answer ${i}`));
     fill(answers, shown.map((one) => one.element));
     for await (const { choices } of stream("/v1/chat/completions", body, stopped)) for (const one of choices) shown[one.index].add(one);
-    for (const one of shown) one.end(() => goOn(one.text));
+    const { vocabulary } = chosen(state, runs).gengen;
+    for (const one of shown) one.end(() => goOn(one.text), vocabulary);
     for (const { id } of rewardRuns(models)) {
       const given = await scores(id, { messages: body.messages }, shown, stopped);
       shown.forEach((one, i) => one.element.append(rewardBar(id, given, i)));
@@ -101,7 +103,9 @@ function asked(state, runs) {
   const wanted = form && parsed(state.get(form, JSON.stringify(form === "tool" ? TOOLS : SCHEMA)), form);
   const schema = { response_format: { type: "json_schema", json_schema: { name: "answer", schema: wanted } } };
   const forms = { "": {}, schema, tool: { tools: wanted, tool_choice: "required" } };
-  return { messages, how, form, wanted, body: { model: chosen(state, runs).id, messages, ...how, ...forms[form] } };
+  const { id, gengen } = chosen(state, runs);
+  const told = form && !gengen.filters.length ? { logprobs: true } : {}; // with them comes what the form forbids
+  return { messages, how, form, wanted, body: { model: id, messages, ...how, ...forms[form], ...told } };
 }
 
 function parsed(text, form) {
@@ -112,20 +116,23 @@ function parsed(text, form) {
   }
 }
 
-/** Where an answer comes in: { element, text, ended, add(choice), end(goOn) }. */
+/** Where an answer comes in: { element, text, ended, add(choice), end(goOn, vocabulary) }. */
 function answerBox(label) {
   const text = h("div", { class: "tokens answer", role: "group", tabindex: "0", "aria-label": label });
   const ending = h("small", {});
-  const box = { element: h("figure", {}, h("figcaption", {}, label, " ", ending), text), text: "", ended: false };
+  const box = { element: h("figure", {}, h("figcaption", {}, label, " ", ending), text), text: "", ended: false, allowed: null };
   box.add = ({ delta, finish_reason, gengen }) => {
     const call = delta.tool_calls?.[0].function;
     box.text += call ? `${call.name}(${call.arguments})` : delta.content ?? "";
     text.textContent = box.text;
     if (!finish_reason) return;
-    box.ended = finish_reason !== "length";
+    Object.assign(box, { ended: finish_reason !== "length", allowed: gengen?.allowed });
     fill(ending, box.ended ? "· ended" : "· cut off, no whole answer");
   };
-  box.end = (goOn) => box.element.append(h("button", { type: "button", onclick: goOn }, "Go on with this"));
+  box.end = (goOn, vocabulary) => {
+    if (box.allowed) box.element.append(masked(box.allowed, vocabulary));
+    box.element.append(h("button", { type: "button", onclick: goOn }, "Go on with this"));
+  };
   return box;
 }
 
