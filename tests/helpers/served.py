@@ -73,7 +73,7 @@ def save_run(
     data: TrainedOn | None = None,
 ) -> Path:
     """A run of a model as it is."""
-    tree = {"model": plain(config), "stage": {"name": stage}} | ({"data": data.config} if data else {})
+    tree = {"model": plain(config), "stage": {"name": stage}} | (data.config if data else {})
     facts = {"data": data.fingerprint} if data else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(tree))

@@ -28,7 +28,7 @@ class Tokens(TokenStream):
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Prepared data, and what a run records of them: the config's group, the fingerprint."""
+    """Prepared data, and what a run records of them: the groups of its config, the fingerprint."""
 
     prepared: PreparedData
     config: dict[str, Any]
@@ -41,4 +41,5 @@ class TrainedOn:
 def trained_on(settings: list[str]) -> TrainedOn:
     """Prepare the data that settings of `train` name."""
     config = compose_train(read_command_line(settings))
-    return TrainedOn(prepare_data(config, lambda line: None, None, None, None), plain(config.data))
+    groups = {"data": plain(config.data), "stage": plain(config.stage), "init_from": config.init_from}
+    return TrainedOn(prepare_data(config, lambda line: None, None, None, None), groups)

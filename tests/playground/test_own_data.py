@@ -1,5 +1,6 @@
 """Endpoints over what a run was trained on, each against the library and its data."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,48 @@ def test_the_longest_copy_of_a_text_and_how_long_it_is_in_held_out_text(
         assert long.status_code == 400 and long.json()["error"]["param"] == "text"
 
     served(test)
+
+
+def test_prompts_of_held_out_documents_are_how_those_begin(
+    served: Callable[[Test], None], stories: TrainedOn, texts: Path
+) -> None:
+    data: Any = stories.prepared
+    spelled = data.tokenizer.decode(data.val.read(0, len(data.val)).tolist())
+    begin = {" ".join(path.read_text().split()[:8]) for path in texts.iterdir()}
+
+    async def test(post: Any, application: Any) -> None:
+        found = (await post("/gengen/v1/prompts", model="story", n=50)).json()
+        assert found["prompts"] and set(found["prompts"]) <= begin and found["of"] == len(found["prompts"])
+        assert all(prompt in spelled for prompt in found["prompts"])
+        second = (await post("/gengen/v1/prompts", model="story", first=1, n=1)).json()
+        assert second["prompts"] == found["prompts"][1:2]
+
+    served(test)
+
+
+def test_prompts_of_conversations_are_what_users_say_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, over several lines too; without those that something else is said before, or that are too long."""
+    monkeypatch.setattr("gengen.serving.own_data.MAX_PROMPT", 23)
+    said = [f"question {i}\nin two lines" for i in range(8)] * 2 + [f"question {i}, in 24 letters" for i in range(8)]
+    rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in said]
+    rows += [[{"role": "system", "content": "Be brief"}, *rows[0]]]
+    file = tmp_path / "said.jsonl"
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    asked = ["stage=sft", "init_from=base", "data=instructions", f"data.path={file}", "data.validation=0.5"]
+    data = trained_on([*asked, f"data.dir={tmp_path}/data", "model.context=256"])
+    write_run(tmp_path / "talk", TextTokenizer.byte().with_chat(), data)
+    held: Any = data.prepared.val
+    firsts = {record["messages"][0]["content"] for record in held.records}
+    expected = {first for first in firsts if "lines" in first}
+    assert len(expected) < len(firsts - {"Be brief"})
+
+    async def test(post: Any, application: Any) -> None:
+        found = (await post("/gengen/v1/prompts", model="talk", n=50)).json()
+        assert "prompts" in found, found
+        assert len(found["prompts"]) == len(expected) > 0 and set(found["prompts"]) == expected
+        assert (await post("/gengen/v1/copied", model="talk", text="yes")).json()["error"]["code"] == "no_data"
+
+    during(served_here(tmp_path, names=("talk",), playground=True, open_data=own_data), test)
 
 
 def longest_by_hand(text: list[int], tokens: list[int], least: int = 8) -> int:

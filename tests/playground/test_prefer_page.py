@@ -69,6 +69,28 @@ def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: P
     play.until(play.quiet)
 
 
+def test_prompts_that_were_held_out_from_the_run(visit: Visit, play: Process) -> None:
+    """By keyboard: in place of the written ones, in turn; reload and back keep which count."""
+    held = play.post("../gengen/v1/prompts", model="story", n=10).json()["prompts"]
+    with visit(HASH.format("holder")) as page:
+        page.get_by_role("button", name="Prompts of the run").press("Enter")
+        page.get_by_text("that were held out from story").wait_for()
+        assert page.locator("ol li").all_inner_texts() == held
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("h2:has-text('Pair 1')")
+        assert page.get_by_label("the prompt", exact=True).text_content() == held[0]
+        page.keyboard.press("3")
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        assert page.get_by_label("the prompt", exact=True).text_content() == held[1 % len(held)]
+        page.reload()
+        page.wait_for_selector("h2:has-text('Pair 2')")
+        assert page.get_by_label("the prompt", exact=True).text_content() == held[1 % len(held)]
+        page.get_by_role("button", name="Write them myself").press("Enter")
+        assert page.get_by_label("Prompts, one a line").input_value() == "Once"
+        page.go_back()
+        page.get_by_text("that were held out from story").wait_for()
+
+
 def test_keys_that_are_typed_into_a_field_are_no_votes(visit: Visit, play: Process) -> None:
     with visit(HASH.format("typist")) as page:
         page.keyboard.press("Control+Enter")

@@ -13,6 +13,7 @@ import torch
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from gengen.data.dialogue.prepare import PreparedExamples, opening
 from gengen.data.image.prepare import PreparedImages
 from gengen.data.prepared import PreparedData
 from gengen.data.text.prepare import PreparedText
@@ -24,12 +25,15 @@ from gengen.serving.answering import EventStream, Patience, called, json_respons
 from gengen.serving.answers import encoded
 from gengen.serving.families import of_family
 from gengen.serving.image_runs import ServedImages, base64_png, refusing
-from gengen.serving.own_data_protocol import CopiedRequest, RealRequest
+from gengen.serving.own_data_protocol import CopiedRequest, PromptsRequest, RealRequest
+from gengen.serving.preference_api import MAX_PROMPT
 from gengen.serving.protocol import ApiError
 from gengen.serving.runs import Served, ServedRun, picked
 
 MAX_INDEXED = 50_000_000  # tokens of a training text that is searched; 12 bytes each in memory
 WINDOWS = 8  # of the held-out text, which are searched for likewise
+MAX_LOOKED_AT = 2_000_000  # tokens of the held-out text in which prompts are looked for
+FIRST_WORDS, BEGINNING = 8, 128  # of a document that make a prompt; tokens that they are looked for in
 
 Tree = dict[str, Any]
 OpenData = Callable[[Path], PreparedData]
@@ -48,10 +52,17 @@ class OwnDataApi:
         self.runs, self.open_data, self.patience = dict(runs), open_data, patience
         self.opened: dict[str, PreparedData] = {}
         self.indices: dict[str, CopyIndex] = {}
+        self.held_out: dict[str, list[str]] = {}
         self.opening = asyncio.Lock()
 
     async def data_of(self, run: ServedRun | ServedImages, kind: type[D], what: str) -> D:
         """Return what a run was trained on, of a kind. Raises ApiError where it is another, or not here."""
+        data = await self.data(run)
+        if not isinstance(data, kind):
+            raise ApiError(404, f"{run.name} was not trained on {what}", "no_data", "model")
+        return data
+
+    async def data(self, run: ServedRun | ServedImages) -> PreparedData:
         async with self.opening:
             if run.name not in self.opened:
                 try:
@@ -59,10 +70,7 @@ class OwnDataApi:
                 except UserError as error:
                     message = f"what {run.name} was trained on is not where the run found it: {error}"
                     raise ApiError(404, message[:500], "no_data", "model") from None
-        data = self.opened[run.name]
-        if not isinstance(data, kind):
-            raise ApiError(404, f"{run.name} was not trained on {what}", "no_data", "model")
-        return data
+        return self.opened[run.name]
 
     async def real(self, http: HttpRequest) -> "Response | EventStream[bytes]":
         asked = await read_body(RealRequest, http)
@@ -84,6 +92,40 @@ class OwnDataApi:
             if run.name not in self.indices:
                 self.indices[run.name] = await asyncio.to_thread(CopyIndex, data.train, LEAST)
         return json_response(await asyncio.to_thread(longest_copy, data, self.indices[run.name], asked.text))
+
+    async def prompts(self, http: HttpRequest) -> Response:
+        asked = await read_body(PromptsRequest, http)
+        run = picked(self.runs, asked.model, ServedRun)
+        data = await self.data(run)
+        if run.name not in self.held_out:
+            self.held_out[run.name] = await asyncio.to_thread(held_out_prompts, data)
+        if not (found := self.held_out[run.name]):
+            raise ApiError(404, f"nothing that was held out from {run.name} begins with a prompt", "no_data", "model")
+        return json_response({"of": len(found), "prompts": found[asked.first : asked.first + asked.n]})
+
+
+def held_out_prompts(data: PreparedData) -> list[str]:
+    """Return prompts of the held-out part, each once: the user's message of a conversation that begins with one alone,
+    or the first words of a document. Those too long for a request are left out."""
+    if isinstance(data, PreparedExamples):
+        openings = [opening(record) for record in data.val.records]
+        found = [messages[0]["content"] for messages in openings if [m["role"] for m in messages] == ["user"]]
+    elif isinstance(data, PreparedText):
+        found = [" ".join(text.split()[:FIRST_WORDS]) for text in beginnings(data)]
+    else:
+        found = []
+    return [prompt for prompt in dict.fromkeys(found) if prompt and len(prompt) <= MAX_PROMPT]
+
+
+def beginnings(data: PreparedText) -> list[str]:
+    """Return how each document of the held-out text begins, of its first `MAX_LOOKED_AT` tokens."""
+    tokens = data.val.read(0, min(len(data.val), MAX_LOOKED_AT))
+    ends = np.flatnonzero(tokens == data.tokenizer.eot)
+    starts, stops = [0, *(ends + 1).tolist()], [*ends.tolist(), len(tokens)]
+    return [
+        data.tokenizer.decode(tokens[start : min(stop, start + BEGINNING)].tolist())
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
 def real_images(run: ServedImages, generator: GANGenerator, data: PreparedImages, asked: RealRequest) -> bytes:

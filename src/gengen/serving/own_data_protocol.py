@@ -7,6 +7,7 @@ from gengen.serving.protocol import MISSING, check_model, invalid
 
 MAX_REAL = 64  # pictures of a request
 MAX_COMPARED = 4_000  # characters of a text that is compared
+MAX_PROMPTS = 50  # of a request
 
 
 @dataclass
@@ -37,3 +38,16 @@ class CopiedRequest:
             raise invalid("text", "text is missing: what to compare with the training text", MISSING)
         if len(self.text) > MAX_COMPARED:
             raise invalid("text", f"text has {len(self.text):,} characters; {MAX_COMPARED:,} at most are compared")
+
+
+@dataclass
+class PromptsRequest:
+    """The body of POST /gengen/v1/prompts: prompts of what was held out from a run's training."""
+
+    model: str = option("", "the run, by its name")
+    first: int = option(0, "number of the first", low=0, high=2**31 - 1)
+    n: int = option(10, "how many; fewer at the end", low=1, high=MAX_PROMPTS)
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)

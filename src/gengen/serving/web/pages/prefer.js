@@ -5,6 +5,7 @@ import { get, post } from "../api.js";
 import { numberField, runChoice, slider, textField } from "../controls.js";
 import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h } from "../dom.js";
+import { promptSource } from "../prompts.js";
 
 export const title = "Prefer";
 export const about =
@@ -19,10 +20,11 @@ const API = "/gengen/v1/preference";
 
 export async function show(root, { state, runs, signal }) {
   const parts = Object.fromEntries(["pair", "told", "figures"].map((name) => [name, h("div", {})]));
-  const view = { state, runs, signal, parts, pair: null, last: null, following: null, since: 0 };
+  const source = promptSource(state, () => named(state, runs, "run"), signal);
+  const view = { state, runs, signal, parts, source, pair: null, last: null, following: null, since: 0 };
   const main = act("Show a pair", (stopped) => ask(view, stopped), signal);
   fill(parts.told, h("p", {}, "Nothing voted on yet."));
-  fill(root, form(state, runs, main), parts.pair, h("h2", {}, "Your last vote"), h("div", { role: "status" }, parts.told),
+  fill(root, form(state, runs, main, source), parts.pair, h("h2", {}, "Your last vote"), h("div", { role: "status" }, parts.told),
     h("h2", {}, "What your votes say"), parts.figures);
   document.addEventListener("keydown", (event) => pressed(view, main, event), { signal });
   view.next = main.run;
@@ -30,16 +32,16 @@ export async function show(root, { state, runs, signal }) {
   if (state.get("number")) await main.run(); // a reload shows the same pair
 }
 
-function form(state, runs, main) {
+function form(state, runs, main, source) {
   const anew = () => state.set({ number: null }); // another annotator has pairs of her own
   return h("form", { onsubmit: (event) => event.preventDefault() },
     textField(state, "annotator", "Your name", { value: "me", hint: "votes are counted for each name by itself", changed: anew }),
-    runChoice(state, runs, { key: "run", label: "One text by" }),
+    runChoice(state, runs, { key: "run", label: "One text by", changed: source.show }),
     runChoice(state, runs, { key: "other", label: "The other by" }),
     slider(state, "temperature", "Temperature", { value: 1, min: 0, max: 2 }),
     numberField(state, "max_tokens", "Tokens at most", { value: 60, min: 1, max: 512 }),
     numberField(state, "seed", "Seed", { value: 0, min: 0 }),
-    textField(state, "prompts", "Prompts, one a line, taken in turn", { rows: 3 }),
+    source.element,
     main.element);
 }
 
@@ -47,8 +49,8 @@ const named = (state, runs, key) => (runs.some((run) => run.id === state.get(key
 const annotator = (state) => state.get("annotator", "me");
 
 /** What is asked for: pair `number` and all that decides on its texts. */
-function wanted({ state, runs }, number) {
-  const prompts = state.get("prompts").split("\n").filter(Boolean);
+async function wanted({ state, runs, source }, number) {
+  const prompts = await source.prompts();
   return {
     annotator: annotator(state), number, model: named(state, runs, "run"), other: named(state, runs, "other"),
     prompt: prompts[(number - 1) % prompts.length] ?? "", seed: state.number("seed", 0),
@@ -60,7 +62,7 @@ async function ask(view, signal) {
   const { state, parts } = view;
   const summary = await count(view);
   const number = view.following ?? state.number("number") ?? summary.next;
-  const pair = await post(`${API}/pair`, wanted(view, number), signal);
+  const pair = await post(`${API}/pair`, await wanted(view, number), signal);
   state.set({ number: pair.number }); // not before: the address of the pair before would be lost
   state.push();
   Object.assign(view, { pair, following: null, since: performance.now() });
