@@ -24,7 +24,7 @@ async function past(state, name, signal) {
   if (!data.some((run) => run.name === name)) return h("p", {}, "This run is not in the folder of runs, so its past is not shown.");
   const [files, curve, charts] = [await samplesOf(name, signal), new Curve(), h("div", { class: "columns" })];
   curve.add(await get(fileUrl(name, "metrics?after=-1"), signal));
-  const known = Object.entries(CHARTS).filter(([column]) => curve.points(column, "step").length > 1);
+  const known = Object.entries(CHARTS).filter(([column]) => curve.points(column, "step").length);
   const chart = ([column, label], step) => lines([{ name, points: curve.points(column, "step") }], label, { x: "steps", cursor: step });
   const changed = (step) => fill(charts, known.map((one) => chart(one, step)));
   const slider = scrubber(state, [{ name, files }], signal, changed);

@@ -53,7 +53,7 @@ export function scrubber(state, lists, signal, changed) {
   const control = h("input", { type: "range", min: 0, max: steps.length - 1, step: 1, oninput });
   const wanted = steps.findLastIndex((step) => step <= state.number("at", Infinity));
   control.value = Math.max(0, wanted);
-  const field = labelled("Step of training", control, "pulls through what training drew at each");
+  const field = labelled("Step of training", control, "what training drew at each of its steps");
   field.querySelector("label").append(" ", now);
   show();
   return h("div", {}, h("form", { onsubmit: (event) => event.preventDefault() }, field), shown);
