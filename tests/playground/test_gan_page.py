@@ -17,6 +17,7 @@ from gengen.generation.filters.copies import CopyIndex
 from gengen.generation.image.files import to_float
 from helpers.page_pictures import copied, drawn, executed, pictures_of
 from helpers.pages import PHONE, Visit
+from helpers.served import Process
 from helpers.trained_on import TrainedOn
 
 pytestmark = pytest.mark.slow
@@ -64,10 +65,18 @@ def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path, sha
         assert torch.equal(executed(copied(page, "Python"), served_runs)["images"], way)
 
 
-def test_the_game_can_be_pulled_through_its_steps(visit: Visit, served_runs: Path) -> None:
+def test_the_game_can_be_pulled_through_its_steps(visit: Visit, play: Process, served_runs: Path) -> None:
     """What training drew at a step, and where the curves were then; where it drew nothing, that is said."""
     with visit("gan?n=1") as page:
         expect(page.get_by_text("Its training drew nothing")).to_be_visible()
+        page.get_by_role("button", name="Let saved checkpoints meet").press("Enter")
+        expect(page.get_by_text("One checkpoint is kept")).to_be_visible()
+        told = play.post("../gengen/v1/gan/game", model="gan").json()["told"]
+        cell = page.get_by_role("region", name="who wins").locator("td").nth(1)
+        assert cell.inner_text() == str(round(100 * told[0][0]))
+        page.wait_for_function("() => location.hash.includes('met=1')")
+        page.reload()
+        expect(cell).to_have_text(str(round(100 * told[0][0])))
     files = write_files(served_runs / "gan", rows=0, config=None)
     metrics = Metrics(files / "metrics.csv", ["step", "val/kid"])
     metrics.start(0)

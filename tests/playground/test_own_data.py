@@ -2,8 +2,11 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 import gengen
+from gengen.checkpoints import layout, store
 from gengen.cli.serve import own_data
 from gengen.data.image.prepare import PreparedImages
 from gengen.data.text.prepare import PreparedText
@@ -57,6 +61,35 @@ def test_real_pictures_and_what_the_discriminator_says_of_them(
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt"
 
     served(test)
+
+
+def test_saved_checkpoints_of_a_gan_meet(served_runs: Path, tmp_path: Path, shapes: TrainedOn) -> None:
+    """Each discriminator judges what each generator draws of the held-out pictures' classes; by hand, pair by pair."""
+    shutil.copytree(served_runs / "gan", tmp_path / "gan")
+    root = tmp_path / "gan/checkpoints"
+    (first,) = root.glob("step-*")
+    checkpoint = layout.read(first)
+    other = {name: 0.8 * weight for name, weight in checkpoint.model.items()}
+    store.save(root, replace(checkpoint, step=9, model=other))
+    players: list[Any] = [gengen.load(path) for path in sorted(root.glob("step-*"))]
+    assert isinstance(shapes.prepared, PreparedImages)
+    val = shapes.prepared.val
+    places = [i * len(val) // 8 for i in range(8)]
+    labels = val.labels[places]
+
+    def share(judge: Any, draws: Any) -> float:
+        images = draws.generate(8, labels, seed=5)
+        with judge.sampling():
+            real, drawn = (judge.model.discriminator(to_float(x), labels) for x in (val.images[places], images))
+        return fmean(1.0 if r > d else 0.5 if r == d else 0.0 for r in real.tolist() for d in drawn.tolist())
+
+    async def test(post: Any, application: Any) -> None:
+        found = (await post("/gengen/v1/gan/game", model="gan", n=8, seed=5)).json()
+        assert found["steps"] == [7, 9]
+        expected = [[share(judge, draws) for draws in players] for judge in players]
+        assert found["told"] == expected and len({x for row in expected for x in row}) > 1
+
+    during(served_here(tmp_path, names=("gan",), playground=True, open_data=own_data), test)
 
 
 def test_the_longest_copy_of_a_text_and_how_long_it_is_in_held_out_text(

@@ -135,6 +135,7 @@ def playground_routes(
         Route("/gengen/v1/runs/{name}/samples", files.samples, methods=["GET"]),
         Route("/gengen/v1/runs/{name}/samples/{file}", files.sample, methods=["GET"]),
         Route("/gengen/v1/real", data.real, methods=["POST"]),
+        Route("/gengen/v1/gan/game", data.game, methods=["POST"]),
         Route("/gengen/v1/copied", data.copied, methods=["POST"]),
         Route("/gengen/v1/prompts", data.prompts, methods=["POST"]),
         Route("/gengen/v1/preference", votes.summary, methods=["GET"]),

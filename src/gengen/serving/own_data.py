@@ -23,9 +23,11 @@ from gengen.generation.image.files import named, to_float, turn_of
 from gengen.generation.image.gan import GANGenerator
 from gengen.serving.answering import EventStream, Patience, called, json_response, read_body
 from gengen.serving.answers import encoded
+from gengen.serving.calls import Progress
 from gengen.serving.families import of_family
+from gengen.serving.gan_game import game
 from gengen.serving.image_runs import ServedImages, base64_png, refusing
-from gengen.serving.own_data_protocol import CopiedRequest, PromptsRequest, RealRequest
+from gengen.serving.own_data_protocol import CopiedRequest, GameRequest, PromptsRequest, RealRequest
 from gengen.serving.preference_api import MAX_PROMPT
 from gengen.serving.protocol import ApiError
 from gengen.serving.runs import Served, ServedRun, picked
@@ -80,6 +82,17 @@ class OwnDataApi:
         return await called(
             http, run.worker, self.patience, lambda progress: real_images(run, generator, data, asked), asked.n
         )
+
+    async def game(self, http: HttpRequest) -> "Response | EventStream[bytes]":
+        asked = await read_body(GameRequest, http)
+        run = picked(self.runs, asked.model, ServedImages)
+        generator = of_family(run, GANGenerator)
+        data = await self.data_of(run, PreparedImages, "pictures")
+
+        def work(progress: Progress) -> bytes:
+            return encoded(game(generator, run.directory, data, asked, progress))
+
+        return await called(http, run.worker, self.patience, work, asked.n)
 
     async def copied(self, http: HttpRequest) -> Response:
         asked = await read_body(CopiedRequest, http)

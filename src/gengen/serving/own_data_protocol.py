@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gengen.config.fields import choice, option
-from gengen.serving.protocol import MISSING, check_model, invalid
+from gengen.serving.protocol import MAX_SEED, MISSING, check_model, invalid
 
 MAX_REAL = 64  # pictures of a request
 MAX_COMPARED = 4_000  # characters of a text that is compared
@@ -47,6 +47,19 @@ class PromptsRequest:
     model: str = option("", "the run, by its name")
     first: int = option(0, "number of the first", low=0, high=2**31 - 1)
     n: int = option(10, "how many; fewer at the end", low=1, high=MAX_PROMPTS)
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+
+
+@dataclass
+class GameRequest:
+    """The body of POST /gengen/v1/gan/game: each discriminator that was saved against each generator."""
+
+    model: str = option("", "the run, by its name")
+    seed: int = option(0, "of the drawn pictures", low=0, high=MAX_SEED)
+    n: int = option(64, "real pictures, and drawn ones of their classes", low=1, high=MAX_REAL)
 
     def check(self) -> None:
         """Raise ApiError where parameters do not go together."""

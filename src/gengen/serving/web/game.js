@@ -1,6 +1,6 @@
 // How the game of a GAN went: what training drew on the way, and how the two networks stood then.
 
-import { get } from "./api.js";
+import { get, post } from "./api.js";
 import { lines } from "./chart.js";
 import { Curve } from "./curve.js";
 import { fill, h } from "./dom.js";
@@ -28,5 +28,33 @@ async function past(state, name, signal) {
   const chart = ([column, label], step) => lines([{ name, points: curve.points(column, "step") }], label, { x: "steps", cursor: step });
   const changed = (step) => fill(charts, known.map((one) => chart(one, step)));
   const slider = scrubber(state, [{ name, files }], signal, changed);
-  return slider ? [h("p", {}, WAY), slider, charts] : h("p", {}, "Its training drew nothing.");
+  return [slider ? [h("p", {}, WAY), slider, charts] : h("p", {}, "Its training drew nothing."), meeting(state, name, signal)];
+}
+
+/** A button that lets each saved discriminator judge what each saved generator draws, and the table of it. */
+function meeting(state, name, signal) {
+  const [place, said] = [h("div", {}), h("p", { role: "status" })];
+  async function meet() {
+    state.set({ met: 1 });
+    fill(said, "working");
+    try {
+      const { steps, told } = await post("/gengen/v1/gan/game", { model: name, seed: state.number("seed", 0) }, signal);
+      fill(place, table(steps, told));
+      fill(said, steps.length > 1 ? "" : "One checkpoint is kept: trainer.keep=8 keeps more.");
+    } catch (problem) {
+      fill(said, problem.message);
+    }
+  }
+  if (state.get("met")) meet();
+  return [h("p", { class: "buttons" }, h("button", { type: "button", onclick: meet }, "Let saved checkpoints meet")), said, place];
+}
+
+function table(steps, told) {
+  const head = h("tr", {}, h("td", {}), steps.map((step) => h("th", { scope: "col" }, `generator of step ${step}`)));
+  const row = (step, i) => h("tr", {}, h("th", { scope: "row" }, `discriminator of step ${step}`),
+    told[i].map((share) => h("td", {}, String(Math.round(100 * share)))));
+  const caption = "How many times of 100 a discriminator finds the real one of two pictures: 50 is a coin. Down a column, one generator " +
+    "meets later and later judges; along a row, one judge meets later and later generators.";
+  const whole = h("table", {}, h("caption", {}, caption), head, steps.map(row));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "who wins" }, whole);
 }
