@@ -43,7 +43,13 @@ def test_draws_and_a_walk_are_the_library_s(visit: Visit, served_runs: Path, sha
         drawn(page)
         assert torch.equal(pictures_of(page.locator(".drawn img")), expected)
         assert torch.equal(executed(copied(page, "Python"), served_runs)["images"], expected)
-        assert torch.equal(pictures_of(page.locator(".real img")), val.images[places][:16])
+        pairs = page.locator(".duels li")
+        assert pairs.count() == 12
+        left = [*range(len(places))]
+        for i, pair in enumerate(pairs.all()):
+            j = left.pop(next(k for k, place in enumerate(left) if val.labels[places[place]] == labels[i]))
+            assert torch.equal(pictures_of(pair.locator("img")), torch.stack([expected[i], val.images[places[j]]]))
+            assert ("found" if real[j] > logits[i] else "fooled") in pair.inner_text()
         share = (real[:, None] > logits).double().mean()
         assert f"finds the real one {round(100 * share.item())} times of 100" in page.locator(".verdict").inner_text()
         rows = {row[0]: row[1:] for row in table_of(page)}

@@ -13,11 +13,14 @@ export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
   const [y0, y1] = span(all.map((point) => point[1]));
   const across = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDTH - LEFT - 8);
   const up = (value) => HEIGHT - BOTTOM - ((value - y0) / (y1 - y0)) * (HEIGHT - BOTTOM - 8);
-  const path = (points) => {
-    const places = points.filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b)).map(([a, b]) => `${across(a).toFixed(1)},${up(b).toFixed(1)}`);
-    return (places.length === 1 ? [...places, ...places] : places).join(" "); // a line of no length is a dot
-  };
-  const drawn = series.map((one, i) => h("polyline", { points: path(one.points), class: `line series-${i % 6}` }, h("title", {}, one.name)));
+  const finite = (points) => points.filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b));
+  const path = (points) => finite(points).map(([a, b]) => `${across(a).toFixed(1)},${up(b).toFixed(1)}`).join(" ");
+  const drawn = series.map((one, i) => {
+    const title = h("title", {}, one.name);
+    const [alone, ...others] = finite(one.points);
+    if (!alone || others.length) return h("polyline", { points: path(one.points), class: `line series-${i % 6}` }, title);
+    return h("circle", { cx: across(alone[0]), cy: up(alone[1]), r: 3, class: `line series-${i % 6}` }, title);
+  });
   const places = [cursor].flat().filter((place) => place !== null);
   const mark = places.map((place) => h("line", { x1: across(place), x2: across(place), y1: 8, y2: HEIGHT - BOTTOM, class: "cursor" }));
   const edges = [

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { lines } from "./chart.js";
-import { h, short } from "./dom.js";
+import { h, picture, short } from "./dom.js";
 
 const BINS = 16;
 
@@ -30,6 +30,26 @@ export function bestLine(drawn, held) {
   const between = all.slice(1).map((logit, i) => (logit + all[i]) / 2);
   const right = (line) => above(held, line) / held.length - above(drawn, line) / drawn.length;
   return between.reduce((best, line) => (right(line) > right(best) ? line : best), between[0]);
+}
+
+/** Drawn pictures, each with a real one of its class that no other has, while there are some. */
+export function pairsOf(drawn, held) {
+  const left = [...held];
+  return drawn.flatMap((one) => {
+    const at = left.findIndex((other) => other.gengen.class === one.gengen.class);
+    return at < 0 ? [] : [[one, ...left.splice(at, 1)]];
+  });
+}
+
+/** Two pictures as the discriminator meets them, and which it takes for the real one. */
+export function duel([drawn, held]) {
+  const gap = held.logit - drawn.logit;
+  const said = gap > 0 ? `found, by ${short(gap)}` : `fooled, by ${short(-gap)}`;
+  const one = ({ b64_json, gengen, logit }, kind) => {
+    const name = gengen.class ? `${kind}, ${gengen.class}` : kind;
+    return h("figure", {}, picture(b64_json, name), h("figcaption", {}, `${name}: ${short(logit)}`));
+  };
+  return h("li", {}, h("div", { class: "duel" }, one(drawn, "drawn"), one(held, "real")), said);
 }
 
 /** groups: [{ name, logits }]; borders: [{ name, at }]. A chart of how many logits lie where, and a table of it. */

@@ -6,7 +6,7 @@ import { choice, chosen, numberField, runChoice, slider } from "../controls.js";
 import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h, picture, short } from "../dom.js";
 import { onTheWay } from "../game.js";
-import { above, bestLine, logitsShown, real, toldApart } from "../judged.js";
+import { above, bestLine, duel, logitsShown, pairsOf, real, toldApart } from "../judged.js";
 import { pixelsOf, twins } from "../pixels.js";
 
 export const title = "GAN";
@@ -16,6 +16,7 @@ export const usable = (models) => models.filter((model) => model.gengen.family =
 
 const MOST = 16; // images of a request
 const MOST_REAL = 64; // real ones that are judged
+const PAIRS = 12; // that are shown
 const SAME = 2; // of 255, on average: below that two pictures look the same
 const LOGIT = "The number under a picture is the discriminator's logit: the larger, the more real the picture looks to it. ";
 const COMPARES = "It was trained to find the real one of two pictures, so only a difference counts, and 0 is no border. ";
@@ -115,7 +116,7 @@ async function draws(output, state, run, stopped) {
       "many of those, and the generator has collapsed onto a few pictures."),
     judged(rows, held, learnt, run.gengen.compares),
     h("h2", {}, "Drawn"), h("div", { class: "grid drawn" }, cards(rows)),
-    held.data.length ? [h("h2", {}, "Real, held out"), h("div", { class: "grid real" }, cards(held.data.slice(0, MOST)))] : null,
+    duels(rows, held),
   );
   return `${n} pictures`;
 }
@@ -131,7 +132,17 @@ function verdict(rows, held, compares) {
       "50 is a coin: it is fooled. 100: it is never fooled.");
   }
   const said = compares ? "" : `${above(logits, 0)} of ${rows.length} pass for real. `;
-  return h("p", { class: "verdict" }, said, h("small", {}, `No real pictures are shown: ${held.missing ?? "none of this class are held out"}.`));
+  const why = held.missing ?? "none of this class are held out";
+  return h("p", { class: "verdict" }, said, h("small", {}, `No real pictures are shown: ${why}.`));
+}
+
+/** Drawn and real pictures two by two, as the discriminator meets them. */
+function duels(rows, held) {
+  const pairs = pairsOf(rows, held.data).slice(0, PAIRS);
+  if (!pairs.length) return null;
+  const says = "As the two meet in training: a drawn picture and a real one, held out, of the same class. The larger logit is what the " +
+    "discriminator takes for real.";
+  return [h("h2", {}, "Pair by pair"), h("p", {}, says), h("ul", { class: "duels" }, pairs.map(duel))];
 }
 
 /** The logits of drawn pictures beside those of real ones, held out and learnt from. */
