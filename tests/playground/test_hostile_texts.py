@@ -130,7 +130,10 @@ def test_as_names_and_contents_of_files(visit: Visit, served_runs: Path) -> None
             "[...document.querySelectorAll('svg[role=img]')].map((svg) => svg.getAttribute('aria-label'))"
         )
         assert {column.replace('""', '"') for column in columns} <= set(charts)
-        shown = page.evaluate("[...document.querySelectorAll('.words pre')].map((pre) => pre.textContent)")
+        shown = page.evaluate("[...document.querySelectorAll('.strip .words pre')].map((pre) => pre.textContent)")
         assert shown == contents[-8:]
+        for i, text in enumerate(contents[-8:]):  # the slider's, too
+            page.get_by_label("Step of training").fill(str(i))
+            page.wait_for_function("t => document.querySelector('.scrubbed pre')?.textContent === t", arg=text)
         unharmed(page)
         assert not found

@@ -91,21 +91,18 @@ async function walk(output, state, run, stopped) {
   return `${data.length} pictures`;
 }
 
-/** n pictures as they are drawn and judged; with all classes in turn, each request goes on where the one before ended. */
-async function drawnRows(run, { prompt, ...same }, n, stopped) {
-  const [classes, rows] = [run.gengen.classes, []];
-  while (rows.length < n) {
-    const first = rows.length;
-    const turn = prompt || classes.map((_, i) => String((first + i) % classes.length)).join(", ");
-    const body = { model: run.id, prompt: turn, ...same, first, n: Math.min(MOST, n - first) };
-    rows.push(...(await post("/gengen/v1/gan", body, stopped)).data);
-  }
-  return rows;
+/** The requests of many draws: with all classes in turn, each goes on where the one before ended. */
+function requests(state, run) {
+  const { prompt, ...same } = how(state, run);
+  const [n, { classes }] = [state.number("n", 32), run.gengen];
+  const turn = (first) => prompt || classes.map((_, i) => String((first + i) % classes.length)).join(", ");
+  const firsts = Array.from({ length: Math.ceil(n / MOST) }, (_, i) => i * MOST);
+  return firsts.map((first) => ({ model: run.id, prompt: turn(first), ...same, first, n: Math.min(MOST, n - first) }));
 }
 
 async function draws(output, state, run, stopped) {
-  const [n, { prompt }] = [state.number("n", 32), how(state, run)];
-  const rows = await drawnRows(run, how(state, run), n, stopped);
+  const [n, rows, { prompt }] = [state.number("n", 32), [], how(state, run)];
+  for (const body of requests(state, run)) rows.push(...(await post("/gengen/v1/gan", body, stopped)).data);
   const held = await real(run.id, "val", prompt, MOST_REAL, stopped);
   const learnt = await real(run.id, "train", prompt, MOST_REAL, stopped);
   const alike = twins(await Promise.all(rows.map((row) => pixelsOf(row.b64_json))), SAME);
