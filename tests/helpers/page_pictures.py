@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shlex
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,29 +50,26 @@ def copied(page: Page, name: str) -> str:
     return page.locator("details.copy pre").inner_text()
 
 
-def executed(python: str, runs: Path) -> dict[str, Any]:
-    """The names that a copied program leaves, run beside a folder `runs`."""
+def outcome(python: str) -> tuple[dict[str, Any], str]:
+    """The names that a copied program leaves, and what it prints."""
     names: dict[str, Any] = {}
-    with TemporaryDirectory() as folder, chdir(folder):
-        Path("runs").symlink_to(runs)
-        exec(python, names)
-    return names
-
-
-def printed(python: str, runs: Path) -> str:
-    """What a copied program prints, run beside a folder `runs`."""
     said = io.StringIO()
     with redirect_stdout(said):
-        executed(python, runs)
-    return said.getvalue()
+        exec(python, names)
+    return names, said.getvalue()
 
 
-def run_commands(lines: str) -> None:
-    """Run copied lines of a shell in this process, where they are commands of gengen or write what they hold."""
-    for line in lines.splitlines():
-        words = shlex.split(line)
-        if words[0] == "echo":
-            Path(words[-1]).write_bytes(base64.b64decode(words[1]))
-        else:
-            assert words[:2] == ["python", "scripts/sample.py"], line
-            assert main(["sample", *words[2:]]) == 0, line
+def executed(python: str, runs: Path) -> dict[str, Any]:
+    """The names that a copied program leaves, run beside a folder `runs`."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        Path("runs").symlink_to(runs)
+        return outcome(python)[0]
+
+
+def run_command(words: list[str]) -> None:
+    """Run the words of a line in this process: a command of gengen, or one that writes what it holds."""
+    if words[0] == "echo":
+        Path(words[-1]).write_bytes(base64.b64decode(words[1]))
+        return
+    assert words[:2] == ["python", "scripts/sample.py"], words
+    assert main(["sample", *words[2:]]) == 0, words

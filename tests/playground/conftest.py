@@ -1,7 +1,7 @@
 """A server with pages over small runs of every kind, and Debian's Chromium to look at them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+import gengen
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
@@ -52,7 +53,10 @@ def shapes(picture_data: list[str]) -> TrainedOn:
 def served_runs(
     tmp_path_factory: pytest.TempPathFactory, text_run: Path, stories: TrainedOn, shapes: TrainedOn
 ) -> Path:
-    """A folder with the runs `story`, `chat`, `unet`, `gan`, `vae`, `reward`, and `text`, which reads captions."""
+    """A folder with the runs `story`, `chat`, `unet`, `gan`, `vae`, `reward`, and `text`, which reads captions; or the
+    trained ones of pictured_runs.py, to be pictured."""
+    if trained := os.environ.get("PICTURED_RUNS"):
+        return Path(trained).absolute()
     folder = tmp_path_factory.mktemp("playground")
     write_run(folder / "story", TextTokenizer.byte(), stories)
     write_run(folder / "chat", TextTokenizer.byte().with_chat())
@@ -64,7 +68,7 @@ def served_runs(
 @pytest.fixture(scope="session")
 def play(served_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     said = tmp_path_factory.mktemp("play") / "said.txt"
-    runs = [str(served_runs / name) for name in IMAGE_RUNS]
+    runs = [str(served_runs / name) for name in IMAGE_RUNS if (served_runs / name).exists()]
     votes = f"preferences={said.parent}/preferences.jsonl"
     with new_process([*runs, "playground=true", f"runs_dir={served_runs}", votes], said) as running:
         yield running
@@ -74,7 +78,13 @@ def play(served_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def visit(browser: Browser, play: Process) -> Visit:
     @contextmanager
-    def visited(where: str, size: tuple[int, int] = DESK, dark: bool = False, refused: bool = False) -> Iterator[Page]:
+    def visited(
+        where: str,
+        size: tuple[int, int] = DESK,
+        dark: bool = False,
+        refused: bool = False,
+        before: Callable[[Page], None] = lambda page: None,
+    ) -> Iterator[Page]:
         scheme: Any = "dark" if dark else "light"
         with browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme) as context:
             page, problems = context.new_page(), []
@@ -92,6 +102,7 @@ def visit(browser: Browser, play: Process) -> Visit:
             page.on("console", said)
             page.on("request", asked)
             page.on("pageerror", lambda error: problems.append(f"thrown: {error}"))
+            before(page)
             page.goto(f"{play.url}/#{where}")
             page.wait_for_selector("main h1")
             yield page
@@ -103,3 +114,13 @@ def visit(browser: Browser, play: Process) -> Visit:
 @pytest.fixture(scope="session")
 def story(served_runs: Path) -> TextGenerator:
     return load_as(TextGenerator, str(served_runs / "story"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def chat(served_runs: Path) -> TextGenerator:
+    return load_as(TextGenerator, str(served_runs / "chat"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def vae(served_runs: Path) -> Any:
+    return gengen.load(served_runs / "vae")

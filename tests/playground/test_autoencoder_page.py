@@ -8,18 +8,12 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
-import gengen
 from helpers.image_stand_ins import png
 from helpers.page_pictures import copied, drawn, executed, picture_of, pictures_of
 from helpers.pages import PHONE, Visit
 from helpers.served import Process
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def vae(served_runs: Path) -> Any:
-    return gengen.load(served_runs / "vae")
 
 
 def test_a_draw_is_made_and_moved_by_keyboard_alone(visit: Visit, served_runs: Path, vae: Any) -> None:

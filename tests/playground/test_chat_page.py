@@ -1,27 +1,19 @@
 """The page of conversations: its answers are the library's, forced ones too; markers are seen; rewards are said."""
 
 import json
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
 from gengen.data.dialogue.template import prompt_tokens
-from gengen.generation.load import load_as
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.grammar import GrammarSpec, compile_grammar
-from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 from helpers.served import Process
 
 pytestmark = pytest.mark.slow
 WHERE = "chat?run=chat&system=Be%20kind&max_tokens=12&seed=4&n=2&"
 ASKED = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi <|end|>"}]
-
-
-@pytest.fixture(scope="module")
-def chat(served_runs: Path) -> TextGenerator:
-    return load_as(TextGenerator, str(served_runs / "chat"), device="cpu")
 
 
 def answers_of(page: Page) -> list[str]:
@@ -68,9 +60,7 @@ def allowed_in(chat: TextGenerator, answer: str) -> list[int]:
     return found
 
 
-def test_answers_obey_a_schema_and_call_a_tool_as_in_python(
-    visit: Visit, served_runs: Path, chat: TextGenerator
-) -> None:
+def test_answers_obey_a_schema_and_call_a_tool(visit: Visit, chat: TextGenerator) -> None:
     with visit(WHERE + "say=Hi&form=schema") as page:
         page.get_by_label("Tokens").fill("60")
         page.keyboard.press("Control+Enter")
@@ -83,9 +73,7 @@ def test_answers_obey_a_schema_and_call_a_tool_as_in_python(
             said, line = chart.inner_text(), chart.locator("polyline").get_attribute("points") or ""
             assert f"{min(allowed)} to {max(allowed)} of {chat.tokenizer.vocab_size} tokens" in said
             assert f"At {allowed.count(1)} of {len(allowed)} steps" in said and len(line.split()) == len(allowed)
-        code = copied(page, "Python")
         page.get_by_label("The answer is").select_option("tool")
         page.keyboard.press("Control+Enter")
         page.get_by_text("feed(").first.wait_for()
         assert all(answer.startswith('feed({"animal":') for answer in answers_of(page))
-    assert printed(code, served_runs) == "".join(f"{answer}\n" for answer in answers)

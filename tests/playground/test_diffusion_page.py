@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from torch import Tensor
 
 import gengen
-from helpers.page_pictures import copied, drawn, executed, file_of, picture_of, pictures_of, run_commands
+from helpers.page_pictures import drawn, picture_of, pictures_of
 from helpers.pages import PHONE, Visit
 from helpers.served import Process
 
@@ -91,28 +91,14 @@ def test_the_address_brings_it_back(visit: Visit) -> None:
 def test_each_picture_of_a_table_is_the_library_s(
     visit: Visit, served_runs: Path, where: str, cells: list[dict[str, Any]]
 ) -> None:
-    """And "repeat this elsewhere" draws the same ones."""
     with visit(f"diffusion?steps=3&{where}&drawn=1", PHONE) as page:
         found = pictures_of(drawn(page).locator("td img"))
-        python = copied(page, "Python")
     generator: Any = gengen.load(served_runs / ("text" if "run=text" in where else "unet"))
     for image, cell in zip(found, cells, strict=True):
         how = {"steps": 3, "sampler": "ddim", "seed": 0} | cell
         prompt = how.pop("prompt", "fox")
         asked = {"prompts": prompt} if "run=text" in where else {"labels": [prompt]}
         assert torch.equal(image, generator.generate(1, **asked, **how)[0]), cell
-    assert torch.equal(found, torch.stack(executed(python, served_runs)["images"]))
-
-
-def test_the_command_draws_the_same_picture(visit: Visit, served_runs: Path, monkeypatch: Any, tmp_path: Path) -> None:
-    with visit("diffusion?run=text&prompt=it's+a+circle&steps=3&guidance=2.5&negative=blue&drawn=1") as page:
-        found = picture_of(drawn(page).locator("img.result"))
-        python, command = copied(page, "Python"), copied(page, "command")
-    assert torch.equal(found, executed(python, served_runs)["images"][0])
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").symlink_to(served_runs)
-    run_commands(command)
-    assert torch.equal(found, file_of(tmp_path / "picture-0/00000.png"))
 
 
 def test_stop_frees_the_run(visit: Visit, play: Process) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import gengen
 from gengen.generation.image.masks import WORDS, read_mask
 from helpers.image_stand_ins import png
-from helpers.page_pictures import copied, drawn, executed, file_of, picture_of, pictures_of, run_commands
+from helpers.page_pictures import drawn, picture_of, pictures_of
 from helpers.pages import PHONE, Visit
 from helpers.served import Process
 
@@ -25,21 +25,7 @@ def results(page: Page) -> Tensor:
     return pictures_of(drawn(page).locator("img.result"))
 
 
-def repeated(page: Page, found: Tensor, runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is copied makes the same pictures: Python, and the commands."""
-    python, commands = copied(page, "Python"), copied(page, "command")
-    assert torch.equal(executed(python, runs)["images"], found)
-    monkeypatch.chdir(folder)
-    (folder / "runs").symlink_to(runs)
-    run_commands(commands)
-    name = "remix" if "what=remix" in commands else "changed"
-    written = torch.stack([file_of(folder / name / f"{i:05}.png") for i in range(len(found))])
-    assert torch.equal(written, found)
-
-
-def test_a_part_is_drawn_anew_by_keyboard_alone(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_is_drawn_anew_by_keyboard_alone(visit: Visit, served_runs: Path) -> None:
     """Cells are opened with arrow keys and space; an opened one is closed by another space."""
     generator: Any = gengen.load(served_runs / "unet")
     picture = generator.generate(1, ["cat"], **FROM)[0]
@@ -55,7 +41,6 @@ def test_a_part_is_drawn_anew_by_keyboard_alone(
         found = results(page)
         assert torch.equal(found, expected)
         assert torch.equal(found[..., ~is_open], picture[..., ~is_open].expand(2, -1, -1))
-        repeated(page, found, served_runs, tmp_path, monkeypatch)
 
 
 def test_mouse_and_words_open_the_same(visit: Visit, served_runs: Path) -> None:
@@ -81,9 +66,7 @@ def test_mouse_and_words_open_the_same(visit: Visit, served_runs: Path) -> None:
         page.wait_for_url("**mask=left*")
 
 
-def test_a_picture_of_one_s_own_is_changed_and_goes_on(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_of_one_s_own_is_changed_and_goes_on(visit: Visit, served_runs: Path) -> None:
     """It is in the address: a reload shows it again. A result is the next picture to change."""
     generator: Any = gengen.load(served_runs / "unet")
     rows = np.arange(64, dtype=np.uint8).reshape(8, 8) + 90
@@ -97,7 +80,6 @@ def test_a_picture_of_one_s_own_is_changed_and_goes_on(
         assert torch.equal(found, generator.edit(picture, n=2, labels=["fox"], strength=0.5, **HOW))
         page.reload()
         assert torch.equal(results(page), found)
-        repeated(page, found, served_runs, tmp_path, monkeypatch)
         page.get_by_role("button", name="Go on from this").nth(1).click()
         expect(page.locator(".result")).to_have_count(0)
         assert torch.equal(picture_of(page.get_by_alt_text("the picture to change")), found[1])
@@ -120,27 +102,21 @@ def test_what_is_no_picture_is_said(visit: Visit) -> None:
         expect(page.locator(".act .error")).to_contain_text("Nothing is open")
 
 
-def test_a_picture_is_carried_on(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_is_carried_on(visit: Visit, served_runs: Path) -> None:
     generator: Any = gengen.load(served_runs / "unet")
     picture = generator.generate(1, ["cat"], **FROM)[0]
     with visit("edit?run=unet&way=outpaint&right=4&top=2&steps=3&resamples=2&drawn=1") as page:
         found = results(page)
         expected = generator.outpaint(picture, right=4, top=2, n=2, resamples=2, **HOW)
         assert torch.equal(found, expected) and torch.equal(found[:, :, 2:, :8], picture.expand(2, -1, -1, -1))
-        repeated(page, found, served_runs, tmp_path, monkeypatch)
 
 
-def test_two_prompts_are_mixed(
-    visit: Visit, served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_prompts_are_mixed(visit: Visit, served_runs: Path) -> None:
     generator: Any = gengen.load(served_runs / "text")
     with visit("edit?run=text&way=remix&prompt=a+red+circle&to=a+blue+square&pictures=3&steps=3&drawn=1") as page:
         found = results(page)
         (expected,) = generator.remix("a red circle", "a blue square", 1, pictures=3, **HOW)
         assert torch.equal(found, expected)
-        repeated(page, found, served_runs, tmp_path, monkeypatch)
 
 
 def test_only_runs_that_read_captions_mix_prompts(visit: Visit) -> None:

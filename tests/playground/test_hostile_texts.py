@@ -10,12 +10,10 @@ import pytest
 from playwright.sync_api import Page, Route
 from test_run_files import write_files
 
-import gengen.serving.playground
 from helpers.hostile import HOSTILE, in_utf8
-from helpers.pages import Visit
+from helpers.pages import PAGES, Visit
 
 pytestmark = pytest.mark.slow
-PAGES = [path.stem for path in sorted((gengen.serving.playground.WEB / "pages").glob("*.js"))]
 MADE = (
     "script:not([src^='/play/']), iframe, object, base, meta[http-equiv], img[src='x'], style, "
     "link:not([href^='/play/'], [rel=icon])"

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 import gengen.serving.playground
 from gengen.config.serve import ServeConfig
 from gengen.errors import UserError
-from helpers.pages import DESK, PHONE, Visit
+from helpers.pages import DESK, PAGES, PHONE, Visit
 from helpers.served import in_process, served_here
 
 WEB = gengen.serving.playground.WEB
@@ -19,7 +19,6 @@ FORBIDDEN = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|document\.write|\beval\(|new Function"
     r"|https?://(?!www\.w3\.org/2000/svg)"
 )
-PAGES = [path.stem for path in sorted((WEB / "pages").glob("*.js"))]
 
 
 def test_files_are_sent_with_their_type_and_policy_and_no_other_path_is(served_runs: Path) -> None:

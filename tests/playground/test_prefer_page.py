@@ -1,8 +1,5 @@
 """The page of preferences, as somebody votes on it."""
 
-import contextlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +18,6 @@ HASH = "prefer?prompts=Once&max_tokens=12&run=story&other=chat&annotator={}"
 
 def texts(page: Page) -> list[str]:
     return [str(page.locator(f"[aria-label='the {side} text']").text_content()) for side in ("left", "right")]
-
-
-@pytest.fixture
-def in_folder(served_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The folder at hand has the runs in runs/, as the snippets of the page name them."""
-    (tmp_path / "runs").symlink_to(served_runs)
-    monkeypatch.chdir(tmp_path)
-    yield
 
 
 def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: Process, served_runs: Path) -> None:
@@ -98,19 +87,3 @@ def test_keys_that_are_typed_into_a_field_are_no_votes(visit: Visit, play: Proce
         page.get_by_label("Prompts, one a line").press_sequentially("1 2 3 4 s u")
         page.wait_for_timeout(300)
     assert play.get("/gengen/v1/preference?annotator=typist").json()["next"] == 1
-
-
-def test_the_snippet_draws_both_texts(visit: Visit, in_folder: None) -> None:
-    with visit(HASH.format("copier")) as page:
-        page.keyboard.press("Control+Enter")
-        page.wait_for_selector("h2:has-text('Pair 1')")
-        drawn = texts(page)
-        page.keyboard.press("1")
-        page.wait_for_selector("h2:has-text('Pair 2')")
-        page.locator("summary").click()
-        page.get_by_role("button", name="Python", exact=True).click()
-        snippet = str(page.get_by_label("what was copied").text_content())
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(snippet, "snippet", "exec"), {})
-    assert said.getvalue() == "".join(f"{text}\n" for text in drawn)

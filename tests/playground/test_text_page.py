@@ -1,6 +1,5 @@
 """The page of texts: what it shows is what the library draws, and its odds are the library's."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from gengen.data.text.tokenizer import TextTokenizer
 from gengen.generation.text.generator import TextGenerator
 from gengen.generation.text.row import Request, Row
 from gengen.generation.text.stages import stages
-from helpers.page_pictures import copied, printed
 from helpers.pages import Visit
 from helpers.served import Process
 
@@ -135,13 +133,6 @@ def test_a_token_shows_what_else_could_stand_there_and_a_slider_needs_no_request
         page.wait_for_function(
             "(one) => document.querySelector('[role=listbox]')?.textContent === one", arg=sample.text
         )
-
-
-def test_python_of_the_page_draws_the_texts_of_the_page(visit: Visit, served_runs: Path) -> None:
-    with visit("text?run=story&prompt=Say%20%22hi%22&max_tokens=9&seed=2&n=2&top_k=50&shown=1") as page:
-        texts = texts_of(page)
-        code = copied(page, "Python")
-    assert printed(code, served_runs) == "".join(f"{text}\n" for text in texts)
 
 
 def test_stop_frees_the_rows_at_once_and_keeps_what_was_drawn(visit: Visit, play: Process) -> None:

@@ -27,13 +27,14 @@ export function settings(values) {
   return given.map(([key, value]) => quoted(`${key}=${value}`)).join(" ");
 }
 
-/** `ways` returns { Python, curl, command }, some of them; it is called when one is asked for. */
+/** `ways` returns { Python, curl, command }, some of them; it is called when one is asked for. What is no such line is a
+ *  comment that says so. */
 export function copyBar(ways) {
   const shown = h("pre", { tabindex: "0", "aria-label": "what was copied" });
   const said = h("span", { role: "status" });
   const button = (name) => {
     const onclick = async () => {
-      shown.textContent = ways()[name] ?? "nothing of this kind";
+      shown.textContent = ways()[name] ?? "# there is none for this";
       const copied = await navigator.clipboard.writeText(shown.textContent).then(() => true, () => false);
       said.textContent = copied ? "copied" : "select and copy it";
     };

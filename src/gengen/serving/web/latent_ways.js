@@ -18,15 +18,15 @@ const WAYS = {
   sliders(run, { seed, first, deviations }) {
     if (!deviations) {
       const lines = `images = model.generate(1, seed=${seed}, first=${first})`;
-      return { Python: loaded(run, lines), command: `${sample(run, { n: first + 1, seed })}  # number ${first}` };
+      return { Python: loaded(run, lines), command: `${sample(run, { n: first + 1, seed, out: "draw" })}  # the last of them` };
     }
     const latent = `latents = model.moved(model.prior([${first}], seed=${seed}), ${python(deviations)})`;
     return { Python: loaded(run, `${latent}\nimages = to_uint8(model.decode(latents))`, UINT8) };
   },
   path(run, { seed, first, to, steps }) {
     const lines = `a, b = model.prior([${first}, ${to}], seed=${seed})\nimages = model.interpolate(a, b, ${steps})`;
-    const how = { what: "interpolation", n: first / 2 + 1, steps, seed };
-    return { Python: loaded(run, lines), command: `${sample(run, how)}  # row ${first / 2}` };
+    const how = { what: "interpolation", n: first / 2 + 1, steps, seed, out: "path" };
+    return { Python: loaded(run, lines), command: `${sample(run, how)}  # the last row of it` };
   },
   plane(run, { seed, first, channels }) {
     return { Python: loaded(run, `images = model.plane(model.prior([${first}], seed=${seed})[0], (${channels.join(", ")}))`) };
@@ -36,7 +36,7 @@ const WAYS = {
     const read = "decode(BytesIO(picture), model.config.resolution, model.config.channels)";
     return {
       Python: loaded(run, `picture = b64decode(${python(image)})\nimages = model.reconstruct(${read}[None])`, imports),
-      command: `echo '${image}' | base64 -d > picture.png\n${sample(run, { what: "reconstruction", images: "picture.png" })}`,
+      command: `echo '${image}' | base64 -d > picture.png\n${sample(run, { what: "reconstruction", images: "picture.png", out: "copy" })}`,
     };
   },
 };

@@ -163,8 +163,8 @@ function ways(state, run) {
     const n = state.number("n", 32);
     return {
       Python: `${load}images = model.generate(${n}, ${python(labels)}, seed=${seed}, truncation=${truncation})`,
-      curl: curl("/gengen/v1/gan", { model: run.id, prompt, seed, truncation, n: Math.min(n, MOST) }),
-      command: `${name} ${settings({ n, ...words })}`,
+      curl: requests(state, run).map((body) => curl("/gengen/v1/gan", body)).join("\n"),
+      command: `${name} ${settings({ n, ...words, out: "draws" })}`,
     };
   }
   const { first, to, n } = walkOf(state);
@@ -172,6 +172,6 @@ function ways(state, run) {
   return {
     Python: `${load}a, b = ${truncation} * model.latents([${first}, ${to}], seed=${seed})\nimages = model.interpolate(a, b, ${label}, ${n})`,
     curl: curl("/gengen/v1/gan", { model: run.id, prompt, seed, truncation, first, to, n }),
-    command: `${name} ${settings({ what: "interpolation", n: first / 2 + 1, steps: n, ...words })}  # row ${first / 2}`,
+    command: `${name} ${settings({ what: "interpolation", n: first / 2 + 1, steps: n, ...words, out: "walk" })}  # the last row of it`,
   };
 }

@@ -2,9 +2,10 @@
 
 import { act } from "../act.js";
 import { post } from "../api.js";
-import { copyBar, curl } from "../copy.js";
+import { copyBar, curl, python, settings } from "../copy.js";
 import { fill, h, picture, short } from "../dom.js";
 import { pixelsOf, sharpness, twins } from "../pixels.js";
+import { keywords } from "../settings.js";
 
 export const title = "Ideas";
 export const about = "Two ideas make almost everything here: predict what comes next, and undo noise. Two older families stand beside them.";
@@ -167,17 +168,40 @@ async function gan(run, signal, family) {
   };
 }
 
+/** The sample of a run elsewhere: arguments of Python, words of a command, a request. */
+function asked({ family, run: { id: model, gengen } }) {
+  const [{ prompt, ...how }, classes] = [TEXT, gengen.classes?.slice(0, 1) ?? []];
+  const labels = classes.length ? JSON.stringify(classes) : null;
+  return {
+    text: {
+      given: `${python(prompt)}, temperature=1.0, overflow="end", ${keywords(how, python)}`,
+      words: { prompt, n: 1, temperature: 1, overflow: "end", ...how },
+      request: ["/v1/completions", { model, prompt, ...how }],
+    },
+    diffusion: {
+      given: '1, sampler="ddim", steps=20, seed=0',
+      words: { n: 1, sampler: "ddim", steps: 20, seed: 0, out: "diffusion" },
+      request: ["/gengen/v1/denoise", { model, ...DIFFUSION, steps: 20 }],
+    },
+    autoencoder: {
+      given: "1, seed=0",
+      words: { n: 1, seed: 0, out: "autoencoder" },
+      request: ["/gengen/v1/latent", { model }],
+    },
+    gan: {
+      given: `16, ${python(classes)}, seed=0`,
+      words: { n: 16, labels, seed: 0, out: "gan" },
+      request: ["/gengen/v1/gan", { model, n: 16, prompt: classes[0] ?? "" }],
+    },
+  }[family.live.name];
+}
+
 function ways(found) {
-  const served = found.filter(({ run }) => run);
-  const drawn = ({ run }) => {
-    if (run.gengen.kind === "text") return `${JSON.stringify(TEXT.prompt)}, max_tokens=60, temperature=1.0, overflow="end"`;
-    return run.gengen.edits ? '1, sampler="ddim", steps=20' : "1";
-  };
-  const line = (one) => `${one.family.live.name} = gengen.load("runs/${one.run.id}").generate(${drawn(one)}, seed=0)`;
-  const body = ({ run }) => (run.gengen.kind === "text" ? { model: run.id, ...TEXT } : { model: run.id, prompt: "", seed: 0 });
+  const served = found.filter(({ run }) => run).map((one) => ({ ...asked(one), name: one.family.live.name, id: one.run.id }));
+  const line = ({ name, id, given }) => `${name} = gengen.load(${python(`runs/${id}`)}).generate(${given})`;
   return {
     Python: `import gengen\n\n${served.map(line).join("\n")}`,
-    curl: served.map((one) => curl(one.run.gengen.kind === "text" ? "/v1/completions" : "/v1/images/generations", body(one))).join("\n"),
-    command: served.map(({ run }) => `python scripts/sample.py runs/${run.id} seed=0 n=1`).join("\n"),
+    curl: served.map(({ request }) => curl(...request)).join("\n"),
+    command: served.map(({ id, words }) => `python scripts/sample.py runs/${id} ${settings(words)}`).join("\n"),
   };
 }

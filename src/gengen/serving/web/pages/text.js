@@ -132,15 +132,17 @@ function sameness(drawn) {
 }
 
 function ways(state, runs) {
-  const { model, prompt, logprobs, n, seed, ...how } = planned(state, runs)[0].body;
-  const listed = Array.isArray(prompt) ? [prompt] : prompt;
-  const last = seed + state.number("seeds", 1);
-  const draw = `run.generate(${python(listed)}, n=${n}, seed=seed, overflow="end", ${keywords(how, python)})`;
-  const command = `python scripts/sample.py runs/${model} overflow=end ${settings({ prompt, n, seed, ...how })}`;
-  const loops = `for seed in range(${seed}, ${last}):\n    for sample in ${draw}:\n        print(sample.text)`;
+  const bodies = planned(state, runs).map(({ body: { logprobs, ...body } }) => body);
+  const [{ model, prompt }] = bodies;
+  const ofTokens = Array.isArray(prompt);
+  const draw = ({ model: _, prompt: __, ...how }) =>
+    `for sample in run.generate(${python(ofTokens ? [prompt] : prompt)}, overflow="end", ${keywords(how, python)}):\n` +
+    "    print(sample.text)";
+  const command = ({ model: _, ...how }) => `python scripts/sample.py runs/${model} overflow=end ${settings(how)}`;
+  const none = "# a command goes on from a text; this goes on from tokens, one of which was chosen";
   return {
-    Python: `import gengen\n\nrun = gengen.load(${python(`runs/${model}`)})\n${loops}`,
-    curl: curl("/v1/completions", { model, prompt, n, seed, ...how }),
-    command: Array.isArray(prompt) ? "# a command goes on from a text; this goes on from tokens, one of which was chosen" : command,
+    Python: `import gengen\n\nrun = gengen.load(${python(`runs/${model}`)})\n${bodies.map(draw).join("\n")}`,
+    curl: bodies.map((body) => curl("/v1/completions", body)).join("\n"),
+    command: ofTokens ? none : bodies.map(command).join("\n"),
   };
 }
