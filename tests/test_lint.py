@@ -189,6 +189,16 @@ def test_lines_end_before_column_120() -> None:
     counted("lines", long, 0)
 
 
+def test_scripts_of_pages_are_as_narrow_and_shorter() -> None:
+    """The playground's: a page is one idea, which 250 lines hold."""
+    files = sorted((PACKAGE / "serving/web").rglob("*.js"))
+    lines = {path: path.read_text("utf8").splitlines() for path in files}
+    long = [f"{path.name}:{i}" for path in files for i, line in enumerate(lines[path], 1) if len(line) >= 120]
+    assert files
+    counted("lines of scripts", long, 0)
+    counted("scripts", [f"{path.name}: {len(lines[path])} lines" for path in files if len(lines[path]) > 250], 0)
+
+
 LONG_FUNCTIONS: dict[str, str] = {}
 """Functions over 60 lines: file:name -> why it is not cut. Fewer than five."""
 

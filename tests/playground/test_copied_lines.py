@@ -74,7 +74,8 @@ OFFERS = {
     "text from tokens": Offer(f"text?run=story&from=0,79,110,99&n=2&{LITTLE}", TEXTS, commands=False),
     "chat": Offer(f"chat?run=chat&say=Hi,+%24HOME&n=2&min_p=0.01&{LITTLE}", texts(".answer")),
     "chat, further": Offer(
-        f"chat?run=chat&say=Hi&system=Be+kind&messages=%5B%7B%22role%22:%22user%22,%22content%22:%22So%22%7D%5D&{LITTLE}",
+        "chat?run=chat&say=Hi&system=Be+kind&messages=%5B%7B%22role%22:%22user%22,%22content%22:%22So%22%7D%5D&"
+        f"{LITTLE}",
         texts(".answer"), commands=False,
     ),
     "chat, schema": Offer(

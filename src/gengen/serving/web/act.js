@@ -8,7 +8,9 @@ import { h, fill } from "./dom.js";
  */
 export function act(label, work, outer) {
   let running = null;
-  const button = h("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : run()) }, label);
+  const button = h(
+    "button", { type: "button", class: "main", onclick: () => (running ? running.abort() : run()) }, label,
+  );
   const status = h("span", { role: "status" });
   const error = h("p", { role: "alert", class: "error" });
 

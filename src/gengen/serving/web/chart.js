@@ -4,7 +4,8 @@ import { h, short } from "./dom.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM] = [480, 200, 52, 24];
 
-/** Lines over a number. series: [{ name, points: [[x, y], ...] }]; label: what the whole shows; cursor: a place on x that
+/** Lines over a number. series: [{ name, points: [[x, y], ...] }]; label: what the whole shows; cursor: a place on x
+ * that
  *  is marked, or several. */
 export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
   const all = series.flatMap((one) => one.points).filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b));
@@ -18,11 +19,14 @@ export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
   const drawn = series.map((one, i) => {
     const title = h("title", {}, one.name);
     const [alone, ...others] = finite(one.points);
-    if (!alone || others.length) return h("polyline", { points: path(one.points), class: `line series-${i % 6}` }, title);
-    return h("circle", { cx: across(alone[0]), cy: up(alone[1]), r: 3, class: `line series-${i % 6}` }, title);
+    const kind = `line series-${i % 6}`;
+    if (!alone || others.length) return h("polyline", { points: path(one.points), class: kind }, title);
+    return h("circle", { cx: across(alone[0]), cy: up(alone[1]), r: 3, class: kind }, title);
   });
   const places = [cursor].flat().filter((place) => place !== null);
-  const mark = places.map((place) => h("line", { x1: across(place), x2: across(place), y1: 8, y2: HEIGHT - BOTTOM, class: "cursor" }));
+  const mark = places.map((place) =>
+    h("line", { x1: across(place), x2: across(place), y1: 8, y2: HEIGHT - BOTTOM, class: "cursor" })
+  );
   const edges = [
     h("text", { x: LEFT - 4, y: 14, "text-anchor": "end" }, short(y1)),
     h("text", { x: LEFT - 4, y: HEIGHT - BOTTOM, "text-anchor": "end" }, short(y0)),
@@ -30,7 +34,9 @@ export function lines(series, label, { x = "", y = "", cursor = null } = {}) {
     h("text", { x: WIDTH - 8, y: HEIGHT - 6, "text-anchor": "end" }, `${short(x1)} ${x}`),
   ];
   const axes = h("path", { d: `M${LEFT},8V${HEIGHT - BOTTOM}H${WIDTH - 8}`, class: "axis" });
-  const svg = h("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label }, axes, drawn, mark, edges);
+  const svg = h(
+    "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label }, axes, drawn, mark, edges,
+  );
   return h("figure", { class: "chart" }, h("figcaption", {}, y ? `${label} (${y})` : label), svg, legend(series));
 }
 
@@ -46,6 +52,10 @@ function legend(series) {
 
 /** A bar of a share 0..1, beside its number. */
 export function bar(share, text = short(share)) {
-  const svg = h("svg", { viewBox: "0 0 100 8", class: "bar", preserveAspectRatio: "none", "aria-hidden": "true" }, h("rect", { width: Math.max(0, Math.min(1, share)) * 100, height: 8 }));
+  const svg = h(
+    "svg",
+    { viewBox: "0 0 100 8", class: "bar", preserveAspectRatio: "none", "aria-hidden": "true" },
+    h("rect", { width: Math.max(0, Math.min(1, share)) * 100, height: 8 }),
+  );
   return h("span", { class: "bar" }, svg, h("span", {}, text));
 }

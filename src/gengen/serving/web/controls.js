@@ -55,14 +55,18 @@ export function slider(state, key, label, { value, min, max, step = 0.01, hint =
 export function choice(state, key, label, options, { value = "", hint = "", changed } = {}) {
   const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
   const given = state.get(key, value);
-  const control = h("select", { onchange: bound(state, key, changed) }, ...pairs.map(([v, shown]) => h("option", { value: v }, shown)));
+  const control = h(
+    "select", { onchange: bound(state, key, changed) }, ...pairs.map(([v, shown]) => h("option", { value: v }, shown)),
+  );
   control.value = pairs.some(([v]) => String(v) === given) ? given : pairs[0]?.[0];
   return labelled(label, control, hint);
 }
 
 /** Which of some runs, by its name. */
 export function runChoice(state, runs, { key = "run", label = "Run", changed } = {}) {
-  const options = runs.map((run) => [run.id, `${run.id} (${run.gengen.family}, ${run.gengen.stage}, step ${run.gengen.step})`]);
+  const options = runs.map(
+    (run) => [run.id, `${run.id} (${run.gengen.family}, ${run.gengen.stage}, step ${run.gengen.step})`]
+  );
   return choice(state, key, label, options, { value: runs[0]?.id, changed });
 }
 

@@ -12,7 +12,7 @@ export function python(value) {
   if (value === null || value === undefined) return "None";
   if (value === true || value === false) return value ? "True" : "False";
   if (typeof value === "number") return String(value);
-  if (typeof value === "string") return JSON.stringify(value); // its escapes are Python's too, but for pairs of surrogates
+  if (typeof value === "string") return JSON.stringify(value); // its escapes are Python's, but for surrogate pairs
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
   return `{${Object.entries(value).map(([key, item]) => `${python(key)}: ${python(item)}`).join(", ")}}`;
 }
@@ -27,8 +27,8 @@ export function settings(values) {
   return given.map(([key, value]) => quoted(`${key}=${value}`)).join(" ");
 }
 
-/** `ways` returns { Python, curl, command }, some of them; it is called when one is asked for. What is no such line is a
- *  comment that says so. */
+/** `ways` returns { Python, curl, command }, some of them; it is called when one is asked for. What is no such line is
+ *  a comment that says so. */
 export function copyBar(ways) {
   const shown = h("pre", { tabindex: "0", "aria-label": "what was copied" });
   const said = h("span", { role: "status" });
@@ -40,5 +40,15 @@ export function copyBar(ways) {
     };
     return h("button", { type: "button", onclick }, name);
   };
-  return h("details", { class: "copy" }, h("summary", {}, "Repeat this elsewhere"), button("Python"), button("curl"), button("command"), " ", said, shown);
+  return h(
+    "details",
+    { class: "copy" },
+    h("summary", {}, "Repeat this elsewhere"),
+    button("Python"),
+    button("curl"),
+    button("command"),
+    " ",
+    said,
+    shown,
+  );
 }

@@ -9,9 +9,14 @@ import { fill, h, picture } from "./dom.js";
  */
 export async function drawGrid(place, { corner, rows, columns, base }, signal) {
   const cells = rows.map(() => columns.map(() => h("td", {}, "…")));
-  const head = h("tr", {}, h("th", { scope: "col" }, corner), columns.map(([name]) => h("th", { scope: "col" }, name)));
+  const head = h(
+    "tr", {}, h("th", { scope: "col" }, corner), columns.map(([name]) => h("th", { scope: "col" }, name)),
+  );
   const body = rows.map(([name], r) => h("tr", {}, h("th", { scope: "row" }, name), cells[r]));
-  fill(place, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": corner }, h("table", {}, head, body)));
+  fill(
+    place,
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": corner }, h("table", {}, head, body)),
+  );
   for (const [r, [row, above]] of rows.entries()) {
     for (const [c, [column, beside]] of columns.entries()) {
       const drawn = await post("/gengen/v1/denoise", { ...base, ...above, ...beside, frames: 1 }, signal);

@@ -20,7 +20,8 @@ export const above = (logits, line) => logits.filter((logit) => logit > line).le
 
 /** In which share of all pairs the real picture has the larger logit: 1/2 is a coin's. */
 export function toldApart(drawn, held) {
-  const won = held.reduce((sum, one) => sum + drawn.reduce((count, other) => count + (one > other ? 1 : one === other ? 0.5 : 0), 0), 0);
+  const points = (one, other) => (one > other ? 1 : one === other ? 0.5 : 0);
+  const won = held.reduce((sum, one) => sum + drawn.reduce((count, other) => count + points(one, other), 0), 0);
   return won / (drawn.length * held.length);
 }
 
@@ -55,26 +56,31 @@ export function duel([drawn, held]) {
 /** groups: [{ name, logits }]; borders: [{ name, at }]. A chart of how many logits lie where, and a table of it. */
 export function logitsShown(groups, borders) {
   const all = groups.flatMap((one) => one.logits);
-  const [low, high] = [Math.min(...all, ...borders.map((one) => one.at)), Math.max(...all, ...borders.map((one) => one.at))];
+  const marked = [...all, ...borders.map((one) => one.at)];
+  const [low, high] = [Math.min(...marked), Math.max(...marked)];
   const width = (high - low) / BINS || 1;
   const series = groups.map(({ name, logits }) => ({ name, points: steps(logits, low, width) }));
   const cursor = borders.map((one) => one.at);
   const chart = lines(series, "Where the logits lie", { x: "logit", y: "share of the pictures, %", cursor });
-  const heads = ["Pictures", "Number", "Middle logit", ...borders.map(({ name, at }) => `Above ${short(at)} (${name})`)];
+  const over = borders.map(({ name, at }) => `Above ${short(at)} (${name})`);
+  const heads = ["Pictures", "Number", "Middle logit", ...over];
   const row = ({ name, logits }) => {
-    const cells = [logits.length, short(median(logits)), ...borders.map(({ at }) => `${above(logits, at)} of ${logits.length}`)];
+    const shares = borders.map(({ at }) => `${above(logits, at)} of ${logits.length}`);
+    const cells = [logits.length, short(median(logits)), ...shares];
     return h("tr", {}, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, String(cell))));
   };
   const head = h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)));
   const caption = h("caption", {}, "Dashed in the chart: the borders of this table");
   const table = h("table", {}, caption, head, groups.map(row));
-  return [chart, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "how pictures score" }, table)];
+  const about = { class: "scroll", tabindex: "0", role: "region", "aria-label": "how pictures score" };
+  return [chart, h("div", about, table)];
 }
 
 function steps(logits, low, width) {
   return Array.from({ length: BINS }, (_, i) => {
     const [from, to] = [low + i * width, low + (i + 1) * width];
-    const share = (100 * logits.filter((logit) => (logit >= from || i === 0) && (logit < to || i === BINS - 1)).length) / logits.length;
+    const inside = logits.filter((logit) => (logit >= from || i === 0) && (logit < to || i === BINS - 1));
+    const share = (100 * inside.length) / logits.length;
     return [[from, share], [to, share]];
   }).flat();
 }

@@ -28,15 +28,22 @@ async function show() {
   const main = document.querySelector("main");
   const models = (await get("/v1/models")).data;
   if (signal.aborted) return;
-  if (!Object.hasOwn(PAGES, state.page)) state.page = Object.keys(PAGES).find((name) => PAGES[name].usable(models).length) ?? "text";
+  const first = Object.keys(PAGES).find((name) => PAGES[name].usable(models).length);
+  if (!Object.hasOwn(PAGES, state.page)) state.page = first ?? "text";
   const page = PAGES[state.page];
   document.title = `${page.title} · gengen`;
-  fill(document.querySelector("nav"), ...Object.entries(PAGES).map(([name, { title }]) => h("a", { href: `#${name}`, "aria-current": name === state.page && "page" }, title)));
+  const link = ([name, { title }]) =>
+    h("a", { href: `#${name}`, "aria-current": name === state.page && "page" }, title);
+  fill(document.querySelector("nav"), Object.entries(PAGES).map(link));
   const root = h("div", { class: `page ${state.page}` });
   fill(main, h("h1", {}, page.title), h("p", { class: "about" }, page.about), root);
   const runs = page.usable(models);
   if (!runs.length && page.makes) {
-    fill(root, h("p", {}, "None of the runs that are served can show this. One that can:"), h("pre", { tabindex: "0" }, page.makes));
+    fill(
+      root,
+      h("p", {}, "None of the runs that are served can show this. One that can:"),
+      h("pre", { tabindex: "0" }, page.makes),
+    );
     return;
   }
   try {
@@ -47,4 +54,6 @@ async function show() {
 }
 
 addEventListener("popstate", show); // of links and of the back button alike
-show().catch((error) => fill(document.querySelector("main"), h("p", { role: "alert", class: "error" }, error.message)));
+show().catch(
+  (error) => fill(document.querySelector("main"), h("p", { role: "alert", class: "error" }, error.message))
+);

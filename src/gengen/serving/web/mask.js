@@ -5,7 +5,9 @@ import { fill, h } from "./dom.js";
 
 const SCREEN = 384; // pixels a side, about
 /** What a word opens: x0, y0, x1, y1 in quarters of the picture. */
-export const WORDS = { left: [0, 0, 2, 4], right: [2, 0, 4, 4], top: [0, 0, 4, 2], bottom: [0, 2, 4, 4], center: [1, 1, 3, 3] };
+export const WORDS = {
+  left: [0, 0, 2, 4], right: [2, 0, 4, 4], top: [0, 0, 4, 2], bottom: [0, 2, 4, 4], center: [1, 1, 3, 3],
+};
 
 /** The mask of the state, an array of side * side truth values: a word, or its bits. */
 export function readMask(text, side) {
@@ -13,7 +15,8 @@ export function readMask(text, side) {
   if (!text) return open;
   if (text in WORDS) {
     const [x0, y0, x1, y1] = WORDS[text];
-    const inside = (value, low, high) => low <= Math.floor((value * 4) / side) && Math.floor((value * 4) / side) < high;
+    const quarter = (value) => Math.floor((value * 4) / side);
+    const inside = (value, low, high) => low <= quarter(value) && quarter(value) < high;
     return open.map((_, i) => inside(i % side, x0, x1) && inside(Math.floor(i / side), y0, y1));
   }
   const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
@@ -44,7 +47,9 @@ export function maskPicture(open, side) {
 /** Returns { element, show(image) }. The mask is `mask` of the state; image: what is drawn under it, or null. */
 export function maskEditor(state, side) {
   const scale = Math.max(1, Math.round(SCREEN / side));
-  const canvas = h("canvas", { width: side * scale, height: side * scale, class: "painting", tabindex: "0", role: "application" });
+  const canvas = h(
+    "canvas", { width: side * scale, height: side * scale, class: "painting", tabindex: "0", role: "application" },
+  );
   const said = h("p", { role: "status" });
   const sizes = [1, 2, 4, 8, 16].filter((pixels) => pixels <= Math.max(1, side >> 2));
   const brush = sizes.findLast((pixels) => pixels <= Math.max(1, side >> 3));
@@ -71,8 +76,11 @@ export function maskEditor(state, side) {
       context.strokeRect(x * scale + inset, y * scale + inset, size() * scale - 2 * inset, size() * scale - 2 * inset);
     }
     const count = open.filter(Boolean).length;
-    canvas.setAttribute("aria-label", `The picture, ${count} of ${side * side} pixels open. Arrow keys move, space opens or closes.`);
-    fill(said, `Row ${y + 1}, column ${x + 1}: ${open[y * side + x] ? "open" : "kept"}. ${count} of ${side * side} pixels are open.`);
+    canvas.setAttribute(
+      "aria-label", `The picture, ${count} of ${side * side} pixels open. Arrow keys move, space opens or closes.`,
+    );
+    const here = open[y * side + x] ? "open" : "kept";
+    fill(said, `Row ${y + 1}, column ${x + 1}: ${here}. ${count} of ${side * side} pixels are open.`);
   }
 
   function change(next) {
@@ -103,7 +111,9 @@ export function maskEditor(state, side) {
   canvas.addEventListener("pointermove", (event) => painting !== null && paint(placeOf(event), painting));
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (painting = null));
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key];
+    const step = {
+      ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0],
+    }[event.key];
     if (!step) return;
     event.preventDefault();
     const last = Math.floor((side - 1) / size()) * size();

@@ -9,6 +9,8 @@ export function masked(allowed, vocabulary) {
   const forced = allowed.filter((count) => count === 1).length;
   const name = "Share of all tokens that the form forbids";
   const range = `${Math.min(...allowed)} to ${Math.max(...allowed)} of ${vocabulary} tokens may come next at a step. `;
-  const said = `At ${forced} of ${allowed.length} steps it is one alone: there the form writes, and the model has no say.`;
-  return h("div", { class: "masked" }, lines([{ name, points }], name, { x: "steps", y: "%" }), h("p", {}, range, said));
+  const said =
+    `At ${forced} of ${allowed.length} steps it is one alone: there the form writes, and the model has no say.`;
+  const chart = lines([{ name, points }], name, { x: "steps", y: "%" });
+  return h("div", { class: "masked" }, chart, h("p", {}, range, said));
 }

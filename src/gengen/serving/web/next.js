@@ -1,5 +1,5 @@
-// What could have come at one place of a text: the likeliest tokens, before and after the controls. The logits are asked
-// for once; as a control moves, the page computes the rest.
+// What could have come at one place of a text: the likeliest tokens, before and after the controls. The logits are
+// asked for once; as a control moves, the page computes the rest.
 
 import { post } from "./api.js";
 import { bar } from "./chart.js";
@@ -20,7 +20,8 @@ export class NextTokens {
 
   clear() {
     this.found = null;
-    fill(this.element, h("p", {}, "Choose a token of the text, by click or by arrow keys and Enter, to see what could have stood there."));
+    const how = "Choose a token of the text, by click or by arrow keys and Enter, to see what could have stood there.";
+    fill(this.element, h("p", {}, how));
   }
 
   /** body: model and prompt; drawn: the tokens before; token: the one that stands there. */
@@ -37,20 +38,26 @@ export class NextTokens {
     const { token, prompt, logits, names } = this.found;
     const after = stages(logits, settings, prompt.slice(1)); // what begins every text is not penalized
     const [before, last] = [after[0][1], after[after.length - 1][1]];
+    const odds = `${percent(before[token.id])} by the model, ${percent(last[token.id])} after the controls`;
     const likeliest = ranked(before).sort((a, b) => last[b] - last[a]).slice(0, SHOWN);
     fill(
       this.element,
-      h("p", { role: "status" }, `Here stands ${visible(token.name)}: ${percent(before[token.id])} by the model, ${percent(last[token.id])} after the controls.`),
+      h("p", { role: "status" }, `Here stands ${visible(token.name)}: ${odds}.`),
       table("What each control leaves", ["after", "entropy", "possible tokens"], after.map(effect)),
       h("div", { class: "scroll odds", tabindex: "0", role: "group", "aria-label": "next tokens" },
-        table(`The ${likeliest.length} likeliest tokens at this place`, ["token", "by the model", "after the controls", "instead"],
+        table(`The ${likeliest.length} likeliest tokens at this place`,
+          ["token", "by the model", "after the controls", "instead"],
           likeliest.map((id) => this.row(id, visible(names.get(id) ?? `token ${id}`), before[id], last[id])))),
     );
   }
 
   row(id, name, before, after) {
     const { token, prompt } = this.found;
-    const goOn = h("button", { type: "button", "aria-label": `go on with ${name}`, onclick: () => this.goOn([...prompt, id]) }, "go on");
+    const goOn = h(
+      "button",
+      { type: "button", "aria-label": `go on with ${name}`, onclick: () => this.goOn([...prompt, id]) },
+      "go on",
+    );
     const cells = [bar(before, percent(before)), bar(after, percent(after)), goOn].map((cell) => h("td", {}, cell));
     return h("tr", { class: id === token.id && "here" }, h("th", { scope: "row" }, h("code", {}, name)), cells);
   }

@@ -1,5 +1,5 @@
-// From a model's logits to the distribution that is drawn from: generation/text/sampling.py and stages.py once more, so
-// that a page can show what a control does without a request. Computed in fp32 as there, so that ties stay ties.
+// From a model's logits to the distribution that is drawn from: generation/text/sampling.py and stages.py once more,
+// so that a page can show what a control does without a request. Computed in fp32 as there, so that ties stay ties.
 
 const f = Math.fround;
 
@@ -18,7 +18,9 @@ export function ranked(numbers) {
 /** Positive logits of tokens that are there are divided by it, negative ones multiplied. there: ids. */
 export function penalized(logits, there, repetition) {
   const harder = Float32Array.from(logits);
-  for (const token of new Set(there)) harder[token] = logits[token] > 0 ? logits[token] / f(repetition) : logits[token] * f(repetition);
+  const penalty = f(repetition);
+  const penalize = (logit) => (logit > 0 ? logit / penalty : logit * penalty);
+  for (const token of new Set(there)) harder[token] = penalize(logits[token]);
   return harder;
 }
 
@@ -57,7 +59,7 @@ function within(found, p) {
   return kept;
 }
 
-/** The distribution under the model itself and after each control that is on, in order: [[name, probabilities], ...]. */
+/** The distribution under the model itself and after each control that is on: [[name, probabilities], ...]. */
 export function stages(logits, settings, there = []) {
   const found = [["model", probabilities(logits)]];
   if (settings.repetition_penalty !== undefined && settings.repetition_penalty !== 1) {

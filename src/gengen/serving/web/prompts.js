@@ -1,4 +1,5 @@
-// Where prompts come from: those that a visitor writes, or those that were held out from a run's training, ten at a time.
+// Where prompts come from: those that a visitor writes, or those that were held out from a run's training, ten at a
+// time.
 
 import { post } from "./api.js";
 import { textField } from "./controls.js";
@@ -22,13 +23,15 @@ export function promptSource(state, run, signal) {
   }
   function written() {
     const field = textField(state, "prompts", "Prompts, one a line, taken in turn", { rows: 3 });
-    fill(element, field, h("p", {}, button("Prompts of the run", 0), " ", h("small", {}, "ten that were held out from its training")));
+    const hint = h("small", {}, "ten that were held out from its training");
+    fill(element, field, h("p", {}, button("Prompts of the run", 0), " ", hint));
     return null;
   }
   async function held(first) {
     const { of, prompts } = await post("/gengen/v1/prompts", { model: run(), first, n: AT_ONCE }, signal);
     const next = first + AT_ONCE < of ? first + AT_ONCE : 0;
-    const range = `Prompts ${first + 1} to ${first + prompts.length} of ${of} that were held out from ${run()}, taken in turn`;
+    const range =
+      `Prompts ${first + 1} to ${first + prompts.length} of ${of} that were held out from ${run()}, taken in turn`;
     const list = h("ol", { start: first + 1 }, prompts.map((prompt) => h("li", {}, prompt)));
     const buttons = h("p", { class: "buttons" }, button("The next ten", next), button("Write them myself", null));
     fill(element, h("p", { role: "status" }, range), list, buttons);
@@ -39,7 +42,8 @@ export function promptSource(state, run, signal) {
     if (own === null) return (ready = Promise.resolve(written()));
     ready = held(own);
     ready.catch((problem) => {
-      if (!signal.aborted) fill(element, h("p", { role: "alert", class: "error" }, problem.message), button("Write them myself", null));
+      const said = h("p", { role: "alert", class: "error" }, problem.message);
+      if (!signal.aborted) fill(element, said, button("Write them myself", null));
     });
     return ready;
   }

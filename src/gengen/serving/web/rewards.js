@@ -25,5 +25,10 @@ export function rewardBar(model, given, i) {
   const [low, high] = [Math.min(...known), Math.max(...known)];
   if (given[i] === null) return h("p", {}, `${model}: nothing to score`);
   const best = known.length > 1 && given[i] === high ? ", the best" : "";
-  return h("p", { class: "reward" }, `${model}: `, bar(high > low ? 0.05 + (0.95 * (given[i] - low)) / (high - low) : 1, `${short(given[i])}${best}`));
+  return h(
+    "p",
+    { class: "reward" },
+    `${model}: `,
+    bar(high > low ? 0.05 + (0.95 * (given[i] - low)) / (high - low) : 1, `${short(given[i])}${best}`),
+  );
 }

@@ -3,6 +3,7 @@
 import { choice, numberField, textField } from "./controls.js";
 import { python, settings } from "./copy.js";
 import { h } from "./dom.js";
+import { keywords } from "./settings.js";
 
 export const SAMPLERS = ["heun", "dpmpp_2m", "ddim", "ancestral"];
 const FAST = { sampler: "ddim", steps: 20 }; // one call a step: what is seen soon teaches more
@@ -29,7 +30,9 @@ export function samplingFields(state, run, { without = [], steps = FAST.steps } 
   const fields = {
     seed: () => numberField(state, "seed", "Seed", { value: 0, min: 0 }),
     steps: () => numberField(state, "steps", "Steps", { value: steps, min: 1, max: 250 }),
-    guidance: () => guided && numberField(state, "guidance", "Guidance", { min: 0, max: 100, step: 0.5, hint: "1 = off; empty = usual" }),
+    guidance: () => guided && numberField(
+      state, "guidance", "Guidance", { min: 0, max: 100, step: 0.5, hint: "1 = off; empty = usual" },
+    ),
   };
   const more = {
     sampler: () => choice(state, "sampler", "Sampler", SAMPLERS, { value: FAST.sampler }),
@@ -39,7 +42,8 @@ export function samplingFields(state, run, { without = [], steps = FAST.steps } 
     ],
     negative: () => captions && textField(state, "negative", "Not this", { hint: "a text to lead away from" }),
   };
-  const shown = (group) => Object.entries(group).filter(([name]) => !without.includes(name)).flatMap(([, field]) => field() || []);
+  const wantedOf = (group) => Object.entries(group).filter(([name]) => !without.includes(name));
+  const shown = (group) => wantedOf(group).flatMap(([, field]) => field() || []);
   const rest = shown(more);
   const behind = h("details", { class: "wide" }, h("summary", {}, "More"), h("div", { class: "more" }, rest));
   return [...shown(fields), rest.length ? behind : null];
@@ -47,7 +51,9 @@ export function samplingFields(state, run, { without = [], steps = FAST.steps } 
 
 /** The settings that these fields say, those that are left empty left out. */
 export function sampling(state, run, { steps = FAST.steps } = {}) {
-  const how = { seed: state.number("seed", 0), sampler: state.get("sampler", FAST.sampler), steps: state.number("steps", steps) };
+  const how = {
+    seed: state.number("seed", 0), sampler: state.get("sampler", FAST.sampler), steps: state.number("steps", steps),
+  };
   for (const key of ["guidance", "guide_from", "guide_to"]) {
     if (state.number(key) !== null) how[key] = state.number(key);
   }
@@ -57,7 +63,7 @@ export function sampling(state, run, { steps = FAST.steps } = {}) {
 
 /** Arguments of Python, of a request without its model. */
 export function argumentsOf(run, { prompt = "", ...how }) {
-  return Object.entries({ ...asked(run, prompt, (name) => [name]), ...how }).map(([key, value]) => `${key}=${python(value)}`).join(", ");
+  return keywords({ ...asked(run, prompt, (name) => [name]), ...how }, python);
 }
 
 /** Words of the command `sample`, likewise. */
@@ -75,6 +81,8 @@ function asked(run, prompt, labels) {
 export function numbers(text, label) {
   const parts = text.split(/[\s,]+/).filter(Boolean);
   const wrong = parts.find((part) => !Number.isFinite(Number(part)));
-  if (wrong !== undefined || !parts.length) throw new Error(`${label}: ${wrong ?? "nothing"} is no number; write 1, 2, 4`);
+  if (wrong !== undefined || !parts.length) throw new Error(
+    `${label}: ${wrong ?? "nothing"} is no number; write 1, 2, 4`
+  );
   return parts.map(Number);
 }

@@ -17,10 +17,13 @@ export async function samplesOf(name, signal) {
 export async function sample(run, { name, kind, step }, said, signal) {
   const path = fileUrl(run, `samples/${encodeURIComponent(name)}`);
   const caption = h("figcaption", {}, `step ${step}`);
-  if (kind === "picture") return h("figure", {}, h("img", { src: path, alt: said, class: "sample", loading: "lazy" }), caption);
+  if (kind === "picture") {
+    return h("figure", {}, h("img", { src: path, alt: said, class: "sample", loading: "lazy" }), caption);
+  }
   const response = await fetch(path, { signal });
   const text = response.ok ? await response.text() : `the server answered ${response.status}`;
-  return h("figure", { class: "words" }, h("pre", { tabindex: "0", role: "region", "aria-label": said }, text), caption);
+  const words = h("pre", { tabindex: "0", role: "region", "aria-label": said }, text);
+  return h("figure", { class: "words" }, words, caption);
 }
 
 /**
@@ -46,8 +49,10 @@ export function scrubber(state, lists, signal, changed) {
     now.textContent = `${step} of ${steps.at(-1)}`;
     control.setAttribute("aria-valuetext", `step ${step}`);
     changed?.(step);
-    const elements = await Promise.all(lists.map((one) => element(one, step))).catch((problem) => h("p", {}, problem.message));
-    if (step === latest && !signal.aborted) fill(shown, elements); // else the slider has gone on meanwhile, or the page was left
+    const failed = (problem) => h("p", {}, problem.message);
+    const elements = await Promise.all(lists.map((one) => element(one, step))).catch(failed);
+    // else the slider has gone on meanwhile, or the page was left
+    if (step === latest && !signal.aborted) fill(shown, elements);
   }
   const oninput = () => (state.set({ at: steps[control.value] }), show());
   const control = h("input", { type: "range", min: 0, max: steps.length - 1, step: 1, oninput });

@@ -18,11 +18,31 @@ export const anyOf = (state, prefix) => Object.keys(NEUTRAL).some((key) => state
 
 export function controlFields(state, changed) {
   return [
-    slider(state, "temperature", "Temperature", { value: 1, min: 0, max: 2, hint: "below 1 surer, above 1 wilder", changed }),
+    slider(
+      state,
+      "temperature",
+      "Temperature",
+      { value: 1, min: 0, max: 2, hint: "below 1 surer, above 1 wilder", changed },
+    ),
     numberField(state, "top_k", "Top k", { min: 1, hint: "only the k likeliest; empty: all", changed }),
-    slider(state, "top_p", "Top p", { value: 1, min: 0.01, max: 1, hint: "only the likeliest that hold this share", changed }),
-    slider(state, "min_p", "Min p", { value: 0, min: 0, max: 1, hint: "only those this likely, the likeliest being 1", changed }),
-    slider(state, "repetition_penalty", "Repetition penalty", { value: 1, min: 1, max: 2, hint: "above 1: less repeated", changed }),
+    slider(
+      state,
+      "top_p",
+      "Top p",
+      { value: 1, min: 0.01, max: 1, hint: "only the likeliest that hold this share", changed },
+    ),
+    slider(
+      state,
+      "min_p",
+      "Min p",
+      { value: 0, min: 0, max: 1, hint: "only those this likely, the likeliest being 1", changed },
+    ),
+    slider(
+      state,
+      "repetition_penalty",
+      "Repetition penalty",
+      { value: 1, min: 1, max: 2, hint: "above 1: less repeated", changed },
+    ),
   ];
 }
 

@@ -7,13 +7,15 @@ import { labelled } from "./controls.js";
 const share = ({ alpha, sigma }) => sigma / (alpha + sigma);
 const percent = (frame) => `${Math.round(100 * share(frame))} % noise`;
 
-/** Returns { element, add(frame), end(base64) }. The step that is looked at is `step` of the state, else the newest. */
+/** Returns { element, add(frame), end(base64) }. The step looked at is `step` of the state, else the newest. */
 export function strip(state, steps) {
   const frames = [];
   const items = h("div", { class: "strip", tabindex: "0", role: "group", "aria-label": "all steps" });
   const [large, result] = [h("div", { class: "fields" }), h("div")];
   const [chart, said] = [h("div"), h("p", { role: "status" })];
-  const scrubber = h("input", { type: "range", min: 0, max: 0, step: 1, oninput: () => choose(Number(scrubber.value)) });
+  const scrubber = h(
+    "input", { type: "range", min: 0, max: 0, step: 1, oninput: () => choose(Number(scrubber.value)) },
+  );
   const field = labelled("Look at a step", scrubber, "arrow keys go from step to step");
 
   function choose(i) {
@@ -26,7 +28,10 @@ export function strip(state, steps) {
     const frame = frames[i];
     scrubber.value = i;
     scrubber.setAttribute("aria-valuetext", `step ${frame.step + 1} of ${steps}, ${percent(frame)}`);
-    fill(said, `Step ${frame.step + 1} of ${steps}: ${percent(frame)}, ${100 - Math.round(100 * share(frame))} % picture.`);
+    fill(
+      said,
+      `Step ${frame.step + 1} of ${steps}: ${percent(frame)}, ${100 - Math.round(100 * share(frame))} % picture.`,
+    );
     fill(
       large,
       shown(frame.x_t, "What the network is given: noise and a picture, mixed (x_t)"),

@@ -92,7 +92,9 @@ export class Drawn {
   }
 }
 
-const ENDINGS = { end: "· the model ended it", length: "· cut off: no more tokens were asked for, or fit", stop: "· ended" };
+const ENDINGS = {
+  end: "· the model ended it", length: "· cut off: no more tokens were asked for, or fit", stop: "· ended",
+};
 
 /** A text with what cannot be seen made visible. */
 export function visible(text) {

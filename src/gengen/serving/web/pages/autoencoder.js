@@ -18,10 +18,20 @@ export const usable = (models) => models.filter((model) => model.gengen.latent);
 const CHANNELS = 8; // that get a slider
 const VIEWS = {
   sliders: ["Move its numbers",
-    "Each slider is one channel of the code, in standard deviations from its mean. Those that change the picture most come first."],
-  path: ["Go from one picture to another", "Codes between two codes are pictures too: nothing fades in or out, things turn into each other."],
-  plane: ["A map of two numbers", "Two channels, one down and one across, from -3 to 3 deviations. All else stays as it was drawn."],
-  reconstruct: ["Take a picture through", "What the code does not hold is lost: fine detail first, which is why the copy looks blurred."],
+    "Each slider is one channel of the code, in standard deviations from its mean. " +
+    "Those that change the picture most come first."],
+  path: [
+    "Go from one picture to another",
+    "Codes between two codes are pictures too: nothing fades in or out, things turn into each other.",
+  ],
+  plane: [
+    "A map of two numbers",
+    "Two channels, one down and one across, from -3 to 3 deviations. All else stays as it was drawn.",
+  ],
+  reconstruct: [
+    "Take a picture through",
+    "What the code does not hold is lost: fine detail first, which is why the copy looks blurred.",
+  ],
 };
 
 export function show(root, { state, runs, signal }) {
@@ -37,8 +47,9 @@ export function show(root, { state, runs, signal }) {
   function changed() {
     fill(fields, ...fieldsOf(state, chosen(state, runs), main.run));
     const { shape, prior } = chosen(state, runs).gengen.latent;
-    const weak = prior ? "" : " This run was not trained to be drawn from: its draws show what the decoder makes of any code.";
-    fill(note, `${VIEWS[view(state)][1]} A code of this run is ${shape.join(" x ")} = ${shape.reduce((a, b) => a * b)} numbers.${weak}`);
+    const size = `A code of this run is ${shape.join(" x ")} = ${shape.reduce((a, b) => a * b)} numbers.`;
+    const weak = "This run was not trained to be drawn from: its draws show what the decoder makes of any code.";
+    fill(note, [VIEWS[view(state)][1], size, prior ? "" : weak].join(" "));
     fill(output);
     main.run();
   }
@@ -47,7 +58,10 @@ export function show(root, { state, runs, signal }) {
   fill(
     root,
     h("form", { onsubmit: (event) => event.preventDefault() },
-      runChoice(state, runs, { changed }), choice(state, "view", "Show", views, { value: "sliders", changed }), fields, main.element),
+      runChoice(state, runs, { changed }),
+      choice(state, "view", "Show", views, { value: "sliders", changed }),
+      fields,
+      main.element),
     note, output, copyBar(() => waysOf(view(state), asked(state, chosen(state, runs)))),
   );
   changed();
@@ -62,11 +76,15 @@ function fieldsOf(state, run, changed) {
   };
   const seed = numberField(state, "seed", "Seed", { value: 0, min: 0 });
   const which = (label) => numberField(state, "first", label, { value: 0, min: 0 });
-  const channel = (key, label, value) => numberField(state, key, label, { value, min: 0, max: run.gengen.latent.shape[0] - 1 });
+  const channel = (key, label, value) => numberField(
+    state, key, label, { value, min: 0, max: run.gengen.latent.shape[0] - 1 },
+  );
   return {
     sliders: () => [which("Draw number"), seed],
     path: () => [which("Path number"), seed, numberField(state, "steps", "Pictures", { value: 8, min: 2, max: 32 })],
-    plane: () => [which("Draw number"), seed, channel("down", "Channel down", 0), channel("across", "Channel across", 1)],
+    plane: () => [
+      which("Draw number"), seed, channel("down", "Channel down", 0), channel("across", "Channel across", 1),
+    ],
     reconstruct: () => uploadField("Picture", run.gengen.side, take),
   }[view(state)]();
 }
@@ -106,20 +124,32 @@ async function sliders(output, { state, run, changed }, stopped) {
   }
   const size = found.deviations.length / found.shape[0]; // numbers of a channel
   const mean = (z) => found.deviations.slice(z * size, (z + 1) * size).reduce((a, b) => a + b, 0) / size;
-  const knob = (z) => slider(state, `c${z}`, `channel ${z}`, { value: Number(mean(z).toFixed(2)), min: -3, max: 3, changed: moved });
+  const knob = (z) => slider(
+    state, `c${z}`, `channel ${z}`, { value: Number(mean(z).toFixed(2)), min: -3, max: 3, changed: moved },
+  );
   const back = () => {
     state.set(Object.fromEntries(found.channels.map((z) => [`c${z}`, null])));
     state.push();
     changed();
   };
   const reset = h("button", { type: "button", onclick: back }, "Back to the draw");
-  fill(output, h("div", { class: "columns" }, h("div", {}, image, h("p", {}, reset), error), h("div", {}, found.channels.map(knob))));
+  fill(
+    output,
+    h(
+      "div",
+      { class: "columns" },
+      h("div", {}, image, h("p", {}, reset), error),
+      h("div", {}, found.channels.map(knob)),
+    ),
+  );
 }
 
 async function path(output, { state, run }, stopped) {
   const { data } = await post("/gengen/v1/latent/path", asked(state, run), stopped);
   const name = (at) => (at === 0 ? "one draw" : at === 1 ? "another draw" : `${Math.round(100 * at)} % of the way`);
-  const figures = data.map((row) => h("figure", {}, picture(row.b64_json, name(row.gengen.at)), h("figcaption", {}, name(row.gengen.at))));
+  const figures = data.map(
+    (row) => h("figure", {}, picture(row.b64_json, name(row.gengen.at)), h("figcaption", {}, name(row.gengen.at)))
+  );
   fill(output, h("div", { class: "strip", tabindex: "0", role: "group", "aria-label": "the way" }, figures));
   return `${data.length} pictures`;
 }
@@ -135,10 +165,23 @@ async function plane(output, { state, run, changed }, stopped) {
   };
   const cell = (png, i, j) => h("td", {}, h("button", { type: "button", class: "plain", onclick: open(i, j) },
     picture(png, `channel ${down} at ${names[i]}, channel ${across} at ${names[j]}`, { class: "picture small" })));
-  const head = h("tr", {}, h("th", { scope: "col" }, `${down} \\ ${across}`), names.map((name) => h("th", { scope: "col" }, name)));
-  const body = rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, names[i]), row.map((png, j) => cell(png, i, j))));
-  const caption = h("caption", {}, `channel ${down} changes down, channel ${across} across; choose a picture to go on from it`);
-  fill(output, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "the map" }, h("table", {}, caption, head, body)));
+  const head = h(
+    "tr", {}, h("th", { scope: "col" }, `${down} \\ ${across}`), names.map((name) => h("th", { scope: "col" }, name)),
+  );
+  const body = rows.map(
+    (row, i) => h("tr", {}, h("th", { scope: "row" }, names[i]), row.map((png, j) => cell(png, i, j)))
+  );
+  const caption = h(
+    "caption", {}, `channel ${down} changes down, channel ${across} across; choose a picture to go on from it`,
+  );
+  fill(
+    output,
+    h(
+      "div",
+      { class: "scroll", tabindex: "0", role: "group", "aria-label": "the map" },
+      h("table", {}, caption, head, body),
+    ),
+  );
   return `${rows.length * deviations.length} pictures`;
 }
 
@@ -151,11 +194,19 @@ async function reconstruct(output, { state, run }, stopped) {
   const [before, after] = await Promise.all([original, b64_json].map(pixelsOf));
   const left = sharpness(before) ? Math.round((100 * sharpness(after)) / sharpness(before)) : 100;
   const [numbers, side] = [run.gengen.latent.shape.reduce((a, b) => a * b), run.gengen.side];
-  const shown = (png, name) => h("figure", {}, picture(png, name, { class: "picture large" }), h("figcaption", {}, name));
+  const shown = (png, name) => h(
+    "figure", {}, picture(png, name, { class: "picture large" }), h("figcaption", {}, name),
+  );
   fill(
     output,
-    h("div", { class: "columns" }, shown(original, "the picture, as the model takes it"), shown(b64_json, "drawn again from its code")),
-    h("p", {}, `${numbers} numbers stand for ${side} x ${side} pixels. ${left} % of the contrast between neighbouring pixels is left; `,
+    h(
+      "div",
+      { class: "columns" },
+      shown(original, "the picture, as the model takes it"),
+      shown(b64_json, "drawn again from its code"),
+    ),
+    h("p", {}, `${numbers} numbers stand for ${side} x ${side} pixels. `,
+      `${left} % of the contrast between neighbouring pixels is left; `,
       `a pixel is off by ${short(distance(before, after))} of 255 on average.`),
   );
 }

@@ -11,16 +11,41 @@ import { controlFields, controlsOf, keywords } from "../settings.js";
 import { visible } from "../tokens.js";
 
 export const title = "Chat";
-export const about = "A conversation is one text with markers between the messages; the model goes on with it where the assistant speaks.";
+export const about =
+  "A conversation is one text with markers between the messages; " +
+  "the model goes on with it where the assistant speaks.";
 export const makes = "python scripts/train.py stage=sft init_from=runs/base data=stories";
 export const usable = (models) => models.filter((model) => model.gengen.chat);
 
-const SCHEMA = { type: "object", properties: { name: { enum: ["cat", "dog", "bird"] }, tame: { type: "boolean" } }, required: ["name", "tame"], additionalProperties: false };
-const TOOLS = [{ type: "function", function: { name: "feed", parameters: { type: "object", properties: { animal: { enum: ["cat", "dog"] } }, required: ["animal"], additionalProperties: false } } }];
+const SCHEMA = {
+  type: "object",
+  properties: { name: { enum: ["cat", "dog", "bird"] }, tame: { type: "boolean" } },
+  required: ["name", "tame"],
+  additionalProperties: false,
+};
+const TOOLS = [
+  {
+    type: "function",
+    function: {
+      name: "feed",
+      parameters: {
+        type: "object",
+        properties: { animal: { enum: ["cat", "dog"] } },
+        required: ["animal"],
+        additionalProperties: false,
+      },
+    },
+  },
+];
 const FORMS = [["", "any text"], ["schema", "JSON that obeys a schema"], ["tool", "a call of a tool"]];
 
 export function show(root, { state, runs, models, signal }) {
-  const [past, read, answers, obey] = [h("ol", { class: "past" }), h("div", { class: "tokens" }), h("div", { class: "columns" }), h("div", { class: "wide" })];
+  const [past, read, answers, obey] = [
+    h("ol", { class: "past" }),
+    h("div", { class: "tokens" }),
+    h("div", { class: "columns" }),
+    h("div", { class: "wide" }),
+  ];
   const main = act("Send", send, signal);
 
   async function send(stopped) {
@@ -31,7 +56,9 @@ export function show(root, { state, runs, models, signal }) {
     showRead(read, await post("/v1/tokenize", { model: body.model, messages: body.messages }, stopped));
     const shown = Array.from({ length: body.n }, (_, i) => answerBox(`answer ${i}`));
     fill(answers, shown.map((one) => one.element));
-    for await (const { choices } of stream("/v1/chat/completions", body, stopped)) for (const one of choices) shown[one.index].add(one);
+    for await (const { choices } of stream("/v1/chat/completions", body, stopped)) {
+      for (const one of choices) shown[one.index].add(one);
+    }
     const { vocabulary } = chosen(state, runs).gengen;
     for (const one of shown) one.end(() => goOn(one.text), vocabulary);
     for (const { id } of rewardRuns(models)) {
@@ -43,7 +70,9 @@ export function show(root, { state, runs, models, signal }) {
 
   /** Take an answer into the conversation. */
   function goOn(text) {
-    const said = [...messagesOf(state), { role: "user", content: state.get("say") }, { role: "assistant", content: text }];
+    const said = [
+      ...messagesOf(state), { role: "user", content: state.get("say") }, { role: "assistant", content: text },
+    ];
     state.set({ messages: JSON.stringify(said), say: null, shown: null });
     state.push();
     fill(answers);
@@ -53,16 +82,23 @@ export function show(root, { state, runs, models, signal }) {
   }
 
   function showPast() {
-    const again = h("button", { type: "button", onclick: () => (state.set({ messages: null, shown: null }), state.push(), showPast()) }, "Begin anew");
+    const again = h(
+      "button",
+      { type: "button", onclick: () => (state.set({ messages: null, shown: null }), state.push(), showPast()) },
+      "Begin anew",
+    );
     const said = messagesOf(state);
-    fill(past, said.map(({ role, content }) => h("li", { class: role }, h("strong", {}, role), " ", h("span", { class: "said" }, content))), said.length ? h("li", {}, again) : null);
+    const message = ({ role, content }) =>
+      h("li", { class: role }, h("strong", {}, role), " ", h("span", { class: "said" }, content));
+    fill(past, said.map(message), said.length ? h("li", {}, again) : null);
   }
 
   function showObey() {
     const form = state.get("form");
     const example = JSON.stringify(form === "tool" ? TOOLS : SCHEMA);
     const label = form === "tool" ? "Tools, as OpenAI has them" : "Schema";
-    fill(obey, form && textField(state, form, label, { rows: 4, value: example, hint: "every token that would break it is forbidden: the form is certain, the sense is the model's" }));
+    const hint = "every token that would break it is forbidden: the form is certain, the sense is the model's";
+    fill(obey, form && textField(state, form, label, { rows: 4, value: example, hint }));
   }
 
   const say = textField(state, "say", "You say", { rows: 2 });
@@ -80,8 +116,15 @@ export function show(root, { state, runs, models, signal }) {
       obey,
       main.element),
     answers,
-    h("h2", {}, "What the model reads"), h("p", { class: "about" }, "Markers are tokens of their own, which no message can spell."), read,
-    h("details", {}, h("summary", {}, "How the next token is drawn"), h("form", { onsubmit: (event) => event.preventDefault() }, controlFields(state))),
+    h("h2", {}, "What the model reads"),
+    h("p", { class: "about" }, "Markers are tokens of their own, which no message can spell."),
+    read,
+    h(
+      "details",
+      {},
+      h("summary", {}, "How the next token is drawn"),
+      h("form", { onsubmit: (event) => event.preventDefault() }, controlFields(state)),
+    ),
     copyBar(() => ways(state, runs)),
   );
   showPast();
@@ -98,7 +141,12 @@ function messagesOf(state) {
 function asked(state, runs) {
   const system = state.get("system") ? [{ role: "system", content: state.get("system") }] : [];
   const messages = [...system, ...messagesOf(state), { role: "user", content: state.get("say") }];
-  const how = { n: state.number("n", 1), seed: state.number("seed", 0), max_tokens: state.number("max_tokens", 100), ...controlsOf(state) };
+  const how = {
+    n: state.number("n", 1),
+    seed: state.number("seed", 0),
+    max_tokens: state.number("max_tokens", 100),
+    ...controlsOf(state),
+  };
   const form = state.get("form");
   const wanted = form && parsed(state.get(form, JSON.stringify(form === "tool" ? TOOLS : SCHEMA)), form);
   const schema = { response_format: { type: "json_schema", json_schema: { name: "answer", schema: wanted } } };
@@ -120,7 +168,8 @@ function parsed(text, form) {
 function answerBox(label) {
   const text = h("div", { class: "tokens answer", role: "group", tabindex: "0", "aria-label": label });
   const ending = h("small", {});
-  const box = { element: h("figure", {}, h("figcaption", {}, label, " ", ending), text), text: "", ended: false, allowed: null };
+  const element = h("figure", {}, h("figcaption", {}, label, " ", ending), text);
+  const box = { element, text: "", ended: false, allowed: null };
   box.add = ({ delta, finish_reason, gengen }) => {
     const call = delta.tool_calls?.[0].function;
     box.text += call ? `${call.name}(${call.arguments})` : delta.content ?? "";
@@ -137,7 +186,11 @@ function answerBox(label) {
 }
 
 function showRead(element, { pieces, count, context }) {
-  fill(element, pieces.map(({ special, text, bytes }) => h("span", { class: special ? "special" : "piece", title: special ? "a marker" : bytes }, special ?? visible(text))));
+  const shown = ({ special, text, bytes }) =>
+    special
+      ? h("span", { class: "special", title: "a marker" }, special)
+      : h("span", { class: "piece", title: bytes }, visible(text));
+  fill(element, pieces.map(shown));
   element.append(h("p", {}, h("small", {}, `${count} tokens of ${context} that fit`)));
 }
 
@@ -147,11 +200,16 @@ function ways(state, runs) {
   const imports = ["import gengen", "from gengen.data.dialogue.template import prompt_tokens"];
   if (form) imports.push("from gengen.generation.text.grammar import GrammarSpec");
   if (form === "tool") imports.push("from gengen.generation.text.tools import tool_schema");
-  const draw = `run.generate([prompt_tokens(run.tokenizer, messages)], overflow="end", ${keywords(how, python)}${form ? `, grammar=GrammarSpec(json_schema=${schema})` : ""})`;
-  const command = `python scripts/sample.py runs/${body.model} overflow=end ${settings({ prompt: state.get("say"), ...how })}`;
+  const run = `runs/${body.model}`;
+  const grammar = form ? `, grammar=GrammarSpec(json_schema=${schema})` : "";
+  const given = `overflow="end", ${keywords(how, python)}${grammar}`;
+  const draw = `run.generate([prompt_tokens(run.tokenizer, messages)], ${given})`;
+  const lines = [`run = gengen.load(${python(run)})`, `messages = ${python(messages)}`, `for sample in ${draw}:`];
+  const command = `python scripts/sample.py ${run} overflow=end ${settings({ prompt: state.get("say"), ...how })}`;
+  const none = "# a command takes one message, and a schema from a file: see its --help";
   return {
-    Python: `${imports.join("\n")}\n\nrun = gengen.load(${python(`runs/${body.model}`)})\nmessages = ${python(messages)}\nfor sample in ${draw}:\n    print(sample.text)`,
+    Python: [...imports, "", ...lines, "    print(sample.text)"].join("\n"),
     curl: curl("/v1/chat/completions", body),
-    command: messages.length > 1 || form ? "# a command takes one message, and a schema from a file: see its --help" : command,
+    command: messages.length > 1 || form ? none : command,
   };
 }

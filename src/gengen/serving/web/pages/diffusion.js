@@ -6,13 +6,15 @@ import { choice, chosen, runChoice, textField } from "../controls.js";
 import { copyBar, curl, python } from "../copy.js";
 import { fill, h } from "../dom.js";
 import { drawGrid, requests } from "../grid.js";
-import { SAMPLERS, argumentsOf, numbers, sampling, samplingFields, usable, wanted, wantedField, wordsOf } from "../sampling.js";
+import { SAMPLERS, argumentsOf, numbers, sampling, samplingFields, usable } from "../sampling.js";
+import { wanted, wantedField, wordsOf } from "../sampling.js";
 import { strip } from "../strip.js";
 
 export { usable };
 export const title = "Diffusion";
 export const about =
-  "A diffusion model begins with noise alone. Step by step it guesses the picture behind the noise, and takes some of the noise away.";
+  "A diffusion model begins with noise alone. " +
+  "Step by step it guesses the picture behind the noise, and takes some of the noise away.";
 export const makes = "python scripts/train.py model=unet data=animals";
 
 const MOST = 32; // steps that the server shows of a picture
@@ -21,11 +23,15 @@ const MOST = 32; // steps that the server shows of a picture
 const VIEWS = {
   strip: {
     name: "one picture, step by step",
-    says: "The network sees a picture where you see only noise. Early steps settle what is where; late ones sharpen it.",
+    says:
+      "The network sees a picture where you see only noise. Early steps settle what is where; late ones sharpen it.",
   },
   guidance: {
-    name: "the same noise, at several guidances", rows: "prompts", key: "guidance", columns: ["guidances", "Guidances", "1, 2, 4, 8"],
-    says: "Guidance exaggerates what was asked for: more obedient, less varied, and at twice the calls of the network. 1 is off.",
+    name: "the same noise, at several guidances", rows: "prompts", key: "guidance",
+    columns: ["guidances", "Guidances", "1, 2, 4, 8"],
+    says:
+      "Guidance exaggerates what was asked for: more obedient, less varied, and at twice the calls of the network. " +
+      "1 is off.",
   },
   prompts: {
     name: "prompts by seeds", rows: "prompts", key: "seed", columns: ["seeds", "Seeds", "0, 1, 2, 3"],
@@ -38,7 +44,9 @@ const VIEWS = {
 };
 
 export function show(root, { state, runs, signal }) {
-  const [fields, says, output] = [h("div", { class: "fields" }), h("p", { class: "wide" }), h("div", { class: "output" })];
+  const [fields, says, output] = [
+    h("div", { class: "fields" }), h("p", { class: "wide" }), h("div", { class: "output" }),
+  ];
   const main = act("Draw", draw, signal);
   const run = () => chosen(state, runs);
   const view = () => (state.get("view") in VIEWS ? state.get("view") : "strip");
@@ -58,7 +66,8 @@ export function show(root, { state, runs, signal }) {
 
   const views = Object.entries(VIEWS).map(([key, { name }]) => [key, name]);
   const form = h("form", { onsubmit: (event) => event.preventDefault() },
-    runChoice(state, runs, { changed: arrange }), choice(state, "view", "Look at", views, { value: "strip", changed: arrange }),
+    runChoice(state, runs, { changed: arrange }),
+    choice(state, "view", "Look at", views, { value: "strip", changed: arrange }),
     fields, says, main.element);
   arrange();
   fill(root, form, output, copyBar(() => ways(state, run(), view())));
@@ -80,7 +89,9 @@ function fieldsOf(state, run, view) {
   ];
 }
 
-const examples = ({ gengen: { captions, classes } }) => (captions ? "a red circle\na blue heart" : classes.slice(0, 3).join("\n"));
+const examples = ({ gengen: { captions, classes } }) => (
+  captions ? "a red circle\na blue heart" : classes.slice(0, 3).join("\n")
+);
 
 /** The table of a view: its rows, its columns, and what all its pictures share. */
 function table(state, run, view) {
@@ -88,7 +99,9 @@ function table(state, run, view) {
   const values = numbers(state.get(columns[0], columns[2]), columns[1]);
   const lines = state.get("prompts", examples(run)).split("\n").map((line) => line.trim()).filter(Boolean);
   const conditional = run.gengen.captions || run.gengen.classes.length;
-  const prompts = (lines.length && conditional ? lines : [""]).map((prompt) => [prompt || "whatever comes", { prompt }]);
+  const prompts = (lines.length && conditional ? lines : [""]).map(
+    (prompt) => [prompt || "whatever comes", { prompt }]
+  );
   const base = { model: run.id, prompt: wanted(state, run) ?? "", ...sampling(state, run) };
   return {
     corner: `${rows === "samplers" ? "sampler" : "prompt"} by ${key}`,
@@ -125,7 +138,8 @@ function ways(state, run, view) {
   const draws = asked.map((body) => `    run.generate(1, ${argumentsOf(run, without(body))})[0],\n`).join("");
   const first = argumentsOf(run, without(asked[0]));
   const one = `frames = []  # the estimate after each step\nimages = run.generate(1, ${first}, frames=frames)`;
-  const command = (body, i) => `python scripts/sample.py runs/${run.id} n=1 ${wordsOf(run, without(body))} out=picture-${i}`;
+  const command = (body, i) =>
+    `python scripts/sample.py runs/${run.id} n=1 ${wordsOf(run, without(body))} out=picture-${i}`;
   return {
     Python: load + (view === "strip" ? one : `images = [\n${draws}]`),
     curl: asked.map((body) => curl("/gengen/v1/denoise", body)).join("\n"),

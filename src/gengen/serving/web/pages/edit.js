@@ -13,7 +13,8 @@ import { asKept } from "../upload.js";
 export { usable };
 export const title = "Edit";
 export const about =
-  "A diffusion model can also begin with a picture that is there: part of it is drawn anew, or noise added to it and taken away again.";
+  "A diffusion model can also begin with a picture that is there: " +
+  "part of it is drawn anew, or noise added to it and taken away again.";
 export const makes = "python scripts/train.py model=unet data=animals";
 
 const STEPS = 10; // rounds behind a mask make ten times as many calls of them
@@ -24,7 +25,9 @@ const WAYS = {
   },
   vary: {
     name: "change all of it, more or less",
-    says: "Noise is added to the picture, and taken away again. At low strength it hardly changes; at 1 nothing of it is left.",
+    says:
+      "Noise is added to the picture, and taken away again. " +
+      "At low strength it hardly changes; at 1 nothing of it is left.",
   },
   outpaint: {
     name: "carry it on beyond its edges",
@@ -71,7 +74,8 @@ export function show(root, { state, runs, signal }) {
     fill(problem);
     given = sourcePicture(state, run(), signal);
     known = "";
-    given.then((base64) => decoded((known = base64))).then(editor.show).catch((error) => signal.aborted || fill(problem, error.message));
+    const shown = given.then((base64) => decoded((known = base64))).then(editor.show);
+    shown.catch((error) => signal.aborted || fill(problem, error.message));
   }
 
   async function draw(stopped) {
@@ -119,10 +123,11 @@ function fieldsOf(state, run, way) {
       samplingFields(state, run, { steps: STEPS }),
     ];
   }
+  const limits = (side) => ({ value: side === "right" ? half : null, min: 0, max: 4 * half });
   return [
     wantedField(state, run, { any: "whatever fits" }),
     way === "outpaint"
-      ? SIDES.map((side) => numberField(state, side, `Pixels: ${side}`, { value: side === "right" ? half : null, min: 0, max: 4 * half }))
+      ? SIDES.map((side) => numberField(state, side, `Pixels: ${side}`, limits(side)))
       : slider(state, "strength", "Strength", { value: strengthOf(way), min: 0.05, max: 1, step: 0.05 }),
     way === "vary" ? null : numberField(state, "resamples", "Rounds a step", { min: 1, max: 50, hint: ROUNDS }),
     numberField(state, "n", "Pictures", { value: 2, min: 1, max: 16 }),
@@ -193,7 +198,10 @@ async function decoded(base64) {
 
 function plainPicture() {
   const element = h("div");
-  return { element, show: (image) => fill(element, h("img", { src: image.src, alt: "the picture to change", class: "picture large" })) };
+  return {
+    element,
+    show: (image) => fill(element, h("img", { src: image.src, alt: "the picture to change", class: "picture large" })),
+  };
 }
 
 // --- the same elsewhere
@@ -222,15 +230,17 @@ function editWays(state, run, way, known, load, sample) {
   const bytes = (base64) => `io.BytesIO(base64.b64decode(${python(base64)}))`;
   const written = (base64, name) => `echo ${base64} | base64 -d > ${name}`;
   const open = mask ? `mask=${painted ? bytes(mask) : python(mask)}, ` : "";
+  const taken = isOwn(state) ? bytes(ownPicture(state)) : `run.generate(1, ${argumentsOf(run, first)})[0]`;
+  const openFile = mask ? `mask=${painted ? "mask.png" : mask} ` : "";
   return {
     Python:
-      `${load}picture = ${isOwn(state) ? bytes(ownPicture(state)) : `run.generate(1, ${argumentsOf(run, first)})[0]`}\n` +
+      `${load}picture = ${taken}\n` +
       `images = run.${what}(picture, ${open}${argumentsOf(run, how)})`,
     curl: curl("/gengen/v1/images/edits", { model, ...how, mask, image: known }),
     command: [
       isOwn(state) ? written(ownPicture(state), from) : `${sample} n=1 ${wordsOf(run, first)} out=picture`,
       painted && written(mask, "mask.png"),
-      `${sample} what=${what} image=${from} ${mask ? `mask=${painted ? "mask.png" : mask} ` : ""}${wordsOf(run, how)} out=changed`,
+      `${sample} what=${what} image=${from} ${openFile}${wordsOf(run, how)} out=changed`,
     ].filter(Boolean).join("\n"),
   };
 }

@@ -10,7 +10,9 @@ import { above, bestLine, duel, logitsShown, pairsOf, real, toldApart } from "..
 import { pixelsOf, twins } from "../pixels.js";
 
 export const title = "GAN";
-export const about = "A generator draws, a discriminator tells drawn from real: here is what the one draws, and how far it fools the other.";
+export const about =
+  "A generator draws, a discriminator tells drawn from real: " +
+  "here is what the one draws, and how far it fools the other.";
 export const makes = "python scripts/train.py model=gan data=emoji";
 export const usable = (models) => models.filter((model) => model.gengen.family === "gan");
 
@@ -18,10 +20,13 @@ const MOST = 16; // images of a request
 const MOST_REAL = 64; // real ones that are judged
 const PAIRS = 12; // that are shown
 const SAME = 2; // of 255, on average: below that two pictures look the same
-const LOGIT = "The number under a picture is the discriminator's logit: the larger, the more real the picture looks to it. ";
-const COMPARES = "It was trained to find the real one of two pictures, so only a difference counts, and 0 is no border. ";
+const LOGIT =
+  "The number under a picture is the discriminator's logit: the larger, the more real the picture looks to it. ";
+const COMPARES =
+  "It was trained to find the real one of two pictures, so only a difference counts, and 0 is no border. ";
 const JUDGES = "It was trained to put real pictures above 0 and drawn ones below. ";
-const METS = "It is as the last step of training left it, while the generator's weights may be an average over steps: " +
+const METS =
+  "It is as the last step of training left it, while the generator's weights may be an average over steps: " +
   "they are not quite the two that met.";
 const VIEWS = [["draws", "Many draws, judged"], ["walk", "A walk between two draws"]];
 
@@ -56,7 +61,12 @@ export function show(root, { state, runs, signal }) {
     h("form", { onsubmit: (event) => event.preventDefault() },
       runChoice(state, runs, { changed }), choice(state, "view", "Show", VIEWS, { value: "draws", changed }), fields,
       numberField(state, "seed", "Seed", { value: 0, min: 0 }),
-      slider(state, "truncation", "Truncation", { value: 1, min: 0.05, max: 2, step: 0.05, hint: "less: safer, more alike" }),
+      slider(
+        state,
+        "truncation",
+        "Truncation",
+        { value: 1, min: 0.05, max: 2, step: 0.05, hint: "less: safer, more alike" },
+      ),
       main.element),
     meaning, output, way, copyBar(() => ways(state, chosen(state, runs))),
   );
@@ -84,7 +94,9 @@ function cards(rows, names) {
 
 async function walk(output, state, run, stopped) {
   const { data } = await post("/gengen/v1/gan", { model: run.id, ...how(state, run), ...walkOf(state) }, stopped);
-  const names = data.map(({ gengen: { at } }) => (at === 0 ? "one draw" : at === 1 ? "another" : `${Math.round(100 * at)} %`));
+  const names = data.map(
+    ({ gengen: { at } }) => (at === 0 ? "one draw" : at === 1 ? "another" : `${Math.round(100 * at)} %`)
+  );
   fill(output, h("p", {}, "Both ends are draws; all between lies on the great arc, as long as a draw of noise is. ",
       "A good generator has a picture everywhere on it."),
     h("div", { class: "strip", tabindex: "0", role: "group", "aria-label": "the walk" }, cards(data, names)));
@@ -125,7 +137,10 @@ function verdict(rows, held, compares) {
   const logits = logitsOf(rows);
   if (held.data.length) {
     const share = Math.round(100 * toldApart(logits, logitsOf(held.data)));
-    return h("p", { class: "verdict" }, `Shown a drawn and a real picture, the discriminator finds the real one ${share} times of 100. `,
+    return h(
+      "p",
+      { class: "verdict" },
+      `Shown a drawn and a real picture, the discriminator finds the real one ${share} times of 100. `,
       "50 is a coin: it is fooled. 100: it is never fooled.");
   }
   const said = compares ? "" : `${above(logits, 0)} of ${rows.length} pass for real. `;
@@ -137,7 +152,8 @@ function verdict(rows, held, compares) {
 function duels(rows, held) {
   const pairs = pairsOf(rows, held.data).slice(0, PAIRS);
   if (!pairs.length) return null;
-  const says = "As the two meet in training: a drawn picture and a real one, held out, of the same class. The larger logit is what the " +
+  const says = "As the two meet in training: a drawn picture and a real one, held out, of the same class. " +
+    "The larger logit is what the " +
     "discriminator takes for real.";
   return [h("h2", {}, "Pair by pair"), h("p", {}, says), h("ul", { class: "duels" }, pairs.map(duel))];
 }
@@ -147,9 +163,11 @@ function judged(rows, held, learnt, compares) {
   const all = [["drawn", rows], ["real, held out", held.data], ["real, learnt from", learnt.data]];
   const groups = all.filter(([, of]) => of.length);
   const zero = compares ? [] : [{ name: "the border that it was trained to", at: 0 }];
-  const parted = () => [{ name: "the border that tells drawn from held out best", at: bestLine(logitsOf(rows), logitsOf(held.data)) }];
+  const best = () => bestLine(logitsOf(rows), logitsOf(held.data));
+  const parted = () => [{ name: "the border that tells drawn from held out best", at: best() }];
   const borders = [...zero, ...(held.data.length ? parted() : [])];
-  const learns = "Where pictures that it learnt from score above those held out, the discriminator knows them by heart.";
+  const learns =
+    "Where pictures that it learnt from score above those held out, the discriminator knows them by heart.";
   const shown = logitsShown(groups.map(([name, of]) => ({ name, logits: logitsOf(of) })), borders);
   return [shown, learnt.data.length ? h("p", {}, learns) : null];
 }
@@ -169,9 +187,11 @@ function ways(state, run) {
   }
   const { first, to, n } = walkOf(state);
   const label = Math.max(0, run.gengen.classes.indexOf(prompt));
+  const ends = `a, b = ${truncation} * model.latents([${first}, ${to}], seed=${seed})`;
+  const walked = { what: "interpolation", n: first / 2 + 1, steps: n, ...words, out: "walk" };
   return {
-    Python: `${load}a, b = ${truncation} * model.latents([${first}, ${to}], seed=${seed})\nimages = model.interpolate(a, b, ${label}, ${n})`,
+    Python: `${load}${ends}\nimages = model.interpolate(a, b, ${label}, ${n})`,
     curl: curl("/gengen/v1/gan", { model: run.id, prompt, seed, truncation, first, to, n }),
-    command: `${name} ${settings({ what: "interpolation", n: first / 2 + 1, steps: n, ...words, out: "walk" })}  # the last row of it`,
+    command: `${name} ${settings(walked)}  # the last row of it`,
   };
 }

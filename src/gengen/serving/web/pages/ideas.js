@@ -1,4 +1,5 @@
-// The ideas side by side: what each family learns, how it draws, what that costs, and where it fails, on runs that are served.
+// The ideas side by side: what each family learns, how it draws, what that costs, and where it fails, on runs that are
+// served.
 
 import { act } from "../act.js";
 import { post } from "../api.js";
@@ -8,7 +9,9 @@ import { pixelsOf, sharpness, twins } from "../pixels.js";
 import { keywords } from "../settings.js";
 
 export const title = "Ideas";
-export const about = "Two ideas make almost everything here: predict what comes next, and undo noise. Two older families stand beside them.";
+export const about =
+  "Two ideas make almost everything here: predict what comes next, and undo noise. " +
+  "Two older families stand beside them.";
 export const makes = "";
 export const usable = (models) => models;
 
@@ -26,14 +29,19 @@ const FAMILIES = [
   },
   {
     name: "Undo noise (diffusion)", makes: "python scripts/train.py model=unet data=emoji", is: (g) => g.edits,
-    learns: "Learns: which picture is behind a noisy one.", draws: "Draws: from pure noise, a little less of it in each step; one or two calls a step.",
+    learns: "Learns: which picture is behind a noisy one.",
+    draws: "Draws: from pure noise, a little less of it in each step; one or two calls a step.",
     fails: "Fails: it needs its steps. The same noise in 2 steps and in 20:", live: diffusion,
   },
   {
-    name: "Squeeze and unfold (autoencoder)", makes: "python scripts/train.py model=vae data=emoji", is: (g) => g.latent,
+    name: "Squeeze and unfold (autoencoder)", makes: "python scripts/train.py model=vae data=emoji",
+    is: (g) => g.latent,
     learns: "Learns: a few numbers from which a picture can be drawn again.",
     draws: "Draws: numbers at random, unfolded in one call.",
-    fails: "Fails: what the numbers do not hold is blurred. A picture with fine lines, made by this page, before and after:", live: autoencoder,
+    fails:
+      "Fails: what the numbers do not hold is blurred. " +
+      "A picture with fine lines, made by this page, before and after:",
+    live: autoencoder,
   },
   {
     name: "Fool a judge (GAN)", makes: "python scripts/train.py model=gan data=emoji", is: (g) => g.family === "gan",
@@ -44,7 +52,9 @@ const FAMILIES = [
 ];
 
 export function show(root, { state, models, signal }) {
-  const found = FAMILIES.map((family) => ({ family, run: models.find((model) => family.is(model.gengen)), place: h("div", { class: "live" }) }));
+  const found = FAMILIES.map(
+    (family) => ({ family, run: models.find((model) => family.is(model.gengen)), place: h("div", { class: "live" }) })
+  );
   const costs = h("div", {});
   const main = act("Draw one of each", draw, signal);
 
@@ -54,8 +64,8 @@ export function show(root, { state, models, signal }) {
     const rows = [];
     for (const { family, run, place } of found) {
       if (!run) continue;
-      const [began, result] = [performance.now(), await family.live(run, stopped, family)];
-      rows.push([family.name, run.id, `${((result.ms ?? performance.now() - began) / 1000).toFixed(2)} s`, result.calls]);
+      const result = await family.live(run, stopped, family);
+      rows.push([family.name, run.id, `${(result.ms / 1000).toFixed(2)} s`, result.calls]);
       fill(place, result.shown);
       fill(costs, table(rows));
     }
@@ -63,14 +73,20 @@ export function show(root, { state, models, signal }) {
   }
   const section = ({ family, run, place }) => h("section", {},
     h("h2", {}, family.name), h("p", {}, family.learns, " ", family.draws),
-    run ? place : [h("p", {}, "No run of this family is served. One that can be:"), h("pre", { tabindex: "0" }, family.makes)]);
+    run
+      ? place
+      : [h("p", {}, "No run of this family is served. One that can be:"), h("pre", { tabindex: "0" }, family.makes)]);
   fill(root, main.element, found.map(section), costs, copyBar(() => ways(found)));
   if (state.get("drawn")) main.run();
 }
 
 function table(rows) {
-  const head = h("tr", {}, ["family", "run", "time of one", "calls of the network"].map((name) => h("th", { scope: "col" }, name)));
-  const body = rows.map(([name, ...rest]) => h("tr", {}, h("th", { scope: "row" }, name), rest.map((cell) => h("td", {}, String(cell)))));
+  const head = h(
+    "tr", {}, ["family", "run", "time of one", "calls of the network"].map((name) => h("th", { scope: "col" }, name)),
+  );
+  const body = rows.map(
+    ([name, ...rest]) => h("tr", {}, h("th", { scope: "row" }, name), rest.map((cell) => h("td", {}, String(cell))))
+  );
   const scrolled = { class: "scroll", tabindex: "0", role: "group", "aria-label": "costs" };
   return [h("h2", {}, "What one costs"), h("div", scrolled, h("table", {}, head, body))];
 }
@@ -82,7 +98,11 @@ async function timed(work) {
 }
 
 function pair(images, names) {
-  return h("div", { class: "strip" }, images.map((png, i) => h("figure", {}, picture(png, names[i]), h("figcaption", {}, names[i]))));
+  return h(
+    "div",
+    { class: "strip" },
+    images.map((png, i) => h("figure", {}, picture(png, names[i]), h("figcaption", {}, names[i]))),
+  );
 }
 
 const TEXT = { prompt: "Once upon a time", max_tokens: 60, seed: 0 };
@@ -100,7 +120,8 @@ async function text(run, signal, family) {
       h("p", { class: "verdict" }, `“${OUTSIDE}” goes on with `, h("code", {}, JSON.stringify(token.text)),
         `, at ${short(100 * token.probability.model)} %.`),
       h("p", {}, "Fails: it may copy what it was trained on, word for word."), said,
-      h("p", {}, "How much of many texts is copied counts ", h("code", {}, `python scripts/evaluate.py runs/${run.id}`), "."),
+      h("p", {}, "How much of many texts is copied counts ",
+        h("code", {}, `python scripts/evaluate.py runs/${run.id}`), "."),
     ],
   };
 }
@@ -115,7 +136,8 @@ async function copied(run, text, signal) {
     const marks = found.longest ? ": those that are marked" : "";
     const said = [
       h("p", { class: "verdict" }, `Of the text above, ${passages(found.longest)} stand so in ${of}${marks}.`),
-      h("p", {}, `Of eight texts that it never saw, as long, it is ${passages(found.held_out)} at most: much more was learnt by heart.`),
+      h("p", {}, `Of eight texts that it never saw, as long, it is ${passages(found.held_out)} at most: `,
+        "much more was learnt by heart."),
     ];
     return { marked: found.longest ? [before, h("mark", {}, passage), after] : text, said };
   } catch (problem) {
@@ -129,7 +151,9 @@ async function diffusion(run, signal, family) {
   const few = await draw(2);
   const [many, ms] = await timed(() => draw(20));
   const calls = many.calls ?? "20, twice that with guidance";
-  return { ms, calls, shown: [h("p", {}, family.fails), pair([few.b64_json, many.b64_json], ["2 steps", "20 steps"])] };
+  return {
+    ms, calls, shown: [h("p", {}, family.fails), pair([few.b64_json, many.b64_json], ["2 steps", "20 steps"])],
+  };
 }
 
 /** A picture of fine lines and a letter, base64 of a PNG. */
@@ -146,12 +170,17 @@ function lines(side) {
 
 async function autoencoder(run, signal, family) {
   const [draw, ms] = await timed(() => post("/gengen/v1/latent", { model: run.id }, signal));
-  const { original, b64_json } = await post("/gengen/v1/reconstruct", { model: run.id, image: lines(run.gengen.side) }, signal);
+  const { original, b64_json } = await post(
+    "/gengen/v1/reconstruct", { model: run.id, image: lines(run.gengen.side) }, signal,
+  );
   const [before, after] = await Promise.all([original, b64_json].map(pixelsOf));
   const left = Math.round((100 * sharpness(after)) / sharpness(before));
   return {
     ms, calls: 1,
-    shown: [pair([draw.b64_json], ["a draw"]), h("p", {}, family.fails), pair([original, b64_json], ["before", "after"]),
+    shown: [
+      pair([draw.b64_json], ["a draw"]),
+      h("p", {}, family.fails),
+      pair([original, b64_json], ["before", "after"]),
       h("p", { class: "verdict" }, `${left} % of the contrast between neighbouring pixels is left.`)],
   };
 }
@@ -197,7 +226,9 @@ function asked({ family, run: { id: model, gengen } }) {
 }
 
 function ways(found) {
-  const served = found.filter(({ run }) => run).map((one) => ({ ...asked(one), name: one.family.live.name, id: one.run.id }));
+  const served = found.filter(({ run }) => run).map(
+    (one) => ({ ...asked(one), name: one.family.live.name, id: one.run.id })
+  );
   const line = ({ name, id, given }) => `${name} = gengen.load(${python(`runs/${id}`)}).generate(${given})`;
   return {
     Python: `import gengen\n\n${served.map(line).join("\n")}`,

@@ -9,9 +9,12 @@ import { promptSource } from "../prompts.js";
 
 export const title = "Prefer";
 export const about =
-  "Which of two texts is better? Your votes are what a reward model learns from; which run wrote which is told after the vote.";
+  "Which of two texts is better? Your votes are what a reward model learns from; " +
+  "which run wrote which is told after the vote.";
 export const makes = "python scripts/train.py model=gpt data=tinystories";
-export const usable = (models) => models.filter((model) => model.gengen.kind === "text" && model.gengen.stage !== "reward");
+export const usable = (models) => models.filter(
+  (model) => model.gengen.kind === "text" && model.gengen.stage !== "reward"
+);
 
 const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "bad", s: "skip" };
 const WORDS = { left: "Left is better", right: "Right is better", tie: "Equally good", bad: "Both bad", skip: "Skip" };
@@ -24,7 +27,9 @@ export async function show(root, { state, runs, signal }) {
   const view = { state, runs, signal, parts, source, pair: null, last: null, following: null, since: 0 };
   const main = act("Show a pair", (stopped) => ask(view, stopped), signal);
   fill(parts.told, h("p", {}, "Nothing voted on yet."));
-  fill(root, form(state, runs, main, source), parts.pair, h("h2", {}, "Your last vote"), h("div", { role: "status" }, parts.told),
+  fill(
+    root, form(state, runs, main, source), parts.pair,
+    h("h2", {}, "Your last vote"), h("div", { role: "status" }, parts.told),
     h("h2", {}, "What your votes say"), parts.figures);
   document.addEventListener("keydown", (event) => pressed(view, main, event), { signal });
   view.next = main.run;
@@ -35,7 +40,10 @@ export async function show(root, { state, runs, signal }) {
 function form(state, runs, main, source) {
   const anew = () => state.set({ number: null }); // another annotator has pairs of her own
   return h("form", { onsubmit: (event) => event.preventDefault() },
-    textField(state, "annotator", "Your name", { value: "me", hint: "votes are counted for each name by itself", changed: anew }),
+    textField(
+      state, "annotator", "Your name",
+      { value: "me", hint: "votes are counted for each name by itself", changed: anew },
+    ),
     runChoice(state, runs, { key: "run", label: "One text by", changed: source.show }),
     runChoice(state, runs, { key: "other", label: "The other by" }),
     slider(state, "temperature", "Temperature", { value: 1, min: 0, max: 2 }),
@@ -70,10 +78,17 @@ async function ask(view, signal) {
     h("figcaption", {}, side === "left" ? "Left" : "Right"),
     h("div", { class: "tokens", tabindex: "0", role: "region", "aria-label": `the ${side} text` }, pair[side]));
   const buttons = Object.entries(KEYS).map(([key, vote]) =>
-    h("button", { type: "button", "aria-keyshortcuts": key, onclick: () => voted(view, vote) }, `${WORDS[vote]} (${key})`));
-  const undo = h("button", { type: "button", "aria-keyshortcuts": "u", onclick: () => undone(view) }, "Undo the last vote (u)");
+    h(
+      "button",
+      { type: "button", "aria-keyshortcuts": key, onclick: () => voted(view, vote) },
+      `${WORDS[vote]} (${key})`,
+    ));
+  const undo = h(
+    "button", { type: "button", "aria-keyshortcuts": "u", onclick: () => undone(view) }, "Undo the last vote (u)",
+  );
   const prompt = h("pre", { tabindex: "0", role: "region", "aria-label": "the prompt" }, pair.prompt);
-  fill(parts.pair, h("h2", {}, `Pair ${pair.number}`), prompt, h("div", { class: "columns" }, text("left"), text("right")),
+  fill(parts.pair, h("h2", {}, `Pair ${pair.number}`), prompt,
+    h("div", { class: "columns" }, text("left"), text("right")),
     h("p", { class: "buttons", role: "group", "aria-label": "your vote" }, ...buttons, undo));
   if (pair.voted) tell(view, pair.voted);
   return `pair ${pair.number}`;
@@ -123,10 +138,12 @@ async function undone(view) {
 /** Say where the texts came from, now that the vote is given. */
 function tell(view, told) {
   view.last = { id: told.id, number: told.number };
-  const run = (side) => `${told[side].name} (step ${told[side].step}, sample ${told[side].index} of seed ${told.seed})`;
-  const again = told.again ? "You had seen this pair before, sides swapped: whether you said the same is counted below." : "";
+  const one = ({ name, step, index }) => `${name} (step ${step}, sample ${index} of seed ${told.seed})`;
+  const seen = "You had seen this pair before, sides swapped: whether you said the same is counted below.";
+  const vote = `Pair ${told.number}: ${WORDS[told.vote].toLowerCase()}.`;
+  const runs = `Left was by ${one(told.left)}, right by ${one(told.right)}.`;
   fill(view.parts.told,
-    h("p", {}, `Pair ${told.number}: ${WORDS[told.vote].toLowerCase()}. Left was by ${run("left")}, right by ${run("right")}. ${again}`),
+    h("p", {}, [vote, runs, told.again ? seen : ""].join(" ")),
     copyBar(() => ways(told)));
 }
 
@@ -135,7 +152,9 @@ function ways(told) {
   const { temperature, max_tokens } = told.settings;
   const how = `seed=${told.seed}, temperature=${python(temperature)}, max_tokens=${max_tokens}, overflow="end"`;
   const messages = [{ role: "user", content: told.prompt }];
-  const prompt = (side) => (told[side].chat ? `[prompt_tokens(run.tokenizer, ${python(messages)})]` : python(told.prompt));
+  const prompt = (side) => (
+    told[side].chat ? `[prompt_tokens(run.tokenizer, ${python(messages)})]` : python(told.prompt)
+  );
   const lines = (side) => [
     `run = gengen.load(${python(`runs/${told[side].name}`)})`,
     `print(run.generate(${prompt(side)}, n=2, ${how})[${told[side].index}].text)`,
@@ -168,8 +187,13 @@ async function count(view) {
     ...wins,
   ];
   fill(view.parts.figures,
-    h("table", {}, h("tbody", {}, ...rows.map(([name, said]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said))))),
-    h("p", {}, "One pair in ten comes again with its sides swapped. Half of the time left is what a fair eye chooses."),
+    h(
+      "table",
+      {},
+      h("tbody", {}, ...rows.map(([name, said]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said)))),
+    ),
+    h("p", {},
+      "One pair in ten comes again with its sides swapped. Half of the time left is what a fair eye chooses."),
     h("p", {}, `Every vote is a line of ${found.file}. This trains a reward model on them:`),
     h("pre", { tabindex: "0", role: "region", "aria-label": "the command" }, found.train));
   return found;

@@ -10,7 +10,8 @@ import { fileUrl, sample, samplesOf, scrubber } from "../scrubber.js";
 
 export const title = "Runs";
 export const about =
-  "What training does to a model: how its loss falls, how fast it goes, what it draws on the way. One that trains now moves as you look.";
+  "What training does to a model: how its loss falls, how fast it goes, what it draws on the way. " +
+  "One that trains now moves as you look.";
 export const usable = (models) => models; // it shows what is on the disk, whatever is served
 
 const MEANING =
@@ -20,11 +21,14 @@ const EVERY_MS = 2000;
 const MOST_SAMPLES = 8;
 const FIRST = /^(train\/loss|val\/.*|.*_per_second|reward.*|kl)$/; // what is looked at first
 const PREVIEWS =
-  "Training draws these itself, always from the same seeds or prompts: what changes from step to step is the model. Pull the slider " +
+  "Training draws these itself, always from the same seeds or prompts: what changes from step to step is the model. " +
+  "Pull the slider " +
   "to see it learn; several runs are shown at the same step.";
 
 export async function show(root, { state, signal }) {
-  const parts = Object.fromEntries(["list", "table", "curves", "others", "samples"].map((name) => [name, h("div", {})]));
+  const parts = Object.fromEntries(
+    ["list", "table", "curves", "others", "samples"].map((name) => [name, h("div", {})])
+  );
   const view = { state, signal, parts, runs: [], curves: new Map(), drawn: "" };
   const axes = [["step", "steps"], ["seconds", "seconds of training"]];
   const across = choice(state, "across", "Curves over", axes, { value: "step", changed: () => draw(view) });
@@ -47,7 +51,8 @@ async function look(view) {
     draw(view);
     await samples(view);
   } catch (error) {
-    if (!signal.aborted) fill(parts.table, h("p", { role: "alert", class: "error" }, `${error.message}; asking again`));
+    const said = h("p", { role: "alert", class: "error" }, `${error.message}; asking again`);
+    if (!signal.aborted) fill(parts.table, said);
   }
 }
 
@@ -102,7 +107,8 @@ function draw(view) {
   const runs = chosen(view).map((run) => ({ run, curve: view.curves.get(run.name) })).filter(({ curve }) => curve);
   fill(view.parts.table, table(runs));
   const across = view.state.get("across", "step");
-  const columns = [...new Set(runs.flatMap(({ curve }) => curve.names))].filter((name) => !["step", "seconds"].includes(name));
+  const all = new Set(runs.flatMap(({ curve }) => curve.names));
+  const columns = [...all].filter((name) => !["step", "seconds"].includes(name));
   const series = (column) => runs.map(({ run, curve }) => ({ name: run.name, points: curve.points(column, across) }));
   const chart = (column) => lines(series(column), column, { x: across === "step" ? "steps" : "s" });
   const [first, others] = [columns.filter((name) => FIRST.test(name)), columns.filter((name) => !FIRST.test(name))];
@@ -133,14 +139,16 @@ function region(label, name, ...children) {
 
 /** What each run drew, at a step of the slider, and evenly over its steps, the newest sample among them. */
 async function samples(view) {
-  const lists = await Promise.all(chosen(view).map(async ({ name }) => ({ name, files: await samplesOf(name, view.signal) })));
+  const listed = async ({ name }) => ({ name, files: await samplesOf(name, view.signal) });
+  const lists = await Promise.all(chosen(view).map(listed));
   const drawn = JSON.stringify(lists);
   if (drawn === view.drawn) return;
   view.drawn = drawn;
   const strips = await Promise.all(lists.map(async ({ name, files }) => {
     const every = Math.ceil(files.length / MOST_SAMPLES) || 1;
     const some = files.filter((_, i) => (files.length - 1 - i) % every === 0);
-    const figures = await Promise.all(some.map((file) => sample(name, file, `what ${name} drew at step ${file.step}`, view.signal)));
+    const shown = (file) => sample(name, file, `what ${name} drew at step ${file.step}`, view.signal);
+    const figures = await Promise.all(some.map(shown));
     const count = files.length ? `${some.length} of ${files.length} samples` : "nothing drawn yet";
     return [h("h3", {}, `${name}: ${count}`), region(`samples of ${name}`, "strip", ...figures)];
   }));

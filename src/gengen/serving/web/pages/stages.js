@@ -10,14 +10,20 @@ import { keywords } from "../settings.js";
 import { Drawn } from "../tokens.js";
 
 export const title = "Stages";
-export const about = "The same prompt and seed through runs before and after fine-tuning: what each answers, and how likely the others would have been to say it.";
-export const makes = "python scripts/train.py run=sft stage=sft init_from=runs/base data=stories\npython scripts/serve.py runs/base runs/sft playground=true";
+export const about =
+  "The same prompt and seed through runs before and after fine-tuning: what each answers, " +
+  "and how likely the others would have been to say it.";
+export const makes =
+  "python scripts/train.py run=sft stage=sft init_from=runs/base data=stories\n" +
+  "python scripts/serve.py runs/base runs/sft playground=true";
 const texts = (models) => models.filter((model) => model.gengen.kind === "text" && model.gengen.stage !== "reward");
 const alike = (runs, one) => runs.filter((run) => run.gengen.tokenizer === one.gengen.tokenizer);
 export const usable = (models) => texts(models).filter((run, _, runs) => alike(runs, run).length > 1);
 
 export function show(root, { state, runs, models, signal }) {
-  const [answers, ratios] = [h("div", { class: "columns" }), h("section", { "aria-label": "the answer under other runs" })];
+  const [answers, ratios] = [
+    h("div", { class: "columns" }), h("section", { "aria-label": "the answer under other runs" }),
+  ];
   const main = act("Ask all", ask, signal);
   let drawn = [];
 
@@ -25,17 +31,23 @@ export function show(root, { state, runs, models, signal }) {
     state.set({ shown: 1 });
     state.push();
     fill(ratios);
-    drawn = alike(runs, chosen(state, runs)).map((run) => ({ run, text: new Drawn(`${run.id} (${run.gengen.stage})`), ended: false }));
+    drawn = alike(runs, chosen(state, runs)).map(
+      (run) => ({ run, text: new Drawn(`${run.id} (${run.gengen.stage})`), ended: false })
+    );
     fill(answers, drawn.map((one) => one.text.element));
     await Promise.all(drawn.map((one) => draw(one, stopped)));
     for (const { id } of rewardRuns(models)) await reward(id, stopped);
-    for (const one of drawn) one.text.element.append(h("button", { type: "button", onclick: () => compare(one, signal) }, "How likely under the others?"));
+    for (const one of drawn) {
+      const onclick = () => compare(one, signal);
+      one.text.element.append(h("button", { type: "button", onclick }, "How likely under the others?"));
+    }
     await compare(drawn.find(({ run }) => run.id === state.get("answer")) ?? drawn[0], stopped);
     return `${drawn.length} answers`;
   }
 
   async function draw(one, stopped) {
-    for await (const { choices } of stream("/v1/completions", { ...request(state), model: one.run.id, logprobs: 0 }, stopped)) {
+    const body = { ...request(state), model: one.run.id, logprobs: 0 };
+    for await (const { choices } of stream("/v1/completions", body, stopped)) {
       one.text.add(choices[0]);
       one.ended ||= choices[0].gengen?.finish_reason === "end";
     }
@@ -56,7 +68,11 @@ export function show(root, { state, runs, models, signal }) {
       const theirs = await logprobs(run.id, state.get("prompt"), one.text.ids, stopped);
       rows.push(shaded(one, run.id, own.map((logprob, i) => logprob - theirs[i])));
     }
-    fill(ratios, h("h2", {}, `The answer of ${one.run.id} under the other runs`), h("p", { class: "about" }, "Orange: likelier to its own run. Blue: likelier to the other. A ratio is the difference of log-probabilities, in nats."), rows);
+    const meaning =
+      "Orange: likelier to its own run. Blue: likelier to the other. " +
+      "A ratio is the difference of log-probabilities, in nats.";
+    const name = h("h2", {}, `The answer of ${one.run.id} under the other runs`);
+    fill(ratios, name, h("p", { class: "about" }, meaning), rows);
   }
 
   fill(
@@ -76,7 +92,12 @@ export function show(root, { state, runs, models, signal }) {
 }
 
 function request(state) {
-  return { prompt: state.get("prompt"), seed: state.number("seed", 0), max_tokens: state.number("max_tokens", 60), temperature: state.number("temperature", 1) };
+  return {
+    prompt: state.get("prompt"),
+    seed: state.number("seed", 0),
+    max_tokens: state.number("max_tokens", 60),
+    temperature: state.number("temperature", 1),
+  };
 }
 
 /** The log-probability of each token of an answer after a prompt, as a run reads it. */
@@ -90,9 +111,15 @@ async function logprobs(model, prompt, ids, signal) {
 
 function shaded(one, other, ratios) {
   const text = new Drawn(`${one.run.id} against ${other}`);
-  text.shade = (i) => (ratios[i] === undefined ? "" : `${ratios[i] < 0 ? "less" : "shade"}-${Math.min(9, Math.ceil(2 * Math.abs(ratios[i])))}`);
+  const shade = (ratio) => `${ratio < 0 ? "less" : "shade"}-${Math.min(9, Math.ceil(2 * Math.abs(ratio)))}`;
+  text.shade = (i) => (ratios[i] === undefined ? "" : shade(ratios[i]));
   const { tokens } = one.text;
-  const all = { tokens: tokens.map(({ name }) => name), token_ids: one.text.ids, token_logprobs: tokens.map(({ logprob }) => logprob), text_offset: tokens.map(({ offset }) => offset) };
+  const all = {
+    tokens: tokens.map(({ name }) => name),
+    token_ids: one.text.ids,
+    token_logprobs: tokens.map(({ logprob }) => logprob),
+    text_offset: tokens.map(({ offset }) => offset),
+  };
   text.add({ text: one.text.text, logprobs: all });
   [...text.list.children].forEach((token, i) => (token.title = `${short(ratios[i])} nats`));
   const total = ratios.reduce((a, b) => a + b, 0);
@@ -103,10 +130,13 @@ function shaded(one, other, ratios) {
 function ways(state, runs) {
   const { prompt, ...how } = request(state);
   const names = alike(runs, chosen(state, runs)).map((run) => run.id);
-  const draw = `gengen.load(f"runs/{name}").generate(${python(prompt)}, overflow="end", ${keywords(how, python)})[0].text`;
+  const given = `${python(prompt)}, overflow="end", ${keywords(how, python)}`;
+  const draw = `gengen.load(f"runs/{name}").generate(${given})[0].text`;
   return {
     Python: `import gengen\n\nfor name in ${python(names)}:\n    print(${draw})`,
     curl: names.map((model) => curl("/v1/completions", { model, prompt, ...how })).join("\n"),
-    command: names.map((name) => `python scripts/sample.py runs/${name} n=1 overflow=end ${settings({ prompt, ...how })}`).join("\n"),
+    command: names.map(
+      (name) => `python scripts/sample.py runs/${name} n=1 overflow=end ${settings({ prompt, ...how })}`
+    ).join("\n"),
   };
 }

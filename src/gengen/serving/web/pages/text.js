@@ -11,9 +11,12 @@ import { anyOf, controlFields, controlsOf, keywords, otherFields } from "../sett
 import { Drawn } from "../tokens.js";
 
 export const title = "Text";
-export const about = "A language model draws one token after another. The darker a token, the less the model expected it.";
+export const about =
+  "A language model draws one token after another. The darker a token, the less the model expected it.";
 export const makes = "python scripts/train.py model=gpt data=tinystories";
-export const usable = (models) => models.filter((model) => model.gengen.kind === "text" && model.gengen.stage !== "reward");
+export const usable = (models) => models.filter(
+  (model) => model.gengen.kind === "text" && model.gengen.stage !== "reward"
+);
 
 const OTHER = "b_"; // keys of the second settings
 
@@ -61,7 +64,9 @@ export function show(root, { state, runs, signal }) {
     marked = one;
     state.set({ token: `${one.key}.${i}` });
     const { model, prompt } = one.group.body;
-    await next.ask({ model, prompt }, one.text.ids.slice(0, i), one.text.tokens[i], controlsOf(state, one.group.prefix), stopped);
+    await next.ask(
+      { model, prompt }, one.text.ids.slice(0, i), one.text.tokens[i], controlsOf(state, one.group.prefix), stopped,
+    );
   }
 
   function branch(ids) {
@@ -75,7 +80,12 @@ export function show(root, { state, runs, signal }) {
     if (!state.get("from")) return;
     const found = await post("/v1/detokenize", { model: chosen(state, runs).id, tokens: idsOf(state) }, stopped);
     const back = h("button", { type: "button", onclick: () => branch([]) }, "Back to the prompt alone");
-    fill(origin, h("p", {}, "Goes on from here, where a token was chosen: "), h("pre", { tabindex: "0" }, found.text), back);
+    fill(
+      origin,
+      h("p", {}, "Goes on from here, where a token was chosen: "),
+      h("pre", { tabindex: "0" }, found.text),
+      back,
+    );
   }
 
   const changed = () => next.draw(controlsOf(state, marked?.group.prefix));
@@ -84,7 +94,12 @@ export function show(root, { state, runs, signal }) {
     root,
     h("form", { onsubmit: (event) => event.preventDefault() },
       runChoice(state, runs, { changed: otherPrompt }),
-      textField(state, "prompt", "Prompt", { rows: 2, hint: "how the text begins; empty: the model begins one", changed: otherPrompt }),
+      textField(
+        state,
+        "prompt",
+        "Prompt",
+        { rows: 2, hint: "how the text begins; empty: the model begins one", changed: otherPrompt },
+      ),
       numberField(state, "max_tokens", "Tokens", { value: 100, min: 1 }),
       numberField(state, "seed", "Seed", { value: 0, min: 0, hint: "the same seed draws the same text" }),
       numberField(state, "n", "Texts", { value: 1, min: 1, max: 16, hint: "of each seed" }),
@@ -127,7 +142,9 @@ function sameness(drawn) {
     const other = drawn.find(({ key }) => OTHER + key === one.key);
     const [a, b] = [one.text.ids, other.text.ids];
     const same = a.findIndex((id, i) => id !== b[i]);
-    return h("p", {}, `${other.label}: ${same < 0 ? "all" : `the first ${same}`} tokens are the same under both controls.`);
+    return h(
+      "p", {}, `${other.label}: ${same < 0 ? "all" : `the first ${same}`} tokens are the same under both controls.`,
+    );
   });
 }
 
@@ -135,9 +152,9 @@ function ways(state, runs) {
   const bodies = planned(state, runs).map(({ body: { logprobs, ...body } }) => body);
   const [{ model, prompt }] = bodies;
   const ofTokens = Array.isArray(prompt);
+  const begun = python(ofTokens ? [prompt] : prompt);
   const draw = ({ model: _, prompt: __, ...how }) =>
-    `for sample in run.generate(${python(ofTokens ? [prompt] : prompt)}, overflow="end", ${keywords(how, python)}):\n` +
-    "    print(sample.text)";
+    `for sample in run.generate(${begun}, overflow="end", ${keywords(how, python)}):\n    print(sample.text)`;
   const command = ({ model: _, ...how }) => `python scripts/sample.py runs/${model} overflow=end ${settings(how)}`;
   const none = "# a command goes on from a text; this goes on from tokens, one of which was chosen";
   return {
