@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 seeds ?= 1
 split ?= test
 run ?= gpt-tinystories-1
-.PHONY: help setup train serve play align test slow faults lint docs clean
+.PHONY: help setup train serve play align test slow faults screenshots lint docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -39,6 +39,10 @@ slow: .venv/installed  ## the tests that take over five seconds each, but for th
 
 faults: .venv/installed  ## every fault the tests can inject, in under half an hour, and the table of what held
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fault tests/[a-z]*/
+
+screenshots: .venv/installed  ## pictures of the playground for docs/, of runs that are trained for them where there are none yet
+	$(BIN)/python tests/playground/pictured_runs.py build/pictured
+	PICTURED_RUNS=build/pictured $(BIN)/python -m pytest tests/playground/test_screenshots.py
 
 lint: .venv/installed  ## ruff, its format, and mypy
 	$(BIN)/ruff check .
