@@ -26,6 +26,7 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "before_after": ([str(FOLDER.parent), "blocks=1", "steps=1", "{text}"], r"this / other \d"),
     "best_of": (["{words}", "n=2", "of=2", "steps=1"], r"the first: (.|\n)*the best of 2: "),
+    "busy": (["blocks=1", "steps=1", "{text}"], r"share of its speed \d"),
     "calibration": (["{codec}"], r"blurred by \.8 pixels +\d"),
     "collapse": (["{pictures}"], r"250 different images: coverage \d"),
     "decoding": (
@@ -43,6 +44,10 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     "preferences": (
         ["{sft}", "answers=2", "epochs=1", "prompts=2", "threads=1", "questions=4", "held_out=4"],
         r"step 2/2  accuracy \d\.\d+ of",
+    ),
+    "preparing": (
+        ["megabytes=17", "text=1", "vocab=300", "workers=1"],
+        r"killed after part 1 of 2(.|\n)*the same files: True\none .txt of 1 MB",
     ),
     "results": (["{codec}"], r"PSNR \d+\.\d+ dB"),
     "ring": (["seconds=0.5", "seeds=1"], r"the plain loss.* of 8 modes"),

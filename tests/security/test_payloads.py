@@ -43,7 +43,6 @@ from gengen.data.sources.base import read_records
 from gengen.data.sources.skips import Skips
 from gengen.data.text import foreign_tokenizer, tokenizer
 from gengen.data.text.foreign_tokenizer import ForeignTokenizer
-from gengen.data.text.sources import files as text_sources
 from gengen.data.text.sources.base import text_source
 from gengen.data.text.tokenizer import TextTokenizer, byte_alphabet
 from gengen.errors import UserError
@@ -527,13 +526,11 @@ def test_a_picture_that_promises_2_5_billion_pixels_and_eps_named_png(
         (folder / name).unlink()
 
 
-def test_texts_and_lines_have_a_size(
+def test_lines_have_a_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(text_sources, "MAX_TEXT", 1000)
     monkeypatch.setattr(text_files, "MAX_LINE", 1000)
     for name, raw, words in [
-        ("a.txt", b"x " * 501, "1,002 bytes, which are one document; at most 1,000 are read"),
         ("a.jsonl", b'{"text": "' + b"x" * 1001 + b'"}\n', "line 1: longer than 1,000 bytes"),
         ("b.jsonl", b"[" * 900 + b"]" * 90, "line 1: not JSON"),
         ("c.jsonl", b'{"text": ' + b"[" * 40 + b"]" * 40 + b"}", "line 1: not JSON (nested deeper than 32)"),
@@ -696,8 +693,8 @@ def test_every_promise_names_tests_that_exist_and_limits_that_hold() -> None:
         importing.MAX_BYTES,
     ]
     assert found == [32 * mib, 1_048_576, 10, 2048 * mib, 200, 1024 * mib]
-    found = [MAX_PIXELS, text_files.MAX_LINE, text_sources.MAX_TEXT]
-    assert found == [64_000_000, 16 * mib, 4096 * mib]
+    found = [MAX_PIXELS, text_files.MAX_LINE]
+    assert found == [64_000_000, 16 * mib]
     found = [json_schema.MAX_BYTES, json_schema.MAX_ALTERNATIVES, json_schema.MAX_ONE_OF, patterns.MAX_REPEAT]
     assert found == [2**16, 1000, 100, 1000]
     found = [grammar_trial.SECONDS, grammar_trial.MEMORY, grammar.compiled.cache_info().maxsize, tools.MAX_TOOLS]

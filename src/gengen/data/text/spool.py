@@ -1,7 +1,7 @@
 """Documents on disk, between being read and being encoded: in segments, which are encoded apart from each other.
 
     texts-00000.bin ...  pieces of documents, each behind its bytes, its document's number and its place in that
-    documents.npy        (3, N) uint64: hash, bytes and characters of each document
+    documents.bin        (3, N) uint64: hash, bytes and characters of each document
     spool.json           written last: the spool is whole
 
 What a killed process left of it is gone on with.
@@ -90,7 +90,7 @@ def open_spool(folder: Path) -> Spool | None:
     try:
         facts = json.loads((folder / "spool.json").read_bytes())
         if facts["layout"] == LAYOUT:
-            hashes, sizes, lengths = np.load(folder / "documents.npy")
+            hashes, sizes, lengths = np.fromfile(folder / "documents.bin", np.uint64).reshape(3, -1)
             return Spool(
                 folder, facts["segments"], hashes, sizes.astype(np.int64), lengths.astype(np.int64), facts["facts"]
             )
@@ -119,8 +119,8 @@ def write_spool(folder: Path, documents: Iterable[Document], whole: bool) -> tup
                 column.append(value)
             if len(origins) < MAX_ORIGINS:
                 origins[document.origin] = None
-    np.save(folder / "documents.npy", np.array([hashes, sizes, lengths], np.uint64))
-    fsync(folder / "documents.npy")
+    np.array([hashes, sizes, lengths], np.uint64).tofile(folder / "documents.bin")
+    fsync(folder / "documents.bin")
     return segments.count, list(origins)
 
 
