@@ -46,6 +46,7 @@ async def pictures(client: httpx.AsyncClient, model: str) -> None:
 def questions(url: str, ended: Event, waited: Connection) -> None:
     """Ask again and again until `ended`, then send the seconds of each answer."""
     found: list[float] = []
+    waited.send(found)  # it has begun
     with httpx.Client(base_url=url, timeout=600) as client:
         while not ended.is_set():
             begun = time.perf_counter()
@@ -73,6 +74,7 @@ def measure(url: str, *asked: Any) -> list[float]:
     ended, (here, there) = new.Event(), new.Pipe()
     process = new.Process(target=questions, args=(url, ended, there))
     process.start()
+    here.recv()
     asyncio.run(load(url, *asked))
     ended.set()
     waited: list[float] = here.recv()

@@ -28,6 +28,7 @@ from peers import nano_loop
 from turns import arguments, measured_peaks, ratio, spread, take_turns
 
 from gengen.config.compose import compose_train, read_command_line
+from gengen.config.data import TextConfig
 from gengen.config.train import TrainConfig
 from gengen.data.text.shards import TokenStream, open_shard, write_shards
 from gengen.hardware import pick_precision
@@ -53,6 +54,8 @@ THEIRS = [
 
 class RandomText:
     """Prepared data whose training part is random tokens, always the same."""
+
+    config = TextConfig(order=1)
 
     def __init__(self, folder: Path):
         tokens = torch.randint(VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(0)).numpy()

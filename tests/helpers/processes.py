@@ -42,6 +42,8 @@ def start(argv: list[str], said: Path, fault: str = "", before: Callable[[], obj
         os.dup2(words, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         os.environ["GENGEN_FAULT"] = fault
+        if compiler := sys.modules.get("torch._inductor.config"):
+            setattr(compiler, "compile_threads", 1)  # the helpers that compile belong to the process that was forked
         before()
         code = main(argv)
     except BaseException:

@@ -17,46 +17,21 @@ Groups = Iterable[dict[str, Any]]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-WIDE = 1.7  # columns a row from which the iteration on the Gram matrix takes fewer operations
-
-
 def orthogonalized(x: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Return nearly U V^T for matrices U S V^T (..., m, n): Muon's quintic Newton-Schulz (Jordan et al. 2024).
 
     Singular values end between about 0.7 and 1.2, which trains as well as 1 and is cheap. bf16 is enough for each
     product; where it is emulated, fp32 is many times as fast.
     """
+    a, b, c = COEFFICIENTS
     shape, tall = x.shape, x.shape[-2] > x.shape[-1]
     x = x.reshape(-1, *shape[-2:])
     x = x.mT if tall else x  # (B, m, n), m <= n
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
-    wide = x.shape[-1] > WIDE * x.shape[-2] and dtype != torch.bfloat16  # which a chain of products rounds too often
-    x = (by_gram if wide else by_products)(x, steps)
-    return (x.mT if tall else x).reshape(shape)
-
-
-def by_products(x: Tensor, steps: int) -> Tensor:
-    """Repeat x <- (a + b G + c G^2) x with G = x x^T."""
-    a, b, c = COEFFICIENTS
-    for _ in range(steps):
+    for _ in range(steps):  # x <- (a + b G + c G^2) x with G = x x^T; a product takes the sum along
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def by_gram(x: Tensor, steps: int) -> Tensor:
-    """Compute the same by products of (m, m) alone: P = a + b G + c G^2 commutes with G, so that the next G is P G P,
-    and all P are applied to x in the end, as one."""
-    a, b, c = COEFFICIENTS
-    gram, applied = x @ x.mT, None
-    for step in range(steps):
-        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        applied = p if applied is None else p @ applied
-        if step < steps - 1:
-            gram = p @ (p @ gram)
-    assert applied is not None
-    return applied @ x
+    return (x.mT if tall else x).reshape(shape)
 
 
 class Muon(torch.optim.Optimizer):
