@@ -105,7 +105,7 @@ ACTS = {
         "diffusion?run=unet&steps=250&sampler=heun&drawn=1", "/gengen/v1/denoise", ".strip img >> nth=2", watch_images
     ),
     "edit": Act(
-        "edit?run=unet&mask=left&steps=5&resamples=20&n=4&drawn=1", "/gengen/v1/images/edits",
+        "edit?run=unet&mask=left&steps=25&resamples=20&n=4&drawn=1", "/gengen/v1/images/edits",
         ".output img >> nth=0", watch_images,
     ),
 }  # fmt: skip

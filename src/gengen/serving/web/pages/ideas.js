@@ -137,7 +137,7 @@ async function copied(run, text, signal) {
     const said = [
       h("p", { class: "verdict" }, `Of the text above, ${passages(found.longest)} stand so in ${of}${marks}.`),
       h("p", {}, `Of eight texts that it never saw, as long, it is ${passages(found.held_out)} at most: `,
-        "much more was learnt by heart."),
+        "far more than that would be learnt by heart."),
     ];
     return { marked: found.longest ? [before, h("mark", {}, passage), after] : text, said };
   } catch (problem) {
