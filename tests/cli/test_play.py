@@ -49,17 +49,22 @@ def test_without_a_run_it_says_which_command_makes_one(
     )
 
 
-def test_a_damaged_run_makes_way_for_the_next_newest(written: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_makes_way_for_the_next_newest(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And without a file of votes none is written."""
+    monkeypatch.chdir(tmp_path)
     for name in ("new", "old"):
         shutil.copytree(written / name, tmp_path / "runs" / name)
     weights = tmp_path / "runs/new/checkpoints/step-000000007/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    settings = [f"runs_dir={tmp_path}/runs", "preferences=null"]
+    settings = [f"runs_dir={tmp_path}/runs", "preferences="]
     with process(settings, tmp_path / "said.txt", command="play") as server:
         assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["old"]
         assert server.get("/").status_code == 200
         assert "new is passed over: " in server.said.read_text()
         assert f"open {server.url}/ in a browser" in server.said.read_text()
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == []
 
 
 def test_a_run_that_is_named_must_be_there(written: Path, capsys: pytest.CaptureFixture[str]) -> None:

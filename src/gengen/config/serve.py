@@ -106,5 +106,5 @@ class PlayConfig(ServeConfig):
     playground: bool = option(True, "serve the pages, at /")
     preferences: str | None = option(
         "preferences.jsonl",
-        "file that the page of preferences adds votes to, as data=preferences reads it; null = none are taken",
+        "file that the page of preferences adds votes to, as data=preferences reads it; empty = none are taken",
     )
