@@ -3,7 +3,9 @@
     python benchmarks/kernels.py [rounds=9] [threads=2] [layers=6]
 
 Training attention: 16 texts of 256 tokens, 6 heads of 64, bf16, forward and backward. Decoding attention: one query
-a row over 256 slots of each layer. Decoding maps: the matrices of a model for one row (12 M: 25 of them), each read
+a row over 256 slots of each layer. Dropout: of a residual branch, 8 texts of 256 tokens, 256 wide, compiled with what
+stands around it, forward and backward; Muon's iteration: a layer's maps of a model of that width, as it was written
+before and as it is. Decoding maps: the matrices of a model for one row (12 M: 25 of them), each read
 from memory once a round.
 """
 
@@ -18,7 +20,9 @@ from torch import Tensor
 from turns import arguments
 
 from gengen.models.kernels.attention import attend_bf16_cpu, attend_decode_cpu
+from gengen.models.kernels.dropout import dropout
 from gengen.models.kernels.linear import product_sums
+from gengen.training.optim.muon import COEFFICIENTS, orthogonalized
 
 BLOCK, HEAD = [(1152, 384), (384, 384), (2048, 384), (384, 1024)], (4096, 384)
 
@@ -50,6 +54,41 @@ def training(rounds: int) -> None:
         {"torch's fused": fused, "attend_bf16_cpu": run(lambda q, k, v: attend_bf16_cpu(q, k, v, None))},
         rounds,
     )
+
+
+def dropout_in_training(rounds: int) -> None:
+    x, branch = (torch.randn(8, 256, 256, requires_grad=True) for _ in range(2))
+
+    def run(drop: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        compiled = torch.compile(lambda x, branch: x + drop(2 * branch))
+        return lambda: compiled(x, branch).backward(torch.ones_like(x))
+
+    ways = {
+        "torch's": run(lambda x: F.dropout(x, 0.1)),
+        "ours": run(lambda x: dropout(x, 0.1)),
+        "none": run(lambda x: x),
+    }
+    compare("dropout of a branch, compiled", ways, rounds)
+
+
+@torch.no_grad()
+def iteration(rounds: int) -> None:
+    def written_out(x: Tensor, steps: int = 5) -> Tensor:
+        a, b, c = COEFFICIENTS
+        x = x.mT if (tall := x.shape[-2] > x.shape[-1]) else x
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.mT if tall else x
+
+    for shape in ((6, 256, 256), (12, 128, 256), (12, 683, 256)):
+        maps = torch.randn(shape)
+        ways = {
+            "sums by themselves": lambda x=maps: written_out(x),
+            "sums in products": lambda x=maps: orthogonalized(x, dtype=torch.float32),
+        }
+        compare(f"Muon's iteration, {shape}, fp32", ways, rounds)
 
 
 @torch.no_grad()
@@ -96,6 +135,8 @@ def main(rounds: int, threads: int, layers: int) -> None:
     torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
     training(rounds)
+    dropout_in_training(rounds)
+    iteration(rounds)
     for rows in (1, 32):
         for dtype in (torch.float32, torch.bfloat16):
             attention(rounds, layers, rows, dtype)

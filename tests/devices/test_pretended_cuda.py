@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gengen.checkpoints import store
 from gengen.cli import main
@@ -31,6 +32,7 @@ from gengen.training.objective import Objective
 from gengen.training.objectives import preference
 from gengen.training.objectives.online_rl import OnlineRL
 from gengen.training.optim.muon import Muon
+from gengen.training.vote import LateVote
 from helpers.pretended import CPU, OWN, pretended
 
 
@@ -239,6 +241,28 @@ def test_so_does_a_model_that_computes_in_another_way(life: Any, name: str, sett
     run.settings += [f"model.{setting}" for setting in settings] + ["trainer.spike=6", "optim.ema=0.9"]
     run.begin()
     run.go_on()
+
+
+def test_a_vote_is_read_on_the_host_only_behind_its_event(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A step later, when the device has long been past it."""
+    told: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            told.append("recorded")
+
+        def synchronize(self) -> None:
+            told.append("waited for")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pretended(monkeypatch):
+            vote = LateVote()
+            assert [vote(step == 1, OWN) for step in range(4)] == [False, False, True, False]
+    finally:
+        dist.destroy_process_group()
+    assert told == ["recorded"] + 3 * ["recorded", "waited for"]
 
 
 # --- the faults that this was written for, put back

@@ -9,23 +9,14 @@ from contextlib import contextmanager
 import uvicorn
 
 from gengen.serving.app import Application
-from gengen.serving.server import PatientProtocol, listen
+from gengen.serving.server import PatientProtocol, listen, settings_of
 
 
 @contextmanager
 def in_a_thread(application: Application, protocol: type[PatientProtocol] = PatientProtocol) -> Iterator[str]:
     """Serve an application; yield its address. protocol: what speaks with each connection."""
     sock = listen("127.0.0.1", 0)
-    settings = uvicorn.Config(
-        application.asgi,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        loop="asyncio",
-        log_config=None,
-        timeout_graceful_shutdown=3,
-    )
-    server = uvicorn.Server(settings)
+    server = uvicorn.Server(settings_of(application, protocol))
 
     async def serve() -> None:
         application.start()

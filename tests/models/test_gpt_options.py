@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from gengen.config.model import GPTConfig
 from gengen.errors import UserError
@@ -433,6 +433,7 @@ def test_flex_attention_sees_what_the_mask_shows(name: str, monkeypatch: pytest.
         name
     ) or DOCUMENTS[name]
     model, (tokens, _) = lively(**({"document_token": 0} | config)), packed()
+    monkeypatch.setattr(kernels, "compiled", lambda function: function)  # slow, and a test's own subject below
     with torch.no_grad():
         masked = model(tokens)
         monkeypatch.setattr(GPT, "uses_flex_attention", lambda self, device: True)
@@ -446,24 +447,22 @@ def test_flex_attention_sees_what_the_mask_shows(name: str, monkeypatch: pytest.
 
 @pytest.mark.slow  # compiles
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_blocks_are_those_of_each_batch_and_are_compiled_once() -> None:
-    """What CUDA takes. A builder that kept the documents of its first batch would be noticed."""
-    create = kernels.compiled(create_block_mask)
-
-    def mask(documents: Tensor, builder: Any) -> BlockMask:
-        def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return kernels.is_visible(query, key, 40) & (documents[b, query] == documents[b, key])
-
-        made: BlockMask = builder(visible, 2, None, 512, 512, "cpu")
-        return made
-
+def test_compiled_blocks_are_those_of_each_batch_and_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A builder that kept the documents of its first batch would be noticed."""
     batches = [(torch.arange(512) >= 128 * torch.tensor([[i], [3]])).long() for i in (1, 2, 3)]
+    tokens = torch.zeros(2, 512, dtype=torch.long)
+
+    def dense(documents: Tensor) -> Tensor:
+        made = packed_mask(tokens, documents, 40, blocks=True)
+        assert isinstance(made, BlockMask)
+        return made.to_dense()
+
     torch._dynamo.utils.counters.clear()
-    for documents in batches:
-        assert torch.equal(mask(documents, create).to_dense(), mask(documents, create_block_mask).to_dense())
+    found = [dense(documents) for documents in batches]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
-    dense = [mask(documents, create).to_dense() for documents in batches]
-    assert not torch.equal(dense[0], dense[1]), "these batches would show nothing"
+    monkeypatch.setattr(kernels, "compiled", lambda function: function)
+    assert all(torch.equal(a, dense(documents)) for a, documents in zip(found, batches, strict=True))
+    assert not torch.equal(found[0], found[1]), "these batches would show nothing"
 
 
 # --- initial values, checkpointing, compilation, refusals

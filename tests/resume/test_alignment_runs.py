@@ -47,7 +47,11 @@ STAGES: dict[
     "dpo": ("preferences", ["data=preferences"]),
     "ppo": ("prompts", ["data=prompts", *DRAWN, "stage.kl_target=0.01", "stage.kl_horizon=100"]),
     "grpo": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4"]),
-}
+    "dpo by simpo": ("preferences", ["data=preferences", "stage.loss=simpo", "stage.beta=2"]),
+    "dpo by orpo": ("preferences", ["data=preferences", "stage.loss=orpo"]),
+    "grpo of answers": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4", "stage.overlong=3",
+        "stage.importance=sequence", "stage.aggregate=sequence"]),
+}  # fmt: skip
 Made = Callable[[str], tuple[list[str], Path]]
 
 
@@ -59,11 +63,12 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
     def of(stage: str) -> tuple[list[str], Path]:
         if stage not in made:
             kind, own = STAGES[stage]
-            few = tmp_path_factory.mktemp(stage) / f"{kind}.jsonl"
+            name = stage.replace(" ", "-")
+            few = tmp_path_factory.mktemp(name) / f"{kind}.jsonl"
             few.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), 60)))
             source = base if stage == "sft" else of("sft")[1]
             settings = [
-                f"stage={stage}",
+                f"stage={stage.split()[0]}",
                 f"init_from={source}",
                 *own,
                 f"data.path={few}",
@@ -71,8 +76,8 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
                 "data.batch_size=8",
             ]
             settings += [f"stage.reward={of('reward')[1]}"] if kind == "prompts" else []
-            made[stage] = [*settings, *RHYTHM, *tiny_alignment], runs / stage
-            assert main(["train", *made[stage][0], f"runs_dir={runs}", f"run={stage}"]) == 0
+            made[stage] = [*settings, *RHYTHM, *tiny_alignment], runs / name
+            assert main(["train", *made[stage][0], f"runs_dir={runs}", f"run={name}"]) == 0
         return made[stage]
 
     return of

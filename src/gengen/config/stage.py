@@ -107,7 +107,9 @@ class DPOConfig(TuningConfig):
     @property
     def takes_mean(self) -> bool:
         """Whether log-probabilities are means over an answer's tokens."""
-        return self.reduction == "mean" or (self.reduction == "auto" and self.loss in ("ipo", "simpo", "orpo"))
+        return self.reduction == "mean" or (
+            self.reduction == "auto" and (self.loss == "ipo" or not self.needs_reference)
+        )
 
 
 @dataclass

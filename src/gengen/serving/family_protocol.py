@@ -30,6 +30,17 @@ SPAN = 6.0  # deviations to either side that a latent may have
 
 
 @dataclass
+class OfRun:
+    """What is asked of one run."""
+
+    model: str = option("", "the run, by its name")
+
+    def check(self) -> None:
+        """Raise ApiError where parameters do not go together."""
+        check_model(self.model)
+
+
+@dataclass
 class NextRequest(Controls):
     """The body of POST /gengen/v1/next: which token would be next, and what each control makes of it."""
 
@@ -74,10 +85,9 @@ def read_deviations(key: str, value: Json) -> list[float | None]:
 
 
 @dataclass
-class LatentRequest:
+class LatentRequest(OfRun):
     """The body of POST /gengen/v1/latent: what an autoencoder decodes from a latent."""
 
-    model: str = option("", "the run, by its name")
     seed: int = option(0, "the draw from the prior that is changed", low=0, high=MAX_SEED)
     first: int = option(0, "its number", low=0, high=SAMPLES)
     deviations: list[float | None] = parameter(
@@ -87,24 +97,15 @@ class LatentRequest:
         0, "also name so many channels, those first that change the picture most", low=0, high=MAX_CHANNELS
     )
 
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
-
 
 @dataclass
-class PathRequest:
+class PathRequest(OfRun):
     """The body of POST /gengen/v1/latent/path: what an autoencoder decodes between two draws of its prior."""
 
-    model: str = option("", "the run, by its name")
     seed: int = option(0, "of both draws", low=0, high=MAX_SEED)
     first: int = option(0, "number of the draw to go from", low=0, high=SAMPLES)
     to: int = option(1, "number of the draw to go to, on the great arc", low=0, high=SAMPLES)
     steps: int = option(8, "images, both ends among them", low=2, high=MAX_FRAMES)
-
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
 
 
 def read_channels(key: str, value: Json) -> list[int]:
@@ -115,39 +116,31 @@ def read_channels(key: str, value: Json) -> list[int]:
 
 
 @dataclass
-class PlaneRequest:
+class PlaneRequest(OfRun):
     """The body of POST /gengen/v1/latent/plane: a draw of an autoencoder's prior, with two channels moved."""
 
-    model: str = option("", "the run, by its name")
     seed: int = option(0, "the draw from the prior that is changed", low=0, high=MAX_SEED)
     first: int = option(0, "its number", low=0, high=SAMPLES)
     channels: list[int] = parameter(read_channels, "the channel that changes down, and the one across", [0, 1])
     steps: int = option(5, "images a side, from -3 to 3 standard deviations", low=2, high=MAX_SIDE)
 
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
-
 
 @dataclass
-class ReconstructRequest:
+class ReconstructRequest(OfRun):
     """The body of POST /gengen/v1/reconstruct: a picture, through an autoencoder's latents and back."""
 
-    model: str = option("", "the run, by its name")
     image: BytesIO | None = parameter(read_picture, "the picture, in base64; its centre square is taken")
 
     def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
+        super().check()
         if self.image is None:
             raise invalid("image", "image is missing: the picture to reconstruct, in base64", MISSING)
 
 
 @dataclass
-class GanRequest:
+class GanRequest(OfRun):
     """The body of POST /gengen/v1/gan: images, and what the discriminator says of them."""
 
-    model: str = option("", "the run, by its name")
     prompt: str = option("", 'classes, by name or number; "" = all in turn')
     n: int = option(1, "images", low=1, high=MAX_N)
     seed: int = option(0, "image i is a function of seed and i alone", low=0, high=MAX_SEED)
@@ -158,8 +151,7 @@ class GanRequest:
     truncation: float = option(1.0, "factor on z", above=0, high=10)
 
     def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
+        super().check()
         if self.to is not None and self.n < 2:
             raise invalid("n", "n: a way from one sample to another has 2 images at least, both ends")
         if len(self.prompt) > MAX_TEXT:
@@ -176,10 +168,9 @@ def read_responses(key: str, value: Json) -> list[str]:
 
 
 @dataclass
-class ScoreRequest:
+class ScoreRequest(OfRun):
     """The body of POST /gengen/v1/score: what a reward model thinks of answers."""
 
-    model: str = option("", "the run, by its name")
     prompt: str | None = option(None, "what was asked")
     messages: list[dict[str, str]] = parameter(
         read_messages, "or a conversation, up to where the assistant speaks", []
@@ -188,8 +179,7 @@ class ScoreRequest:
     ended: bool = option(True, "whether they have ended, or were cut off")
 
     def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
+        super().check()
         if (self.prompt is None) == (not self.messages):
             raise invalid("prompt", "give prompt, a text, or messages, a conversation", MISSING)
         if not self.responses:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from gengen.config.fields import choice, option
-from gengen.serving.protocol import MAX_SEED, MISSING, check_model, invalid
+from gengen.serving.family_protocol import OfRun
+from gengen.serving.protocol import MAX_SEED, MISSING, invalid
 
 MAX_REAL = 64  # pictures of a request
 MAX_COMPARED = 4_000  # characters of a text that is compared
@@ -11,29 +12,22 @@ MAX_PROMPTS = 50  # of a request
 
 
 @dataclass
-class RealRequest:
+class RealRequest(OfRun):
     """The body of POST /gengen/v1/real: pictures of a GAN's own data, as its discriminator judges them."""
 
-    model: str = option("", "the run, by its name")
     part: str = choice("val", ["val", "train"], "val: held out; train: those that the discriminator learnt from")
     prompt: str = option("", "a class, or several with commas between; empty = any")
     n: int = option(16, "pictures, evenly over the part; fewer where it has fewer", low=1, high=MAX_REAL)
 
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
-
 
 @dataclass
-class CopiedRequest:
+class CopiedRequest(OfRun):
     """The body of POST /gengen/v1/copied: what of a text stands word for word in what a run was trained on."""
 
-    model: str = option("", "the run, by its name")
     text: str = option("", "the text to compare")
 
     def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
+        super().check()
         if not self.text:
             raise invalid("text", "text is missing: what to compare with the training text", MISSING)
         if len(self.text) > MAX_COMPARED:
@@ -41,26 +35,16 @@ class CopiedRequest:
 
 
 @dataclass
-class PromptsRequest:
+class PromptsRequest(OfRun):
     """The body of POST /gengen/v1/prompts: prompts of what was held out from a run's training."""
 
-    model: str = option("", "the run, by its name")
     first: int = option(0, "number of the first", low=0, high=2**31 - 1)
     n: int = option(10, "how many; fewer at the end", low=1, high=MAX_PROMPTS)
 
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)
-
 
 @dataclass
-class GameRequest:
+class GameRequest(OfRun):
     """The body of POST /gengen/v1/gan/game: each discriminator that was saved against each generator."""
 
-    model: str = option("", "the run, by its name")
     seed: int = option(0, "of the drawn pictures", low=0, high=MAX_SEED)
     n: int = option(64, "real pictures, and drawn ones of their classes", low=1, high=MAX_REAL)
-
-    def check(self) -> None:
-        """Raise ApiError where parameters do not go together."""
-        check_model(self.model)

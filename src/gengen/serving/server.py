@@ -124,13 +124,11 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def serve(application: Application, config: ServeConfig, say: Say, listening: Callable[[str], None]) -> int:
-    """Serve until a signal; returns the exit code. listening: is called with the server's address once it answers."""
-    sock = listen(config.host, config.port)
-    address = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{sock.getsockname()[1]}"
-    settings = uvicorn.Config(
+def settings_of(application: Application, protocol: type[PatientProtocol] = PatientProtocol) -> uvicorn.Config:
+    """Return how an application is served. protocol: what speaks with each connection."""
+    return uvicorn.Config(
         application.asgi,
-        http=PatientProtocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -143,7 +141,13 @@ def serve(application: Application, config: ServeConfig, say: Say, listening: Ca
         timeout_graceful_shutdown=3,
         backlog=1024,
     )
-    server = Server(settings, application, config.drain_s, say, lambda: listening(address))
+
+
+def serve(application: Application, config: ServeConfig, say: Say, listening: Callable[[str], None]) -> int:
+    """Serve until a signal; returns the exit code. listening: is called with the server's address once it answers."""
+    sock = listen(config.host, config.port)
+    address = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{sock.getsockname()[1]}"
+    server = Server(settings_of(application), application, config.drain_s, say, lambda: listening(address))
     try:
         asyncio.run(server.serve(sockets=[sock]))
     finally:

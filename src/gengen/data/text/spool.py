@@ -61,7 +61,7 @@ class StrippedHash:
 @dataclass(frozen=True)
 class Spool:
     """A whole spool. hashes (N,) uint64, of the texts without the white space around them; sizes, lengths: (N,) int64,
-    their bytes and characters. facts: what `write_spool` was given to keep, and `origins`."""
+    their bytes and characters. facts: what `finish_spool` was given to keep."""
 
     folder: Path
     segments: int

@@ -96,8 +96,8 @@ def packed_mask(tokens: Tensor, documents: Tensor | None, window: int | None, bl
             near = is_visible(query, key, window)
             return near if documents is None else near & (documents[b, query] == documents[b, key])
 
-        create = compiled(create_block_mask) if tokens.device.type == "cuda" else create_block_mask
-        blocked: BlockMask = create(visible, B if documents is not None else None, None, T, T, tokens.device)
+        rows = B if documents is not None else None
+        blocked: BlockMask = compiled(create_block_mask)(visible, rows, None, T, T, tokens.device)
         return blocked
     place = torch.arange(T, device=tokens.device)
     mask = is_visible(place[:, None], place, window)[None, None]  # (1, 1, T, T)
@@ -106,8 +106,7 @@ def packed_mask(tokens: Tensor, documents: Tensor | None, window: int | None, bl
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return torch.compile of a function, made once. The blocks of a mask take a pass over (B, T, T) per step, which
-    uncompiled holds all of it."""
+    """Return torch.compile of a function, made once. Uncompiled, the blocks of a mask would hold all of (B, T, T)."""
     return torch.compile(function)
 
 
