@@ -68,6 +68,7 @@ export function show(root, { state, runs, models, signal }) {
       const theirs = await logprobs(run.id, state.get("prompt"), one.text.ids, stopped);
       rows.push(shaded(one, run.id, own.map((logprob, i) => logprob - theirs[i])));
     }
+    if (state.get("answer") !== one.run.id) return; // another was asked for meanwhile
     const meaning =
       "Orange: likelier to its own run. Blue: likelier to the other. " +
       "A ratio is the difference of log-probabilities, in nats.";
