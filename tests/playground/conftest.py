@@ -19,8 +19,6 @@ from helpers.served import IMAGE_RUNS, Process, new_process, write_image_runs, w
 from helpers.trained_on import TrainedOn, trained_on
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-# Chromium drops keys that are pressed before a page's first frame.
-PAINTED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,7 +106,6 @@ def visit(browser: Browser, play: Process) -> Visit:
             page.goto(f"{play.url}/#{where}")
             try:
                 page.wait_for_selector("main h1")
-                page.evaluate(PAINTED)
                 yield page
             except Exception as failure:
                 failure.add_note(f"{page.url}\n{problems}\n{page.locator('body').inner_text()}")

@@ -1,5 +1,6 @@
 """The page of preferences, as somebody votes on it."""
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.served import Process
 
 pytestmark = pytest.mark.slow
 HASH = "prefer?prompts=Once&max_tokens=12&run=story&other=chat&annotator={}"
+VOTERS = count()  # test_broken_pages.py votes beside the same server, by this file's test
 
 
 def texts(page: Page) -> list[str]:
@@ -23,7 +25,8 @@ def texts(page: Page) -> list[str]:
 def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: Process, served_runs: Path) -> None:
     story, chat = (load_as(TextGenerator, str(served_runs / name), device="cpu") for name in ("story", "chat"))
     asked = prompt_tokens(chat.tokenizer, [{"role": "user", "content": "Once"}])
-    with visit(HASH.format("ann")) as page:
+    voter = f"ann{next(VOTERS)}"
+    with visit(HASH.format(voter)) as page:
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("h2:has-text('Pair 1')")
         first = texts(page)
@@ -31,12 +34,12 @@ def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: P
             run.generate([prompt], n=2, seed=1, max_tokens=12, temperature=1.0, overflow="end")[i].text
             for i, (run, prompt) in enumerate(((story, "Once"), (chat, asked)))
         ]
-        assert first == (drawn[::-1] if swapped("ann", 1) else drawn)
+        assert first == (drawn[::-1] if swapped(voter, 1) else drawn)
         assert "story" not in page.locator("div.columns").inner_text()
         page.keyboard.press("1")
         page.wait_for_selector("h2:has-text('Pair 2')")
         told = page.locator("div[role=status]").inner_text()
-        left, right = ("chat", "story") if swapped("ann", 1) else ("story", "chat")
+        left, right = ("chat", "story") if swapped(voter, 1) else ("story", "chat")
         assert f"Left was by {left} (step 7" in told and f"right by {right} (step 7" in told
         second = texts(page)
         page.keyboard.press("u")
@@ -53,7 +56,7 @@ def test_votes_by_keyboard_alone_with_undo_reload_and_back(visit: Visit, play: P
         page.go_back()
         page.wait_for_selector("h2:has-text('Pair 2')")
         assert texts(page) == second and "equally good" in page.locator("div[role=status]").inner_text()
-    found = play.get("/gengen/v1/preference?annotator=ann").json()
+    found = play.get(f"/gengen/v1/preference?annotator={voter}").json()
     assert (found["pairs"], found["tie"], found["next"]) == (1, 1, 3)
     play.until(play.quiet)
 
