@@ -16,6 +16,7 @@ from gengen.alignment.losses import (
     clipped_value_loss,
     dpo,
     ipo,
+    kto,
     of_answers,
     orpo,
     simpo,
@@ -169,6 +170,23 @@ def test_a_certain_answer_has_odds_that_can_be_compared() -> None:
     chosen = torch.zeros(1, requires_grad=True)
     loss = orpo(chosen, torch.tensor([-50.0]), 0.1)
     assert loss.isfinite().all() and torch.autograd.grad(loss.sum(), chosen)[0].isfinite().all()
+
+
+def test_kto_by_hand() -> None:
+    """Ratios of 2 (good) and -1 (bad) around a baseline of .5: 1.5 (1 - sigma(.15)) and sigma(-.15)."""
+    ratio = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    losses = kto(ratio, tensor(1.0, 0.0), tensor(0.5), 0.1, 1.5, 1.0)
+    slopes = torch.autograd.grad(losses.sum(), ratio)[0]
+    assert losses.tolist() == pytest.approx([0.693855, 0.462570], abs=1e-6)
+    assert slopes.tolist() == pytest.approx([-0.0372898, 0.0248599], abs=1e-6)
+
+
+def test_kto_of_a_policy_that_is_its_reference() -> None:
+    """Half of the weight, and no answer moves the other kind's way."""
+    ratio = torch.zeros(2, requires_grad=True)
+    losses = kto(ratio, torch.tensor([1.0, 0.0]), torch.tensor(0.0), 0.3, 1.0, 1.0)
+    assert losses.tolist() == [0.5, 0.5]
+    assert torch.autograd.grad(losses.sum(), ratio)[0].tolist() == pytest.approx([-0.075, 0.075])
 
 
 def test_the_importance_of_answers_by_hand() -> None:

@@ -69,6 +69,7 @@ def test_every_yaml_composes(group: str, option: str) -> None:
         "image": ["data=animals"] if group == "model" else ["model=unet"],
         "conversations": ["stage=sft", "init_from=base"],
         "preferences": ["stage=reward", "init_from=base"],
+        "ratings": ["stage=kto", "init_from=base"],
         "prompts": ["stage=ppo", "init_from=base", "stage.reward=requested_words"],
     }.get(entries[option].kind if option in entries else "", [])
     config = compose(*(setting for setting in fitting if not setting.startswith(f"{group}=")), f"{group}={option}")

@@ -68,7 +68,7 @@ def test_what_does_not_go_together_is_refused(
     assert why in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "grpo"])
 def test_a_stage_has_a_recipe(stage: str) -> None:
     """Its own kind of data, its own optimizer's settings; what is typed goes before them."""
     argv = [f"stage={stage}", "init_from=runs/X", *(["stage.reward=requested_words"] * (stage in ("ppo", "grpo")))]
@@ -91,7 +91,8 @@ def few(tmp_path: Path, tiny_alignment: list[str]) -> Any:
 
     def of(kind: str, n: int = 20) -> list[str]:
         file = tmp_path / f"{kind}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), n)))
+        rows = "preferences" if kind == "ratings" else kind
+        file.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(rows, "train"), n)))
         name = "stories" if kind == "conversations" else kind
         data = [
             f"data={name}",
@@ -131,7 +132,7 @@ def test_a_base_without_a_chat_can_be_gone_on_from(
     assert "mfu" not in first
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"])
 def test_flops_are_counted_where_rows_are_windows(
     base: Path, few: Any, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,7 +149,7 @@ def test_flops_are_counted_where_rows_are_windows(
     assert counted if stage in ("pretrain", "sft") else last == f"FLOPs are not counted for stage={stage}"
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
 def test_a_cpu_compiles_by_the_same_estimate_in_every_stage(stage: str) -> None:
     """Of a window of the context, as ever: a run that goes on decides as when it began."""
     config = compose_train(read_command_line([f"stage={stage}", "init_from=runs/X"]))

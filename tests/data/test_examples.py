@@ -5,14 +5,15 @@ import zipfile
 from itertools import chain, pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from gengen.cli import main
-from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig
-from gengen.data.dialogue.packing import best_fit
+from gengen.config.data import ConversationsConfig, PreferencesConfig, PromptsConfig, RatingsConfig
+from gengen.data.dialogue.packing import Ratings, best_fit
 from gengen.data.dialogue.prepare import ExamplesFolder, apart, prepare_for
-from gengen.data.dialogue.records import preference
+from gengen.data.dialogue.records import preference, ratings
 from gengen.data.dialogue.sources import hub as dialogue_hub
 from gengen.data.dialogue.template import conversation_tokens, prompt_tokens
 from gengen.data.loader import datamodule_for
@@ -27,6 +28,7 @@ CONFIGS = {
     "instructions": ConversationsConfig,
     "stories": ConversationsConfig,
     "preferences": PreferencesConfig,
+    "ratings": RatingsConfig,
     "prompts": PromptsConfig,
 }
 
@@ -278,6 +280,55 @@ def test_the_forms_of_a_preference(row):
 def test_what_is_no_preference_is_said(row, why):
     with pytest.raises(ValueError, match=why):
         preference(row)
+
+
+RATING = {"prompt": "Q", "answer": "a", "good": True}
+
+
+@pytest.mark.parametrize(
+    "row, answers",
+    [
+        (RATING, [("a", True, True)]),
+        ({"prompt": ASKED, "completion": "a", "label": False}, [("a", False, True)]),
+        (RATING | {"answer": [*ASKED, {"role": "assistant", "content": "a"}]}, [("a", True, True)]),
+        (RATING | {"ended": False, "more": 1}, [("a", True, False)]),
+        (PAIR | {"rejected_ended": False}, [("a", True, True), ("b", False, False)]),
+    ],
+)  # fmt: skip
+def test_the_forms_of_a_rating(row, answers):
+    assert ratings(row) == [
+        {"prompt": ASKED, "answer": answer, "good": good, "ended": ended} for answer, good, ended in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ({"prompt": "Q", "answer": "a"}, "no key 'good' or 'label'; keys: prompt, answer"),
+        (RATING | {"good": 1}, r"'good' holds int \(1\), not true or false"),
+        (RATING | {"prompt": None}, r"no key 'prompt'"),
+        (RATING | {"answer": ASKED}, "'answer' is not one message of the assistant"),
+        (["Q"], "list, not an object with the key 'prompt'"),
+    ],
+)
+def test_what_is_no_rating_is_said(row, why):
+    with pytest.raises(ValueError, match=why):
+        ratings(row)
+
+
+def test_a_rating_goes_with_the_answer_to_another_prompt():
+    """The next one that was asked something else, around the end; cut off where the context ends."""
+    asked_and_said = [("Q", "a"), ("Q", "bb"), ("R", "c"), ("Q", "d"), ("R", "xxx")]
+    rows = [{"prompt": q, "answer": a, "good": a < "c"} for q, a in asked_and_said]
+    found = [rated | {"origin": ""} for row in rows for rated in ratings(row)]
+    tokenizer = TextTokenizer.byte().with_chat()
+    part = Ratings(found, tokenizer, 7, "")
+    batch = part.batch(np.arange(5))
+    rows = zip(batch["tokens"].flatten(0, 1)[:, 1:], batch["mask"].flatten(0, 1), strict=True)
+    said = [tokenizer.decode([token for token in tokens[mask > 0].tolist() if token != END]) for tokens, mask in rows]
+    assert said == ["a", "c", "bb", "c", "c", "d", "d", "xx", "xx", "a"]  # two tokens of an answer fit
+    assert batch["good"].tolist() == [1, 1, 0, 0, 0]
+    assert torch.equal(batch["tokens"][:, 0, :5], batch["tokens"][:, 1, :5])  # what is asked
 
 
 def test_null_is_absent_and_another_type_is_a_bad_line(prepared, jsonl):

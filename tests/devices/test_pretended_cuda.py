@@ -69,7 +69,7 @@ OWN_SETTINGS = {
     "grpo": ["stage.minibatches=2", "stage.max_tokens=4", "stage.group_size=2"],
 }
 CAPTIONS = ["text=true", "text_width=16", "text_layers=1", "text_heads=2"]
-DATA = {"conversations": "instructions", "preferences": "preferences", "prompts": "prompts"}
+DATA = {"conversations": "instructions", "preferences": "preferences", "ratings": "ratings", "prompts": "prompts"}
 RHYTHM = ["save_every=1", "eval_every=2", "sample_every=2", "log_every=1", "compile=false", "precision=fp32"]
 WAYS = ("what", "sampler", "precision")
 """Settings of how something is drawn, each of whose choices is tried."""
@@ -89,6 +89,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = {
         "conversations": [{"messages": [*q, *a]} for q, a in zip(asked, said, strict=True)],
         "preferences": [{"prompt": q, "chosen": a, "rejected": said[0]} for q, a in zip(asked, said, strict=True)],
+        "ratings": [{"prompt": q, "answer": a, "good": a < said[5]} for q, a in zip(asked, said, strict=True)],
         "prompts": [{"prompt": q} for q in asked],
     }
     for kind, lines in records.items():

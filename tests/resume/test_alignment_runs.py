@@ -49,6 +49,7 @@ STAGES: dict[
     "grpo": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4"]),
     "dpo by simpo": ("preferences", ["data=preferences", "stage.loss=simpo", "stage.beta=2"]),
     "dpo by orpo": ("preferences", ["data=preferences", "stage.loss=orpo"]),
+    "kto": ("preferences", ["data=ratings", "stage.good=1.5"]),
     "grpo of answers": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4", "stage.overlong=3",
         "stage.importance=sequence", "stage.aggregate=sequence"]),
 }  # fmt: skip

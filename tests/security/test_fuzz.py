@@ -35,6 +35,7 @@ from gengen.config.data import (
     ImageConfig,
     PreferencesConfig,
     PromptsConfig,
+    RatingsConfig,
     TextConfig,
 )
 from gengen.config.resume import resumed
@@ -361,11 +362,13 @@ def test_tokenizers_of_others(data: st.DataObject) -> None:
 DIALOGUES: dict[str, type[ExamplesConfig]] = {
     "conversations": ConversationsConfig,
     "preferences": PreferencesConfig,
+    "ratings": RatingsConfig,
     "prompts": PromptsConfig,
 }
 ROWS: dict[str, Any] = {
     "conversations": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     "preferences": {"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}], "margin": 1.5},
+    "ratings": {"prompt": "a", "answer": [{"role": "assistant", "content": "c"}], "good": True, "ended": False},
     "prompts": {"prompt": [{"role": "user", "content": "a"}], "words": ["x"]},
     "text": {"text": "once upon a time"},
 }

@@ -1,4 +1,4 @@
-"""What is learnt from conversations (SFT) and from preferences (DPO): of what, and of nothing else."""
+"""What is learnt from conversations (SFT), preferences (DPO) and ratings (KTO): of what, and of nothing else."""
 
 import copy
 import math
@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gengen.alignment.losses import PREFERENCE_LOSSES, orpo, simpo
+from gengen.alignment.losses import PREFERENCE_LOSSES, kto, orpo, simpo
 from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
 from gengen.config.schema import build
 from gengen.config.train import TrainConfig
-from gengen.data.dialogue.packing import Conversations, Preferences, Prompts
+from gengen.data.dialogue.packing import Conversations, Preferences, Prompts, Ratings
 from gengen.data.dialogue.prepare import PreparedExamples
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.models.completions import answer_log_probs
@@ -27,6 +27,7 @@ from gengen.models.gpt import GPT
 from gengen.training.build import build_datamodule, build_trainer
 from gengen.training.objective import Batch, Objective
 from gengen.training.objectives import preference
+from gengen.training.objectives.kto import RatedAnswers
 from gengen.training.objectives.language import FineTuning
 from gengen.training.objectives.preference import DirectPreference
 
@@ -193,14 +194,19 @@ def test_micro_batches_of_conversations_change_nothing(monkeypatch: pytest.Monke
 # --- preferences
 
 
-def preferring(folder: Path, *settings: str) -> DirectPreference:
-    """The objective of a run in folder/r, whose reference is the policy as it is."""
-    config = copy.deepcopy(composed("stage=dpo", *settings))
+def beside_reference(folder: Path, *settings: str) -> tuple[TrainConfig, GPT]:
+    """The config of a run in folder/r, and its policy; the reference, which lies there, is the policy as it is."""
+    config = copy.deepcopy(composed(*settings))
     config.runs_dir = str(folder)
     model = lively(GPT(GPTConfig(**SHAPE)))  # type: ignore[arg-type]
     if not (reference := folder / "r" / "reference").exists():
         reference.mkdir(parents=True)
         write(reference, Checkpoint(0, stored(config), unique_state(model), tokenizer=TOKENIZER.to_json()))
+    return config, model
+
+
+def preferring(folder: Path, *settings: str) -> DirectPreference:
+    config, model = beside_reference(folder, "stage=dpo", *settings)
     return DirectPreference(config, model, prepared(config, pairs()))
 
 
@@ -326,3 +332,64 @@ def test_padding_and_order_change_no_ratio(tmp_path: Path) -> None:
         for row in range(12):
             one = objective.log_ratios(objective.model, objective.prepared.train.batch(np.array([row])))
             torch.testing.assert_close(one[0], whole[row], atol=2e-5, rtol=0)
+
+
+# --- ratings
+
+
+def rating(folder: Path, *settings: str) -> RatedAnswers:
+    """The same pairs as good answers and bad ones."""
+    config, model = beside_reference(folder, "stage=kto", *settings)
+    found = [
+        {"prompt": one["prompt"], "answer": one[side], "ended": True, "good": side == "chosen", "origin": ""}
+        for one in pairs().records
+        for side in ("chosen", "rejected")
+    ]
+    return RatedAnswers(config, model, prepared(config, Ratings(found, TOKENIZER, CONTEXT, "")))
+
+
+def test_good_answers_become_likelier_than_bad_ones(tmp_path: Path) -> None:
+    objective = rating(tmp_path, "optim.lr=1e-3")
+    everything = objective.prepared.train.batch(np.arange(24))
+    metrics = objective.evaluate([everything])
+    at_first = {"val/loss": 0.5, "val/accuracy": 0.5, "val/good": 0, "val/bad": 0, "val/kl": 0}
+    assert metrics == pytest.approx(at_first, abs=1e-5)
+    data = build_datamodule(objective.config, objective.prepared)
+    build_trainer(objective.config, L.Callback(), 30).fit(objective, datamodule=data)
+    metrics = objective.evaluate([everything])
+    assert metrics is not None and metrics["val/loss"] < 0.4 and metrics["val/good"] > 1 > -1 > metrics["val/bad"]
+
+
+def test_ratings_by_hand(tmp_path: Path) -> None:
+    """The baseline is the mean over other prompts' answers, each read on its own, in fp64; 0 where it is below."""
+    objective = rating(tmp_path, "stage.beta=0.3", "stage.good=1.5")
+    moved(objective.model)
+    part = objective.prepared.train
+    ratios = torch.zeros(24, 2, dtype=torch.float64)
+    for row, example in enumerate(part.examples):
+        for side, (tokens, mask) in enumerate(example):
+            for sign, model in ((1, objective.model), (-1, objective.reference.network)):
+                with torch.no_grad():
+                    p = model(torch.from_numpy(tokens[None]).long())[0].double().log_softmax(-1)
+                ratios[row, side] += sign * sum(p[i - 1, tokens[i]] for i in range(len(tokens)) if mask[i])
+    good, baseline = torch.tensor([1.0, 0.0] * 12), ratios[:, 1].mean().clamp(min=0)
+    losses = kto(ratios[:, 0], good, baseline, 0.3, 1.5, 1.0)
+    right = ((ratios[:, 0] > baseline) == (good > 0)).double().mean()
+    expected = [losses.mean(), right, ratios[::2, 0].mean(), ratios[1::2, 0].mean(), ratios[:, 1].mean()]
+    found = objective.evaluate([part.batch(np.arange(24))])
+    assert list((found or {}).values()) == pytest.approx([x.item() for x in expected], abs=1e-4)
+
+
+def test_micro_batches_of_ratings_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline is that of the whole step."""
+    found = []
+    for cut in CUTS:
+        objective = rating(tmp_path, *cut)
+        moved(objective.model)
+        with torch.no_grad():
+            for name, p in objective.model.named_parameters():
+                if "embedding" in name:
+                    p += 0.3  # so that the baseline is above 0
+        found.append(gradients(monkeypatch, objective, objective.prepared))
+        assert objective.baseline > 0.01
+    same_gradients(*found)

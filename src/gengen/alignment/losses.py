@@ -1,5 +1,5 @@
-"""Losses of post-training: of tokens (PPO), of pairs (reward model, DPO and its kin), and sums of them that do not
-depend on how a batch was cut."""
+"""Losses of post-training: of tokens (PPO), of pairs (reward model, DPO and its kin), of rated answers (KTO), and sums
+of them that do not depend on how a batch was cut."""
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,16 @@ def orpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def log_odds(log_p: Tensor) -> Tensor:
     """log p / (1 - p) for log p <= 0."""
     return log_p - torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))  # at p = 1 the odds have no end
+
+
+def kto(ratio: Tensor, good: Tensor, baseline: Tensor, beta: float, good_weight: float, bad_weight: float) -> Tensor:
+    """What an answer's value lacks of the most there is, (B,) (Ethayarajh et al. 2024, eq. 8).
+
+    ratio: log pi - log ref of an answer, (B,); good: 1 or 0, (B,). baseline: an estimate of KL(pi || ref), not below
+    0, without gradient: the ratio counts as a gain beyond it, and as a loss below it.
+    """
+    gain = torch.sigmoid(beta * (ratio - baseline))
+    return torch.where(good > 0, good_weight * (1 - gain), bad_weight * gain)
 
 
 def aggregate(losses: Tensor, mask: Tensor, how: str, length: int) -> Tensor:

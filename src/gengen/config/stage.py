@@ -112,6 +112,23 @@ class DPOConfig(TuningConfig):
         )
 
 
+@register_stage("kto", data="ratings")
+@dataclass
+class KTOConfig(TuningConfig):
+    """Kahneman-Tversky optimisation: answers that were called good or bad, each by itself."""
+
+    name: str = option("kto", "registered name of the stage")
+    beta: float = positive(0.1, "how much leaving the reference costs")
+    good: float = option(1.0, "weight of good answers; for n times as many bad ones about n", low=0)
+    bad: float = option(1.0, "weight of bad answers", low=0)
+
+    allows_dropout: ClassVar[bool] = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+
 @dataclass
 class OnlineConfig(StageConfig):
     """What PPO and GRPO have: an iteration draws answers, scores them, and takes epochs x minibatches steps of

@@ -1,4 +1,4 @@
-"""Configs of what later stages are trained on: conversations, preferences, prompts."""
+"""Configs of what later stages are trained on: conversations, preferences, ratings, prompts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +14,7 @@ EVERYWHERE = {
 STORYGEN = {"storygen": "gengen.data.dialogue.sources.storygen:StorygenDialogues"}
 SOURCES["conversations"] = {**EVERYWHERE, "wheel": "gengen.data.dialogue.sources.corpora:Corpora", **STORYGEN}
 SOURCES["preferences"] = {**EVERYWHERE, **STORYGEN}
+SOURCES["ratings"] = {**EVERYWHERE, **STORYGEN}
 SOURCES["prompts"] = {**EVERYWHERE, **STORYGEN}
 FROM = "where records come from; data.path and data.hub go before it"
 
@@ -70,6 +71,20 @@ class PreferencesConfig(ExamplesConfig):
 
     kind = "preferences"
     source: str = choice("files", SourceNames("preferences"), FROM)
+
+
+@register_data(
+    "ratings",
+    kind="ratings",
+    prepare="gengen.data.dialogue.prepare:prepare_for",
+    datamodule="gengen.data.loader:datamodule_for",
+)
+@dataclass
+class RatingsConfig(ExamplesConfig):
+    """Ratings: a prompt, an answer, and whether that is good. Preferences are read too, each as two of them."""
+
+    kind = "ratings"
+    source: str = choice("files", SourceNames("ratings"), FROM)
 
 
 @register_data(

@@ -33,6 +33,7 @@ GPT_SIZES = size_table(
         "ppo": "gengen.training.objectives.ppo:PPO",
         "grpo": "gengen.training.objectives.grpo:GRPO",
         "dpo": "gengen.training.objectives.preference:DirectPreference",
+        "kto": "gengen.training.objectives.kto:RatedAnswers",
     },
     generator="gengen.generation.text.generator:TextGenerator",
     sampling=TextSampling,

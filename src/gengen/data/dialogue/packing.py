@@ -1,4 +1,4 @@
-"""Conversations, preferences and prompts as tokens: one part of each kind, and how its batches are laid out."""
+"""Conversations, preferences, ratings and prompts as tokens: one part of each kind, and how batches are laid out."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from gengen.data.dialogue.records import Record
-from gengen.data.dialogue.template import conversation_tokens, prompt_tokens
+from gengen.data.dialogue.template import Messages, conversation_tokens, prompt_tokens
 from gengen.data.text.tokenizer import TextTokenizer
 from gengen.data.text.windows import NO_LABEL
 
-LENGTHS = 16  # what the length of a batch of preferences is a multiple of, so that there are few of them
+LENGTHS = 16  # what the length of a batch of pairs is a multiple of, so that there are few of them
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
@@ -114,23 +114,68 @@ class Preferences(Prompts):
     beyond, lacks = 0, "nothing of a response"
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
-        longest = max(pair.shape[1] for i in index for pair in self.examples[i])
-        both = np.zeros((2, len(index), 2, min(-(-longest // LENGTHS) * LENGTHS, self.context)), np.int64)
-        for row, i in enumerate(index):
-            for side, pair in enumerate(self.examples[i]):
-                both[:, row, side, : pair.shape[1]] = pair
-        tokens, mask = torch.from_numpy(both)
-        return {
-            "tokens": tokens,
-            "mask": mask[..., 1:].float(),
-            "margin": torch.tensor([self.records[i]["margin"] for i in index]),
-        }
+        margin = torch.tensor([self.records[i]["margin"] for i in index])
+        return side_by_side([self.examples[i] for i in index], self.context) | {"margin": margin}
 
     @staticmethod
     def encode(tokenizer: TextTokenizer, record: Record, train_on: str) -> list[tuple[list[int], list[int]]]:
-        asked, end = prompt_tokens(tokenizer, record["prompt"]), tokenizer.chat["end"]
-        said = [tokenizer.encode(record[side]) + [end] * record[f"{side}_ended"] for side in ("chosen", "rejected")]
-        return [([*asked, *tokens], [0] * len(asked) + [1] * len(tokens)) for tokens in said]
+        return [
+            answered(tokenizer, record["prompt"], record[side], record[f"{side}_ended"])
+            for side in ("chosen", "rejected")
+        ]
 
 
-KINDS: dict[str, type[Prompts]] = {"conversations": Conversations, "preferences": Preferences, "prompts": Prompts}
+class Ratings(Prompts):
+    """A batch is {"tokens"} (B, 2, T) and {"mask"} (B, 2, T - 1), as of preferences: a prompt with its answer, and the
+    same prompt with the answer to another one, by which the KL is estimated; {"good"} (B,) float, 1 or 0."""
+
+    beyond, lacks = 0, "nothing of an answer"
+
+    def __init__(self, found: list[Record], tokenizer: TextTokenizer, context: int, train_on: str):
+        super().__init__(found, tokenizer, context, train_on)
+        own = [pair for (pair,) in self.examples]
+        for i, other in enumerate(next_of_another([str(record["prompt"]) for record in self.records])):
+            asked, said = own[i][:, own[i][1] == 0], own[other][:, own[other][1] == 1]
+            self.examples[i].append(np.concatenate([asked, said], 1)[:, :context])
+
+    def batch(self, index: np.ndarray) -> dict[str, Tensor]:
+        good = torch.tensor([float(self.records[i]["good"]) for i in index])
+        return side_by_side([self.examples[i] for i in index], self.context) | {"good": good}
+
+    @staticmethod
+    def encode(tokenizer: TextTokenizer, record: Record, train_on: str) -> list[tuple[list[int], list[int]]]:
+        return [answered(tokenizer, record["prompt"], record["answer"], record["ended"])]
+
+
+def answered(tokenizer: TextTokenizer, prompt: Messages, answer: str, ended: bool) -> tuple[list[int], list[int]]:
+    """Return (tokens, mask) of a prompt and an answer to it, 1 where a token is the answer's."""
+    asked = prompt_tokens(tokenizer, prompt)
+    said = tokenizer.encode(answer) + [tokenizer.chat["end"]] * ended
+    return [*asked, *said], [0] * len(asked) + [1] * len(said)
+
+
+def next_of_another(groups: list[str]) -> list[int]:
+    """Return of each place the next one, around the end, that is of another group; of a single group the next one."""
+    n = len(groups)
+    following = [(i + 1) % n for i in range(n)]
+    if len(set(groups)) > 1:
+        for i in reversed(range(2 * n)):  # twice around: the first time, the last ones do not know those at the start
+            here, after = i % n, (i + 1) % n
+            following[here] = after if groups[after] != groups[here] else following[after]
+    return following
+
+
+def side_by_side(examples: list[list[np.ndarray]], context: int) -> dict[str, Tensor]:
+    """Return {"tokens" (B, 2, T) int64, "mask" (B, 2, T - 1)} of examples of two sequences, zeros to the right."""
+    longest = max(pair.shape[1] for example in examples for pair in example)
+    both = np.zeros((2, len(examples), 2, min(-(-longest // LENGTHS) * LENGTHS, context)), np.int64)
+    for row, example in enumerate(examples):
+        for side, pair in enumerate(example):
+            both[:, row, side, : pair.shape[1]] = pair
+    tokens, mask = torch.from_numpy(both)
+    return {"tokens": tokens, "mask": mask[..., 1:].float()}
+
+
+KINDS: dict[str, type[Prompts]] = {
+    "conversations": Conversations, "preferences": Preferences, "ratings": Ratings, "prompts": Prompts,
+}  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gengen.config.data import ConversationsConfig, ExamplesConfig
 from gengen.data import order
-from gengen.data.dialogue.packing import KINDS, Conversations, Prompts
+from gengen.data.dialogue.packing import KINDS, Conversations, Preferences, Prompts
 from gengen.data.dialogue.records import Record, dialogue_source, records
 from gengen.data.dialogue.template import Messages, coloured, prompt_tokens
 from gengen.data.prepared import Batch, FromMeta, PreparedFolder, PrepareRequest
@@ -86,7 +86,8 @@ class PreparedExamples(FromMeta):
                 say(f"data: {len(out):,} {of} have {part.lacks} in {context}, and are left out; first: {first}")
             if not part.examples:
                 raise UserError(f"data: the {split} part of {self.meta['source']} is empty")
-            if equal := sum(np.array_equal(one, other) for one, *others in part.examples for other in others):
+            pairs = part.examples if isinstance(part, Preferences) else []
+            if equal := sum(np.array_equal(chosen, rejected) for chosen, rejected in pairs):
                 if equal == len(part.examples) and split == "train":
                     raise UserError(
                         f"data: in all {of} the chosen response is the rejected one: nothing can be learnt"

@@ -1,7 +1,8 @@
-"""Records of conversations, preferences and prompts, made of whatever rows a source has.
+"""Records of conversations, preferences, ratings and prompts, made of whatever rows a source has.
 
     conversations  {"messages": [{"role", "content"}, ...]}
     preferences    {"prompt", "chosen", "rejected"}, and where wanted {"margin", "chosen_ended", "rejected_ended"}
+    ratings        {"prompt", "answer", "good"}, and where wanted {"ended"}; or a preference, which is two ratings
     prompts        {"prompt"} or {"messages"}, and whatever else
 
 A prompt is a string or messages; a response a string, or the assistant's message, alone or behind those of the prompt.
@@ -9,12 +10,12 @@ Null means absent; a value of another type makes its line unreadable.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from gengen.config.data import ExamplesConfig
 from gengen.data.dialogue.sources.base import Row
-from gengen.data.dialogue.template import read_messages
+from gengen.data.dialogue.template import Messages, read_messages
 from gengen.data.sources.base import Source, source_for
 from gengen.data.sources.skips import Skips
 from gengen.io import Json, Say
@@ -42,7 +43,8 @@ def records(config: ExamplesConfig, skips: Skips, say: Say) -> Iterator[Record]:
                 break
             left -= 1
         try:
-            yield parse(row.content) | {"origin": row.origin, "split": row.split}
+            for record in parse(row.content):
+                yield record | {"origin": row.origin, "split": row.split}
             skips.good[row.unit] += 1
         except (ValueError, TypeError, OverflowError) as error:
             skips.skip(row.unit, row.origin, str(error))
@@ -96,12 +98,40 @@ def preference(row: Json) -> Record:
     if not math.isfinite(record["margin"]):
         raise ValueError(f"'margin' is {record['margin']}")
     for side in ("chosen", "rejected"):
-        said = read_messages(value(row, side), side, speaker="assistant")
-        said = said[len(asked) :] if said[: len(asked)] == asked else said
-        if [message["role"] for message in said] != ["assistant"]:
-            raise ValueError(f"{side!r} is not one message of the assistant, alone or behind those of the prompt")
-        record |= {side: said[0]["content"], f"{side}_ended": optional(row, f"{side}_ended", True)}
+        said = one_answer(value(row, side), side, asked)
+        record |= {side: said, f"{side}_ended": optional(row, f"{side}_ended", True)}
     return record
 
 
-PARSERS = {"conversations": conversation, "preferences": preference, "prompts": prompt}
+def ratings(row: Json) -> list[Record]:
+    """Return the prompt as messages, the answer as a string and whether it is good. Of a preference the chosen one
+    is."""
+    if isinstance(row, dict) and row.get("chosen") is not None:
+        pair = preference(row)
+        return [
+            {"prompt": pair["prompt"], "answer": pair[side], "good": good, "ended": pair[f"{side}_ended"]}
+            for side, good in (("chosen", True), ("rejected", False))
+        ]
+    asked, good = read_messages(value(row, "prompt"), "prompt"), value(row, "good", "label")
+    if not isinstance(good, bool):
+        raise ValueError(f"'good' holds {type(good).__name__} ({str(good)[:60]}), not true or false")
+    answer = one_answer(value(row, "answer", "completion"), "answer", asked)
+    assert isinstance(row, dict)
+    return [{"prompt": asked, "answer": answer, "good": good, "ended": optional(row, "ended", True)}]
+
+
+def one_answer(said: Json, key: str, asked: Messages) -> str:
+    """Return what the assistant says, given alone or behind the messages that it answers."""
+    messages = read_messages(said, key, speaker="assistant")
+    messages = messages[len(asked) :] if messages[: len(asked)] == asked else messages
+    if [message["role"] for message in messages] != ["assistant"]:
+        raise ValueError(f"{key!r} is not one message of the assistant, alone or behind those of the prompt")
+    return messages[0]["content"]
+
+
+PARSERS: dict[str, Callable[[Json], list[Record]]] = {
+    "conversations": lambda row: [conversation(row)],
+    "preferences": lambda row: [preference(row)],
+    "ratings": ratings,
+    "prompts": lambda row: [prompt(row)],
+}

@@ -1,7 +1,7 @@
 """Your own .jsonl files, a row a line.
 
-A file of preferences may take back what it says: a line {"retract": ID} drops the line whose "gengen" has this "id",
-and is none itself. So a vote is undone without a byte of the file being changed.
+A file of preferences or ratings may take back what it says: a line {"retract": ID} drops the line whose "gengen" has
+this "id", and is none itself. So a vote is undone without a byte of the file being changed.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from gengen.io import Json, Say
 class DialogueFiles(FileSet):
     def __init__(self, config: ExamplesConfig):
         super().__init__(config.path, SUFFIXES, config.licence)
-        self.retractable = config.kind == "preferences"
+        self.retractable = config.kind in ("preferences", "ratings")
 
     def read(self, skips: Skips, say: Say) -> Iterator[Row]:
         for file in self.files(say):

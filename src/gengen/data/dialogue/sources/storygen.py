@@ -12,7 +12,7 @@ from gengen.io import Say
 
 class StorygenDialogues:
     def __init__(self, config: ExamplesConfig):
-        self.kind = config.kind
+        self.kind = "preferences" if config.kind == "ratings" else config.kind
 
     def describe(self) -> tuple[str, str]:
         return storygen.NAME, storygen.LICENCE
