@@ -9,19 +9,27 @@ from gengen.config.compose import read_command_line
 from gengen.config.help import train_help
 from gengen.config.schema import plain
 from gengen.registry import MODELS, PLUGINS
-from gengen.training.launch import handed_job
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interrupted, Interruption
+from gengen.training.place import find_place
 from gengen.training.plan import Outcome, Session
-from gengen.training.request import read_request
+from gengen.training.ranks import TRY_AGAIN, Ranks
+from gengen.training.request import placed, read_request
 from gengen.training.run import execute_as_rank, run_training
 
 
 def main(argv: list[str]) -> int:
     """Run the command. The exit code is 0, or 128 + the signal that stopped the run, or 75 where it is requeued."""
-    if (handed := handed_job()) is not None:
-        return execute_as_rank(handed)
-    line = read_command_line(argv)
+    place = find_place(os.environ)
+    if place.rank > 0:
+        return execute_as_rank(place)
+    with Ranks(place) as ranks:
+        return train_as_rank_0(argv, ranks)
+
+
+def train_as_rank_0(argv: list[str], ranks: Ranks) -> int:
+    """Run the command as the rank that reads it."""
+    line = placed(read_command_line(argv), ranks.place)
     if line.show == "help":
         print(train_help(line))
         return 0
@@ -40,7 +48,7 @@ def main(argv: list[str]) -> int:
 
         print(describe(request.config))
         return 0
-    session = Session(Console(), Interruption())
+    session = Session(Console(), Interruption(), ranks)
     try:
         outcome = run_training(request, session)
     except Interrupted as stop:
@@ -58,7 +66,7 @@ def say_what_is_next(outcome: Outcome, session: Session) -> None:
     if not outcome.is_finished:
         where = "" if config.runs_dir == "runs" else f" runs_dir={config.runs_dir}"
         say(f"to go on:  python scripts/train.py run={run.name}{where}{with_plugins()}")
-    if outcome.interrupted and session.interruption.exit_code == 75:
+    if outcome.interrupted and session.interruption.exit_code == TRY_AGAIN:
         requeue(say)
     if outcome.step:
         generator = MODELS[config.model.name].load_for("generator", config.stage.name)

@@ -18,12 +18,21 @@ from gengen.errors import UserError
 from gengen.io import Json
 
 ONE_COMMAND: Tree = {"resume": "auto", "stop_at": None, "max_time": None, "plugins": [], "dry_run": False}
-"""Fields that are about one command, not about the run: they are never stored."""
+ONE_COMMAND |= {"trainer.nodes": None}
+"""Fields, by dotted key, that are about one command, not about the run: they are never stored."""
 
 
 def stored(config: TrainConfig) -> Tree:
     """Return the config as a run and its checkpoints keep it."""
-    return plain(config) | ONE_COMMAND
+    return of_no_command(plain(config))
+
+
+def of_no_command(tree: Tree) -> Tree:
+    """Return the tree without what is about one command."""
+    tree = deepcopy(tree)
+    for key, value in ONE_COMMAND.items():
+        put(tree, key, deepcopy(value))
+    return tree
 
 
 @dataclass
@@ -71,7 +80,7 @@ def resumed(kept: Tree, line: CommandLine) -> tuple[TrainConfig, list[Change]]:
     """
     build(TrainConfig, kept)  # refuses what does not fit before anything else reads it
     known = schema(TrainConfig, kept)
-    tree = deepcopy(kept) | ONE_COMMAND  # somebody else's run may hold what is never stored: plugins
+    tree = of_no_command(kept)  # somebody else's run may hold what is never stored: plugins
     warned: list[Change] = []
     refused: list[Change] = []
     for key, value in wishes(kept, known, line).items():

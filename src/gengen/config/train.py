@@ -124,12 +124,15 @@ class TrainerConfig:
         on_resume="free",
     )
     device: str = choice("auto", ["auto", "cpu", "cuda"], "auto = cuda if there is one", on_resume="free")
-    devices: int = positive(1, "processes (ranks), one a device", on_resume="free")
+    devices: int = positive(1, "processes (ranks) of each node, one a device", on_resume="free")
+    nodes: int | None = positive(
+        None, "machines; null = as many as torchrun or srun has started this command on", on_resume="free"
+    )
     strategy: str = choice(
         "auto",
         ["auto", "ddp", "fsdp"],
         "how ranks share work: ddp, each with all weights; fsdp, each with its rows of them; auto = ddp when "
-        "devices > 1",
+        "there are several",
         on_resume="free",
     )
     threads: int | None = positive(None, "CPU threads a process; null = what torch takes", on_resume="free")
@@ -139,6 +142,11 @@ class TrainerConfig:
     profiler: str | None = option(
         None, "simple, advanced, pytorch, or one of yours by registered name; writes into the run", on_resume="free"
     )
+
+    @property
+    def world(self) -> int:
+        """The number of ranks."""
+        return self.devices * (self.nodes or 1)
 
 
 @dataclass
@@ -216,7 +224,7 @@ class TrainConfig:
 
     def check_online(self, stage: OnlineConfig) -> None:
         """Online RL: one device, a stated number of steps, whole groups."""
-        if self.trainer.devices > 1:
+        if self.trainer.world > 1:
             raise UserError(f"stage={stage.name} runs on one device so far: trainer.devices=1")
         if self.trainer.max_steps is None:
             raise UserError(f"stage={stage.name} needs trainer.max_steps, minibatch updates in all")
@@ -229,19 +237,16 @@ class TrainConfig:
     def check_devices(self) -> None:
         """What several devices ask of the other fields."""
         c = self.trainer
-        if c.max_steps is None and (c.devices > 1 or c.strategy == "fsdp"):
-            key = f"trainer.devices={c.devices}" if c.devices > 1 else "trainer.strategy=fsdp"
+        ranks = f"trainer.devices={c.devices}" + (f" on trainer.nodes={c.nodes}" if (c.nodes or 1) > 1 else "")
+        if c.max_steps is None and (c.world > 1 or c.strategy == "fsdp"):
+            key = ranks if c.world > 1 else "trainer.strategy=fsdp"
             raise UserError(f"{key} needs trainer.max_steps: trainer.budget is measured on one device, unsharded")
-        if self.data.batch_size % c.devices:
-            raise UserError(
-                f"data.batch_size={self.data.batch_size} cannot be shared by trainer.devices={c.devices} equally"
-            )
+        if self.data.batch_size % c.world:
+            raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by {ranks} equally")
 
     def check_bad_steps(self) -> None:
         """Going back to a checkpoint is for one device, and for data that do not come from the model."""
-        if self.trainer.on_bad_step == "rollback" and (
-            self.trainer.devices > 1 or isinstance(self.stage, OnlineConfig)
-        ):
+        if self.trainer.on_bad_step == "rollback" and (self.trainer.world > 1 or isinstance(self.stage, OnlineConfig)):
             raise UserError(
                 "trainer.on_bad_step=rollback: on one device, and not where a step's data are drawn by the model: "
                 "skip or stop"

@@ -1,7 +1,6 @@
 """The parts of a training run, from its config."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.profilers import Profiler
 
 from gengen.config.train import TrainConfig, seconds
@@ -21,7 +19,9 @@ from gengen.generation.load import start_from
 from gengen.hardware import pick_compile
 from gengen.registry import CALLBACKS, MODELS, imported
 from gengen.training.checkpointing import SafeCheckpointIO
+from gengen.training.environment import PlaceEnvironment
 from gengen.training.objective import Objective
+from gengen.training.ranks import Ranks
 from gengen.training.rng import seed_everything
 from gengen.training.strategy import build_strategy
 
@@ -40,7 +40,7 @@ def build_objective(config: TrainConfig, prepared: PreparedData | None, init_fro
 def build_datamodule(config: TrainConfig, prepared: PreparedData, rank: int = 0) -> StepData:
     """Return the LightningDataModule of a rank."""
     return loader.build_datamodule(
-        config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.devices
+        config.data, prepared, config.model, seed=config.seed, rank=rank, world=config.trainer.world
     )
 
 
@@ -63,12 +63,13 @@ def build_trainer(
     max_steps: int,
     more_callbacks: Sequence[L.Callback] = (),
     profiler: Profiler | None = None,
+    ranks: Ranks | None = None,
 ) -> L.Trainer:
     """Lightning's Trainer, stripped to devices, strategy and loop: rhythm, logs and checkpoints are ours.
 
-    more_callbacks: the user's, each of which is called after `callback`.
+    more_callbacks: the user's, each of which is called after `callback`. ranks: None for a process alone.
     """
-    c = config.trainer
+    c, ranks = config.trainer, ranks or Ranks()
     if c.threads:
         torch.set_num_threads(c.threads)
     # what is not under autocast is meant to be fp32: penalties, samplers, statistics
@@ -78,11 +79,12 @@ def build_trainer(
     return L.Trainer(
         accelerator="gpu" if c.device == "cuda" else "cpu",
         devices=c.devices,
-        strategy=build_strategy(config, patience),
+        num_nodes=ranks.place.nodes,
+        strategy=build_strategy(config, ranks.store, patience),
         precision="32-true",
         max_steps=max_steps,
         callbacks=[callback, *more_callbacks],
-        plugins=[SafeCheckpointIO(), LightningEnvironment()],  # never SLURM's: our own checkpoint requeues
+        plugins=[SafeCheckpointIO(), PlaceEnvironment(ranks.place)],
         profiler=profiler,
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -130,11 +132,6 @@ def compile_where_it_pays(
     if compiled := pick_compile(c, pays, say):
         objective.use_compiled()
     return compiled
-
-
-def local_rank() -> int:
-    """The number of this process among those of its run."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def n_parameters(config: TrainConfig) -> int:

@@ -81,7 +81,7 @@ def evaluate_run(wanted: RunConfig, say: Callable[[str], None]) -> dict[str, Any
     objective.ema = None  # the weights that are asked for are the ones to evaluate
     load_weights(objective.model, read_weights(directory, wanted.weights), directory)
     objective.to(pick_device(wanted.device))
-    alone = replace(config, trainer=replace(config.trainer, devices=1))
+    alone = replace(config, trainer=replace(config.trainer, devices=1, nodes=None))
     metrics = objective.evaluate(build_datamodule(alone, prepared).val_batches())
     assert metrics is not None  # nothing interrupts it
     result: dict[str, Any] = {"checkpoint": directory.name, "weights": wanted.weights} | metrics

@@ -16,7 +16,6 @@ from gengen.training.build import (
     build_objective,
     build_trainer,
     compile_where_it_pays,
-    local_rank,
 )
 from gengen.training.failures import RollBack, TrainingFailed
 from gengen.training.loop import TrainingLoop
@@ -57,7 +56,8 @@ def fit(plan: Plan, session: Session) -> TrainingLoop:
     Raises RollBack, TrainingFailed, SaveFailed, Damaged.
     """
     config, c = plan.config, plan.config.trainer
-    checkpoint, rank = plan.checkpoint, local_rank()
+    checkpoint, ranks = plan.checkpoint, session.ranks
+    rank = ranks.place.rank
     objective = build_objective(config, plan.prepared, plan.init_from if checkpoint is None else None)
     compile_where_it_pays(objective, config, session.console.say)
     datamodule = build_datamodule(config, plan.prepared, rank)
@@ -69,16 +69,19 @@ def fit(plan: Plan, session: Session) -> TrainingLoop:
         loop.max_steps,
         build_callbacks(c.callbacks),
         build_profiler(c.profiler if rank == 0 else None, plan.run.path),
+        ranks,
     )
-    session.interruption.waits = c.devices > 1  # until all ranks have started
+    session.interruption.waits = ranks.place.world > 1  # until all ranks have started
     limit, beats = seconds("trainer.watchdog", c.watchdog), session.interruption.beats
-    watchdog = Watchdog(limit, beats, plan.run.path / "stacks.txt") if session.owns_process else nullcontext()
+    stacks = plan.run.path / "stacks.txt"
+    watchdog = Watchdog(limit, beats, stacks, ranks.fail) if session.owns_process else nullcontext()
     try:
         with watchdog:
             trainer.fit(
                 objective, datamodule=datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True
             )
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        ranks.await_news()
         if checkpoint is None or loop.begun or isinstance(error, torch.OutOfMemoryError) or of_a_callback(error):
             raise
         raise Damaged(

@@ -1,7 +1,7 @@
 """What a training run is told: what to train, and how to talk and be stopped. Imports no torch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +10,7 @@ from gengen.config.train import TrainConfig
 from gengen.data.prepared import PreparedData
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interruption
+from gengen.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class Session:
 
     console: Console
     interruption: Interruption
+    ranks: Ranks = field(default_factory=Ranks)
     owns_process: bool = True  # else no watchdog ends the process, and no further ranks are started
 
 

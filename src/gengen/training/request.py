@@ -12,6 +12,7 @@ from gengen.config.stage import weighted_reward
 from gengen.config.train import TrainConfig
 from gengen.errors import NoCheckpoint, UserError, did_you_mean
 from gengen.registry import CALLBACKS, PROFILERS, REWARDS
+from gengen.training.place import Place
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,27 @@ class Request:
     run: Run | None = None  # None: a new one
     changes: list[Change] = field(default_factory=list)
     model_settings: list[tuple[str, str]] = field(default_factory=list)  # what was said of the model
+
+
+def placed(line: CommandLine, place: Place) -> CommandLine:
+    """Return the command line with the devices and nodes that the ranks were launched on.
+
+    Raises UserError where it says otherwise, or leaves open which run a command that is started again goes on with.
+    """
+    if not place.is_launched or line.show == "help":
+        return line
+    if line.multirun:
+        raise UserError(f"-m starts a process for each run by itself; start it without {place.launcher}")
+    if not (line.run or line.last("run")):
+        raise UserError(
+            f"{place.launcher} starts a command again after a failure, and then it must go on with its run, not begin "
+            f"another: name it by run=NAME"
+        )
+    started = {"trainer.devices": place.local_world, "trainer.nodes": place.nodes}
+    for key, n in started.items():
+        if (said := line.last(key)) not in (None, "null", str(n)):
+            raise UserError(f"{key}={said}: {place.launcher} has started {n}; leave it out, or start as many")
+    return replace(line, settings=[*line.settings, *((key, str(n)) for key, n in started.items())])
 
 
 def read_request(line: CommandLine) -> Request:

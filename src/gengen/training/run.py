@@ -5,9 +5,10 @@ Importing this imports no torch, and what can be refused without it is refused b
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 from gengen.checkpoints.files import copy_folder, replace_text
@@ -19,10 +20,11 @@ from gengen.config.train import TrainConfig
 from gengen.data.prepared import PreparedData
 from gengen.errors import NoCheckpoint, UserError
 from gengen.training.data import brought_tokenizer, prepare_data
-from gengen.training.launch import Job, job, leader_is_gone, other_ranks
 from gengen.training.monitor.console import Console
 from gengen.training.monitor.interruption import Interruption
+from gengen.training.place import Place
 from gengen.training.plan import Outcome, Plan, Session
+from gengen.training.ranks import Ranks, job
 from gengen.training.request import Request, Sources, check_paths, check_registered, find_sources
 
 if TYPE_CHECKING:
@@ -37,11 +39,14 @@ def run_training(request: Request, session: Session) -> Outcome:
     Everything a resume needs is on the disk when this returns. Raises UserError; Interrupted where a stop was asked
     for before there was a run.
     """
-    if request.config.trainer.devices > 1 and not session.owns_process:
+    c = request.config.trainer
+    if c.world > 1 and not session.owns_process:
         raise UserError(
-            f"trainer.devices={request.config.trainer.devices}: other ranks are processes of the command's; run "
+            f"trainer.devices={c.devices}: other ranks are processes of the command's; run "
             f"python scripts/train.py, or `gengen train`, with the same settings for it"
         )
+    if (c.nodes or 1) > session.ranks.place.nodes:
+        raise UserError(f"trainer.nodes={c.nodes}: this starts ranks on one node; torchrun and srun do so on several")
     return begin(request, session) if request.run is None else resume(request.run, request, session)
 
 
@@ -184,7 +189,7 @@ def initial_weights(config: TrainConfig) -> Path | None:
 
 
 def execute(plan: Plan, session: Session) -> Outcome:
-    """Train as rank 0, with the other ranks beside it; then write the report."""
+    """Hand the job to the other ranks and train as rank 0; then write the report."""
     from gengen.training.fit import fit_with_rollbacks
 
     config, run, console = plan.config, plan.run, session.console
@@ -192,10 +197,8 @@ def execute(plan: Plan, session: Session) -> Outcome:
     introduce(plan, console.say)
     try:
         with session.interruption:
-            handed = job(config, run.path, plan.checkpoint, plan.init_from)
-            ranks = other_ranks(handed, config.trainer.devices) if session.owns_process else nullcontext()
-            with ranks:
-                loop = fit_with_rollbacks(plan, session)
+            session.ranks.hand(job(config, run.path, plan.checkpoint, plan.init_from, plan.prepared.fingerprint))
+            loop = fit_with_rollbacks(plan, session)
             return conclude(plan, session, loop)
     finally:
         run.unlock()
@@ -211,7 +214,7 @@ def introduce(plan: Plan, say: Say) -> None:
     for line in plan.prepared.describe():
         say(f"data   {line}")
     say(
-        f"train  {c.max_steps} steps of {config.data.batch_size} rows on {c.devices} x {c.device}, "
+        f"train  {c.max_steps} steps of {config.data.batch_size} rows on {c.world} x {c.device}, "
         f"{c.precision}, seed {config.seed}"
     )
 
@@ -233,25 +236,35 @@ def conclude(plan: Plan, session: Session, loop: "TrainingLoop") -> Outcome:
     return outcome
 
 
-def execute_as_rank(handed: Job) -> int:
-    """Train as a rank above 0, which says nothing. Returns the exit code; a UserError is rank 0's to say."""
-    from gengen.checkpoints.store import SaveFailed
-    from gengen.training.failures import TrainingFailed
-    from gengen.training.fit import fit
+def execute_as_rank(place: Place) -> int:
+    """Train as a rank above 0, which says nothing. Returns the exit code; a UserError of all ranks is rank 0's to say.
 
-    import_plugins(handed.config["plugins"])
-    config: TrainConfig = build(TrainConfig, handed.config)
-    session = Session(Console(quiet=True), Interruption())
-    checkpoint, init_from = (Path(path) if path else None for path in (handed.checkpoint, handed.init_from))
-    run = Run(Path(handed.run))
-    prepared = prepare_data(config, session.console.say, brought_tokenizer(run.path), checkpoint, run.path)
-    try:
-        with session.interruption:
-            fit(Plan(config, run, prepared, init_from, checkpoint), session)
-    except (TrainingFailed, SaveFailed) as failure:  # all ranks end so together
-        return failure.exit_code
-    except RuntimeError:  # as of a collective whose other end is gone; rank 0 has said what there is to say
-        if leader_is_gone(handed.leader):
-            return 1
-        raise
-    return 0
+    Its node may have a disk of its own: then the data is prepared there, by the first rank that looks for it.
+    """
+    with Ranks(place) as ranks:
+        from gengen.checkpoints.store import SaveFailed
+        from gengen.hardware import pick_device
+        from gengen.training.failures import TrainingFailed
+        from gengen.training.fit import fit
+
+        handed = ranks.handed()
+        if handed is None:
+            return 0
+        import_plugins(handed.config["plugins"])
+        config: TrainConfig = build(TrainConfig, handed.config)
+        pick_device(config.trainer.device, config.trainer.devices)  # are they there, on this node, too?
+        session = Session(Console(quiet=True), Interruption(), ranks)
+        checkpoint, init_from = (Path(path) if path else None for path in (handed.checkpoint, handed.init_from))
+        run = Run(Path(handed.run))
+        prepared = prepare_data(config, session.console.say, brought_tokenizer(run.path), checkpoint, run.path)
+        if prepared.fingerprint != handed.data:
+            raise UserError(
+                f"rank {place.rank} on {gethostname()} has other data than rank 0: its fingerprint is "
+                f"{prepared.fingerprint[:16]}, not {handed.data[:16]}"
+            )
+        try:
+            with session.interruption:
+                fit(Plan(config, run, prepared, init_from, checkpoint), session)
+        except (TrainingFailed, SaveFailed) as failure:  # all ranks end so together
+            return failure.exit_code
+        return 0 if session.interruption.signal is None else session.interruption.exit_code

@@ -5,8 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import Store
 
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
@@ -15,7 +17,27 @@ from gengen.training.objective import Objective
 from gengen.training.sharding import sharded_like
 
 
-class ShardedStrategy(DDPStrategy):
+class ReplicatedStrategy(DDPStrategy):
+    """DDP among ranks that have met in a store. patience: how long they wait for each other."""
+
+    def __init__(self, store: Store | None, patience: timedelta):
+        super().__init__(timeout=patience)
+        self.store = store or dist.HashStore()  # type: ignore[attr-defined] # of a rank alone
+
+    def setup_distributed(self) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group(
+                self._get_process_group_backend(),
+                store=self.store,
+                rank=self.global_rank,
+                world_size=self.world_size,
+                timeout=self._timeout,
+                device_id=self.root_device if self.root_device.type == "cuda" else None,
+            )
+        super().setup_distributed()
+
+
+class ShardedStrategy(ReplicatedStrategy):
     """DDP's processes, with the model sharded in place instead of wrapped.
 
     Not Lightning's ModelParallelStrategy, which saves and loads past our CheckpointIO. A checkpoint's weights are
@@ -48,12 +70,12 @@ class ShardedStrategy(DDPStrategy):
         super().load_optimizer_state_dict({"optimizer_states": [saved | {"state": rows}]})
 
 
-def build_strategy(config: TrainConfig, patience: timedelta) -> DDPStrategy | str:
-    """Build the strategy that a config asks for. patience: how long ranks wait for each other."""
+def build_strategy(config: TrainConfig, store: Store | None, patience: timedelta) -> DDPStrategy | str:
+    """Build the strategy that a config asks for, for ranks that have met in a store."""
     c = config.trainer
     if c.strategy == "fsdp":
-        return ShardedStrategy(timeout=patience)
-    return DDPStrategy(timeout=patience) if c.devices > 1 or c.strategy == "ddp" else "auto"
+        return ShardedStrategy(store, patience)
+    return ReplicatedStrategy(store, patience) if c.world > 1 or c.strategy == "ddp" else "auto"
 
 
 def check_sharding(config: TrainConfig) -> None:

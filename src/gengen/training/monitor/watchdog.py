@@ -14,11 +14,11 @@ class Watchdog:
     """While entered, ends the process with exit code 70 if `beats` stands still for `limit` seconds.
 
     Before that it writes the stacks of all threads to a file and to stderr. Time in which the process itself was
-    stopped does not count.
+    stopped does not count. end: ends the process with an exit code.
     """
 
-    def __init__(self, limit: float, beats: Callable[[], int], path: Path):
-        self.limit, self.beats, self.path = limit, beats, path
+    def __init__(self, limit: float, beats: Callable[[], int], path: Path, end: Callable[[int], object] | None = None):
+        self.limit, self.beats, self.path, self.end = limit, beats, path, end or os._exit
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -45,4 +45,4 @@ class Watchdog:
             f"error: nothing has moved for {self.limit:.0f} s (trainer.watchdog); "
             f"the stacks of all threads are in {self.path}"
         )
-        os._exit(70)
+        self.end(70)
