@@ -6,9 +6,11 @@ store (under torchrun its agent may), writes there where its end of the lifeline
 
 import json
 import os
+import socket
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -89,7 +91,7 @@ class Ranks:
 
         store = found_store(self.place) if self.place.agent_store else served_store(self.place)
         self._line = hub = Hub(self.place.address, self._lost)
-        store.set("lifeline", f"{hub.port} {hub.token}")
+        store.set("lifeline", f"{own_address(self.place)} {hub.port} {hub.token}")
         self.store = PrefixStore(hub.token, store)  # an agent's store knows what it was told before a restart
         return store.port
 
@@ -100,13 +102,13 @@ class Ranks:
         store = found_store(self.place)
         until = time.monotonic() + TO_START
         while time.monotonic() < until:
-            port, token = store.get("lifeline").decode().split()
-            connection = connect(self.place.address, int(port), token, self.place.rank, patience=10)
+            address, port, token = store.get("lifeline").decode().split()
+            connection = connect(address, int(port), token, self.place.rank, patience=10)
             if connection is not None:
                 self._line, self.store = Lifeline(connection, self._lost), PrefixStore(token, store)
                 return
             time.sleep(1)
-        raise UserError(f"rank {self.place.rank}: rank 0 does not answer at {self.place.address}, port {port}")
+        raise UserError(f"rank {self.place.rank}: rank 0 does not answer at {address}, port {port}")
 
     def hand(self, job: Job) -> None:
         """As rank 0, hand the job to the others, which are started first unless they were launched."""
@@ -187,29 +189,40 @@ class Ranks:
 
 def served_store(place: Place) -> "TCPStore":
     """Open the store at the place's port, or at one that is free."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     try:
         listening = listener(place.address, place.port)
     except OSError as error:
         raise UserError(
             f"rank 0 cannot listen at port {place.port} ({error.strerror}); MASTER_PORT=N names another"
         ) from None
-    port = listening.getsockname()[1]
-    descriptor = listening.detach()
-    patience = timedelta(seconds=TO_START)
-    return TCPStore(place.address, port, None, True, patience, wait_for_workers=False, master_listen_fd=descriptor)
+    return tcp_store(place, listening.getsockname()[1], TO_LEAVE, listening.detach())
 
 
 def found_store(place: Place) -> "TCPStore":
     """Find the store that rank 0 serves, or torchrun's agent."""
+    return tcp_store(place, place.port, TO_START)
+
+
+def tcp_store(place: Place, port: int, patience: float, descriptor: int | None = None) -> "TCPStore":
+    """Connect to the store at a port; descriptor: the listening socket of one that this process serves."""
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+    serves, wait = descriptor is not None, timedelta(seconds=patience)
     try:
-        patience = timedelta(seconds=TO_START)
-        return TCPStore(place.address, place.port, None, False, patience, wait_for_workers=False)
+        return TCPStore(place.address, port, None, serves, wait, wait_for_workers=False, master_listen_fd=descriptor)
     except DistError as error:
         raise UserError(
-            f"rank {place.rank}: nobody answers at {place.address}:{place.port}, where ranks meet "
-            f"({str(error).splitlines()[0]})"
+            f"rank {place.rank} on {socket.gethostname()}: nobody answers at {place.address}:{port}, where ranks meet "
+            f"({str(error).splitlines()[0]}); MASTER_ADDR=HOST names the machine of rank 0"
         ) from None
+
+
+def own_address(place: Place) -> str:
+    """Return the address of rank 0, this process, for the others; an agent's store may be on another node."""
+    if not place.agent_store:
+        return place.address
+    family, kind, protocol, _, address = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as asked:
+        asked.connect(address)  # sends nothing: the system says by which of its addresses it would
+        own: str = asked.getsockname()[0]
+    return place.address if ip_address(own).is_loopback else own
