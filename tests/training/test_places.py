@@ -1,12 +1,16 @@
 """Where ranks stand: what torchrun's and SLURM's variables say, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from gengen.config.compose import read_command_line
+from gengen.cli import main
+from gengen.config.compose import compose_train, read_command_line
+from gengen.config.resume import resumed, stored
 from gengen.errors import UserError
 from gengen.training.place import Place, find_place, first_host
+from gengen.training.ranks import own_address
 from gengen.training.request import placed
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
@@ -109,3 +113,30 @@ def test_the_devices_and_nodes_of_a_launched_command_are_those_that_were_started
         assert (line.last("trainer.devices"), line.last("trainer.nodes")) == ("4", "2")
     line = read_command_line(["model=gpt", "trainer.devices=3"])
     assert placed(line, Place()) is line
+
+
+def test_one_command_starts_the_ranks_of_one_node(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *tiny, "trainer.nodes=2", f"runs_dir={tmp_path}", "run=r"]) == 2
+    assert (
+        "trainer.nodes=2: this starts ranks on one node; torchrun and srun do so on several" in capsys.readouterr().err
+    )
+    assert main(["train", *tiny, "trainer.nodes=3", f"runs_dir={tmp_path}", "run=r"]) == 2
+    assert "data.batch_size=8 cannot be shared by trainer.devices=1 on trainer.nodes=3" in capsys.readouterr().err
+
+
+def test_the_number_of_nodes_is_of_one_command_and_never_stored() -> None:
+    config = compose_train(read_command_line(["model=gpt", "trainer.max_steps=4", "trainer.nodes=2"]))
+    assert config.trainer.world == 2 and stored(config)["trainer"]["nodes"] is None
+    assert config.trainer.nodes == 2
+    kept = stored(config)
+    kept["trainer"]["nodes"] = 4  # somebody else's
+    assert resumed(kept, read_command_line(["run=r"]))[0].trainer.nodes is None
+    assert resumed(kept, read_command_line(["run=r", "trainer.nodes=2"]))[0].trainer.world == 2
+
+
+def test_rank_0_is_where_the_store_is_unless_an_agent_serves_it() -> None:
+    """Then an address of its own; loopback tells others nothing, and the agent is on the same machine."""
+    assert own_address(IN_SRUN) == "gpu007"
+    assert own_address(replace(IN_TORCHRUN, address="127.0.0.1")) == "127.0.0.1"

@@ -7,7 +7,10 @@ store (under torchrun its agent may), writes there where its end of the lifeline
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -21,7 +24,7 @@ from gengen.errors import UserError
 from gengen.training.launch import OwnRanks, end_with_leader
 from gengen.training.lifeline import Hub, Lifeline, Lost, connect, listener
 from gengen.training.monitor.console import last_words
-from gengen.training.place import LEADER, Place
+from gengen.training.place import Place
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -68,12 +71,14 @@ class Ranks:
         self._line: Hub | Lifeline | None = None
         self._own: OwnRanks | None = None
         self._run: Path | None = None
+        self._ends = threading.Lock()  # held by the thread that ends this process
 
     def __enter__(self) -> "Ranks":
-        if LEADER in os.environ:
-            end_with_leader()
         if self.place.rank > 0:
-            self._join()
+            if not self.place.is_launched:
+                end_with_leader()
+            with self._ending_with_store():
+                self._join()
         elif self.place.is_launched:
             self._serve()
         return self
@@ -129,17 +134,29 @@ class Ranks:
         """As another rank, return the job, as soon as there is one; None where rank 0 has left, and needs nobody."""
         assert self.store is not None and isinstance(self._line, Lifeline)
         until = time.monotonic() + TO_PREPARE
-        while not self.store.check(["job"]):  # `wait` would complain where rank 0 ends before
-            if self._line.is_done:
-                return None
-            if time.monotonic() > until:
-                raise UserError(f"rank {self.place.rank}: rank 0 has handed over no job in {TO_PREPARE / 3600:.0f} h")
-            time.sleep(0.5)
-        job = Job(**json.loads(self.store.get("job")))
+        with self._ending_with_store():
+            while not self.store.check(["job"]):  # `wait` would complain where rank 0 ends before
+                if self._line.is_done:
+                    return None
+                if time.monotonic() > until:
+                    hours = TO_PREPARE / 3600
+                    raise UserError(f"rank {self.place.rank}: rank 0 has handed over no job in {hours:.0f} h")
+                time.sleep(0.5)
+            job = Job(**json.loads(self.store.get("job")))
         self._run = Path(job.run)
         return job
 
     # --- ending
+
+    @contextmanager
+    def _ending_with_store(self) -> Iterator[None]:
+        """Inside, this process ends where the store does, which rank 0 serves: the news may come that way first."""
+        from torch.distributed import DistError
+
+        try:
+            yield
+        except DistError:
+            self._lost(Lost(0))
 
     def await_news(self) -> None:
         """After an error that a lost rank may have caused: if one is lost, this does not return."""
@@ -154,6 +171,7 @@ class Ranks:
 
     def _lost(self, lost: Lost) -> None:
         """End this process with one line, as another rank is lost."""
+        self._ends.acquire()
         if lost.code is None:
             last_words(f"error: rank {lost.rank} is gone; {self._last_checkpoint()}; the same command goes on")
         elif lost.rank > 0:  # rank 0 has said why
