@@ -1,6 +1,7 @@
 """Ranks that another program has started: torchrun by itself, SLURM by its variables. The same files come out."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,20 +43,28 @@ def slurm(job: int, rank: int, nodes: int) -> dict[str, str]:
     return env | {"SLURM_JOB_NODELIST": "127.0.0.2" if nodes == 1 else "127.0.0.[2-3]"}
 
 
-def srun(argv: list[str], runs: Path, job: int, nodes: int = 1, faults: tuple[str, str] = ("", "")) -> list[Ended]:
-    """Run a command as two tasks, each a fork in a session of its own; nothing ends one for the other."""
-    children = [
-        start([*argv, f"runs_dir={runs}"], runs / f"said-{rank}.txt", faults[rank], sets(slurm(job, rank, nodes)))
-        for rank in range(2)
-    ]
+def srun(argv: list[str], runs: Path, job: int, nodes: int = 1) -> list[Ended]:
+    """Run a command as two tasks, each a fork in a session of its own; nothing ends one for the other.
+
+    Each node has a working directory of its own, as if it were a disk.
+    """
+    children = []
+    for rank in range(2):
+        env, folder = slurm(job, rank, nodes), runs / f"node-{rank * (nodes - 1)}"
+        folder.mkdir(exist_ok=True)
+        children.append(start([*argv, f"runs_dir={runs}"], runs / f"said-{rank}.txt", before=sets(env, folder)))
     codes = [waited(child, HANGS) for child in children]
     said = [(runs / f"said-{rank}.txt").read_text() for rank in range(2)]
     assert None not in codes, said
     return [Ended(code, words) for code, words in zip(codes, said, strict=True) if code is not None]
 
 
-def sets(env: dict[str, str]) -> Callable[[], None]:
-    return lambda: os.environ.update(env)
+def sets(env: dict[str, str], folder: Path) -> Callable[[], None]:
+    def before() -> None:
+        os.environ.update(env)
+        os.chdir(folder)
+
+    return before
 
 
 def test_what_is_pretended_here_are_places() -> None:
@@ -74,9 +83,24 @@ def test_tasks_of_slurm_make_the_files_of_our_own_ranks(settings: list[str], str
 
 
 def test_two_nodes_of_one_rank_each_make_them_too(settings: list[str], straight: Path, tmp_path: Path) -> None:
-    first, second = srun(settings, tmp_path, 103, nodes=2)
+    """Each prepares the data on its own disk; the checkpoints alone are shared."""
+    first, second = srun([*settings, "data.dir=disk"], tmp_path, 103, nodes=2)
     assert (first.code, second.code, second.said) == (0, 0, ""), first.said + second.said
-    same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"), FREE | {"trainer.devices"})
+    assert all(list((tmp_path / f"node-{node}" / "disk" / "prepared").glob("text-*")) for node in range(2))
+    free = FREE | {"trainer.devices", "data.dir"}
+    same_checkpoint(last_checkpoint(straight), last_checkpoint(tmp_path / "r"), free)
+
+
+def test_a_node_with_other_data_is_refused(settings: list[str], texts: Path, tmp_path: Path) -> None:
+    """Files of the same names on each node's own disk, one of which has a line more."""
+    for node in range(2):
+        shutil.copytree(texts, tmp_path / f"node-{node}" / "texts")
+    next((tmp_path / "node-1" / "texts").iterdir()).write_text("once more")
+    own = ["data.path=texts", "data.dir=disk"]
+    first, second = srun([*settings, *own], tmp_path, 109, nodes=2)
+    assert (first.code, second.code) == (2, 2), first.said + second.said
+    assert "error: rank 1 on" in second.said and "has other data than rank 0: its fingerprint is" in second.said
+    assert first.said.endswith("error: rank 1 ended with exit code 2, and the run with it\n")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -137,7 +161,7 @@ def test_torchrun_starts_the_ranks_anew_and_ends_as_if_none_had_been_killed(
         env=os.environ | {"GENGEN_FAULT": "save:begin@4=kill", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf8",
-        timeout=HANGS,
+        timeout=2 * HANGS,
         check=False,
     )
     said = done.stdout + done.stderr
