@@ -51,6 +51,10 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
     ),
     "results": (["{codec}"], r"PSNR \d+\.\d+ dB"),
     "ring": (["seconds=0.5", "seeds=1"], r"the plain loss.* of 8 modes"),
+    "saving": (
+        ["megabytes=8", "rounds=2"],
+        r"sync +waited / clone: \d(.|\n)*async +waited / clone: \d",
+    ),
     "serving": (
         ["{run}", "clients=1,2", "tokens=4", "rounds=1", "threads=1"],
         r"exact, 1 threads\n +1 clients +\d(.|\n)*tokens arrive: 99 % \d",

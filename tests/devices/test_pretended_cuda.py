@@ -70,7 +70,15 @@ OWN_SETTINGS = {
 }
 CAPTIONS = ["text=true", "text_width=16", "text_layers=1", "text_heads=2"]
 DATA = {"conversations": "instructions", "preferences": "preferences", "ratings": "ratings", "prompts": "prompts"}
-RHYTHM = ["save_every=1", "eval_every=2", "sample_every=2", "log_every=1", "compile=false", "precision=fp32"]
+RHYTHM = [
+    "save=sync",
+    "save_every=1",
+    "eval_every=2",
+    "sample_every=2",
+    "log_every=1",
+    "compile=false",
+    "precision=fp32",
+]
 WAYS = ("what", "sampler", "precision")
 """Settings of how something is drawn, each of whose choices is tried."""
 TRAINER = [f"trainer.{setting}" for setting in ("max_steps=2", "threads=1", *RHYTHM)]

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,21 +52,27 @@ def gpt(family_of: Callable[[str], Family]) -> Family:
 # --- the disk
 
 
+SAVES = pytest.mark.parametrize("save", ["sync", "async"])
+
+
 @pytest.mark.fault("F10")
-def test_a_full_disk_is_waited_for(gpt: Family, tmp_path: Path) -> None:
-    """The second save fails twice, at steps 8 and 9; what was there stays, the third attempt succeeds, the end is the
-    same.
+@pytest.mark.parametrize("save, every", [("sync", 4), ("async", 1)])
+def test_a_full_disk_is_waited_for(gpt: Family, tmp_path: Path, save: str, every: int) -> None:
+    """The second save fails twice, at steps 8 and 9 or 2 and 3; what was there stays, the third attempt succeeds, the
+    end is the same.
     """
-    ended = forked(gpt.begin(tmp_path), "save:optimizer.safetensors@2=full,save:manifest.json@2=full")
+    argv = replace(gpt, save=save).begin(tmp_path, f"trainer.save_every={every}")
+    ended = forked(argv, "save:optimizer.safetensors@2=full,save:manifest.json@2=full")
     assert ended.code == 0 and ended.said.count("could not be written") == 2 and "(2 failed in a row)" in ended.said
-    gpt.same(tmp_path / "r")
+    gpt.same(tmp_path / "r", FREE | {"trainer.save_every"})
     assert not list((tmp_path / "r" / "checkpoints").glob(".tmp-*"))
 
 
+@SAVES
 @pytest.mark.fault("F10")
-def test_a_disk_that_stays_full_ends_the_run(gpt: Family, tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_ends_the_run(gpt: Family, tmp_path: Path, save: str) -> None:
     """The system itself refuses files beyond 20 kB; a checkpoint of before is as it was."""
-    assert forked(gpt.begin(tmp_path, "stop_at=4")).code == 0
+    assert forked(replace(gpt, save=save).begin(tmp_path, "stop_at=4")).code == 0
     before = weights(tmp_path / "r", 4)
     argv = on(tmp_path, "trainer.max_failed_saves=2", "trainer.save_every=2")
     ended = forked(argv, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))).clear()
@@ -93,11 +100,13 @@ def test_too_little_space_is_found_before_training(
     assert "step 1/" not in said.out and not (tmp_path / "r").exists()
 
 
+@SAVES
 @pytest.mark.fault("F11")
-def test_too_little_space_for_one_more_is_found_before_it_is_begun(gpt: Family, tmp_path: Path) -> None:
+def test_too_little_space_for_one_more_is_found_before_it_is_begun(gpt: Family, tmp_path: Path, save: str) -> None:
     free = iter([10**9, 10**9, 100_000, 10**9, 10**9])  # at the start, at steps 4, 8, 9 and 12
     ended = forked(
-        gpt.begin(tmp_path), before=lambda: setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+        replace(gpt, save=save).begin(tmp_path),
+        before=lambda: setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free))),
     )
     assert ended.code == 0 and ended.said.count("could not") + ended.said.count("are needed for checkpoints") == 1
     gpt.same(tmp_path / "r")
@@ -166,12 +175,14 @@ def test_a_bad_step_is_skipped_or_ends_the_run(family: Family, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.fault("F17")
-@pytest.mark.parametrize("name", ["gpt", "vae", "ldm", "gan"])
-def test_a_bad_step_is_rolled_back(family_of: Callable[[str], Family], name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name, save", [("gpt", "sync"), ("gpt", "async"), *((n, "sync") for n in ("vae", "ldm", "gan"))]
+)
+def test_a_bad_step_is_rolled_back(family_of: Callable[[str], Family], name: str, save: str, tmp_path: Path) -> None:
     """From step 7 back to the checkpoint of step 4, and on without the data of the three steps; a later stop changes
     nothing of that.
     """
-    family = family_of(name)
+    family = replace(family_of(name), save=save)
     settings = ["trainer.on_bad_step=rollback"]
     ended = forked(family.begin(tmp_path / "a", *settings), poison(name, 7))
     assert ended.code == 0 and "going on from step-000000004, without the data of the 3 steps since" in ended.said

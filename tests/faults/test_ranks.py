@@ -59,10 +59,11 @@ def refuse() -> None:
     raise UserError("this rank will not")
 
 
-def test_a_failed_save_and_an_odd_last_batch(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("save", ["sync", "async"])
+def test_a_failed_save_and_an_odd_last_batch(tiny: list[str], tmp_path: Path, save: str) -> None:
     """The first save fails, and both ranks try again; what they find on 15 held-out windows, one rank finds."""
     one = forked(command(tiny, tmp_path / "one", "model.context=50", "trainer.devices=1"))
-    two = two_ranks(tiny, tmp_path / "two", "model.context=50", fault="save:begin@1=full")
+    two = two_ranks(tiny, tmp_path / "two", "model.context=50", f"trainer.save={save}", fault="save:begin@1=full")
     assert one.code == 0 and two.code == 0, two.said
     assert two.said.count("could not be written") == 1 and "(1 failed in a row)" in two.said
     assert step(tmp_path / "two" / "r") == 4
@@ -163,12 +164,13 @@ def test_a_killed_rank_ends_one_that_waits_for_it_without_a_word(tiny: list[str]
 
 
 @pytest.mark.slow
-def test_no_rank_is_left_where_rank_0_is_killed(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("save", ["sync", "async"])
+def test_no_rank_is_left_where_rank_0_is_killed(tiny: list[str], tmp_path: Path, save: str) -> None:
     def change() -> None:
         doing(die, rank=0)()
         doing(lambda: time.sleep(900), rank=1)()
 
-    child = start(command(tiny, tmp_path), tmp_path / "said.txt", before=forked_ranks(change))
+    child = start(command(tiny, tmp_path, f"trainer.save={save}"), tmp_path / "said.txt", before=forked_ranks(change))
     assert waited(child, 60) == -signal.SIGKILL
     assert not left_behind(child)
     assert (tmp_path / "said.txt").read_text().count("error: rank 0 is gone; the last checkpoint is step 2") == 1

@@ -73,6 +73,7 @@ class Family:
     name: str
     settings: list[str]
     straight: Path
+    save: str = "sync"
 
     @property
     def points(self) -> list[str]:
@@ -80,7 +81,7 @@ class Family:
         return [f"save:{point}" for point in SAVES if self.name not in missing.get(point, ())]
 
     def begin(self, runs: Path, *more: str) -> list[str]:
-        return ["train", *self.settings, f"runs_dir={runs}", "run=r", *more]
+        return ["train", *self.settings, f"trainer.save={self.save}", f"runs_dir={runs}", "run=r", *more]
 
     def same(self, run: Path, free: set[str] = FREE) -> None:
         same_run(self.straight, run, free)

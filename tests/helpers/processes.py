@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gengen import faults
+from gengen.checkpoints import background
 from gengen.cli import main
 
 HANGS = 180  # seconds, after which a process that should have ended by itself is said to hang
@@ -44,6 +46,7 @@ def start(argv: list[str], said: Path, fault: str = "", before: Callable[[], obj
         os.environ["GENGEN_FAULT"] = fault
         if compiler := sys.modules.get("torch._inductor.config"):
             setattr(compiler, "compile_threads", 1)  # the helpers that compile belong to the process that was forked
+        background.started = ForkedWriter
         before()
         code = main(argv)
     except BaseException:
@@ -99,6 +102,57 @@ class Fork:
     def kill(self) -> None:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
+
+
+class ForkedWriter:
+    """What Popen starts for the saves of a run that does not wait for them, as a fork of this process.
+
+    A fault that kills it kills all processes of its session, as a machine that goes down would; a signal at one of its
+    points is for the process that trains.
+    """
+
+    def __init__(self, file: int):
+        (asked, self_asks), (answered, answers) = os.pipe(), os.pipe()
+        trainer = os.getpid()
+        self.returncode: int | None = None
+        if not (child := os.fork()):
+            code = 70
+            try:
+                os.close(self_asks)
+                os.close(answered)
+                os.dup2(asked, 0)
+                os.dup2(answers, 1)
+                sys.stdin, faults.act = os.fdopen(0), for_all(trainer)
+                background.main([str(file), str(trainer)])
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(asked)
+        os.close(answers)
+        self.pid, self.stdin, self.stdout = child, os.fdopen(self_asks, "w"), os.fdopen(answered)
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def for_all(trainer: int) -> Callable[[str, str], None]:
+    """The faults of a writer."""
+    act = faults.act
+
+    def act_on_all(action: str, point: str) -> None:
+        if action == "kill":
+            os.killpg(0, signal.SIGKILL)
+        elif action == "term":
+            os.kill(trainer, signal.SIGTERM)
+            time.sleep(0.2)  # a second one is another
+        else:
+            act(action, point)
+
+    return act_on_all
 
 
 def forked_ranks(then: Callable[[], object] = lambda: None) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from gengen.checkpoints.metrics_csv import read_metrics
 from gengen.config.resume import ONE_COMMAND
 from gengen.config.schema import leaves
 
-FREE = {"run", "runs_dir", *ONE_COMMAND}
+FREE = {"run", "runs_dir", "trainer.save", *ONE_COMMAND}
 
 
 def last_checkpoint(run: Path) -> Path:

@@ -32,7 +32,7 @@ from gengen.training.sharding import Sharding, local, sharded_like, whole
 from gengen.training.strategy import check_sharding
 from helpers.processes import Ended, forked, forked_ranks
 from helpers.ranks import on_ranks
-from helpers.runs import same_run
+from helpers.runs import same_checkpoint, same_run
 
 TENSORS = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
 
@@ -116,6 +116,13 @@ def test_stopped_and_resumed_on_two_ranks_equals_never_stopped(settings: list[st
     sharded(settings, tmp_path, "stop_at=3")
     sharded(["train", "run=r"], tmp_path)
     same_run(two, tmp_path / "r")
+
+
+@pytest.mark.slow
+def test_saves_beside_training_are_the_same(settings: list[str], two: Path, tmp_path: Path) -> None:
+    sharded(settings, tmp_path, "trainer.save=async")
+    for step in range(1, 9):
+        same_checkpoint(at(two, step), at(tmp_path / "r", step))
 
 
 @pytest.mark.slow

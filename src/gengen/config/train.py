@@ -90,6 +90,13 @@ class TrainerConfig:
     )
     budget: str = option("4m", "time in all (90s, 4m, 2h) that a new run chooses its max_steps for", on_resume="free")
     save_every: int = positive(100, "steps between checkpoints", on_resume="free")
+    save: str = choice(
+        "auto",
+        ["auto", "sync", "async"],
+        "whether training waits for a checkpoint to be written: sync, it does; async, another process writes a copy "
+        "(Linux); auto = async on CUDA",
+        on_resume="free",
+    )
     eval_every: int = positive(100, "steps between evaluations on the validation part", on_resume="free")
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
     log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
@@ -147,6 +154,11 @@ class TrainerConfig:
     def world(self) -> int:
         """The number of ranks."""
         return self.devices * (self.nodes or 1)
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether checkpoints are written beside training; `device` is settled by then."""
+        return self.save == "async" or (self.save == "auto" and self.device == "cuda")
 
 
 @dataclass

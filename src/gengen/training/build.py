@@ -10,6 +10,8 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.profilers import Profiler
 
+from gengen.checkpoints.background import BackgroundSaver
+from gengen.checkpoints.saving import Saver, SaverInTurn
 from gengen.config.train import TrainConfig, seconds
 from gengen.data import loader
 from gengen.data.loader import StepData
@@ -64,10 +66,12 @@ def build_trainer(
     more_callbacks: Sequence[L.Callback] = (),
     profiler: Profiler | None = None,
     ranks: Ranks | None = None,
+    saver: Saver | None = None,
 ) -> L.Trainer:
     """Lightning's Trainer, stripped to devices, strategy and loop: rhythm, logs and checkpoints are ours.
 
-    more_callbacks: the user's, each of which is called after `callback`. ranks: None for a process alone.
+    more_callbacks: the user's, each of which is called after `callback`. ranks: None for a process alone. saver: None =
+    training waits for its saves.
     """
     c, ranks = config.trainer, ranks or Ranks()
     if c.threads:
@@ -84,7 +88,7 @@ def build_trainer(
         precision="32-true",
         max_steps=max_steps,
         callbacks=[callback, *more_callbacks],
-        plugins=[SafeCheckpointIO(), PlaceEnvironment(ranks.place)],
+        plugins=[SafeCheckpointIO(saver or SaverInTurn()), PlaceEnvironment(ranks.place)],
         profiler=profiler,
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -94,6 +98,10 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def build_saver(config: TrainConfig) -> Saver:
+    return BackgroundSaver() if config.trainer.saves_in_background else SaverInTurn()
 
 
 def quiet_lightning() -> None:

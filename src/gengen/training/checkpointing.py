@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 import gengen
-from gengen.checkpoints import store
 from gengen.checkpoints.layout import Checkpoint, read
+from gengen.checkpoints.saving import Keeping, Save, Saver
 from gengen.training.state import RunPart
 
 
@@ -21,10 +21,13 @@ class SafeCheckpointIO(CheckpointIO):
     (see TrainingLoop.on_save_checkpoint).
     """
 
-    failure: store.SaveFailed | None = None
-    """Why the last save failed, if it did. It is not raised here, where other ranks wait."""
+    def __init__(self, saver: Saver):
+        """saver: carries out the saves, and says how they ended. That is not raised here, where other ranks wait."""
+        self.saver = saver
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Keeping | None = None
+    ) -> None:
         own: RunPart = checkpoint["gengen"]
         whole = Checkpoint(
             step=checkpoint["global_step"],
@@ -36,11 +39,7 @@ class SafeCheckpointIO(CheckpointIO):
             ema=own.ema,
             facts=own.facts | {"versions": versions()},
         )
-        self.failure = None
-        try:
-            store.save(Path(path), whole)
-        except store.SaveFailed as failure:
-            self.failure = failure
+        self.saver.begin(Save(Path(path), whole, storage_options))
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
@@ -60,6 +59,9 @@ class SafeCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         raise AssertionError("checkpoints are pruned by gengen.checkpoints.store")
+
+    def teardown(self) -> None:
+        self.saver.close()
 
 
 def versions() -> dict[str, str]:

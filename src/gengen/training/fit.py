@@ -14,6 +14,7 @@ from gengen.training.build import (
     build_callbacks,
     build_datamodule,
     build_objective,
+    build_saver,
     build_trainer,
     compile_where_it_pays,
 )
@@ -62,7 +63,8 @@ def fit(plan: Plan, session: Session) -> TrainingLoop:
     compile_where_it_pays(objective, config, session.console.say)
     datamodule = build_datamodule(config, plan.prepared, rank)
     monitors = build_monitors(plan, session, rank)
-    loop = TrainingLoop(plan, session, monitors)
+    saver = build_saver(config)
+    loop = TrainingLoop(plan, session, monitors, saver)
     trainer = build_trainer(
         config,
         loop,
@@ -70,6 +72,7 @@ def fit(plan: Plan, session: Session) -> TrainingLoop:
         build_callbacks(c.callbacks),
         build_profiler(c.profiler if rank == 0 else None, plan.run.path),
         ranks,
+        saver,
     )
     session.interruption.waits = ranks.place.world > 1  # until all ranks have started
     limit, beats = seconds("trainer.watchdog", c.watchdog), session.interruption.beats

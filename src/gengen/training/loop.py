@@ -22,6 +22,7 @@ import torch
 from gengen.checkpoints import store
 from gengen.checkpoints.layout import nbytes, unique_state
 from gengen.checkpoints.metrics_csv import Metrics
+from gengen.checkpoints.saving import Keeping, Saver
 from gengen.config.train import seconds
 from gengen.faults import fault
 from gengen.training.monitor.monitors import Monitors
@@ -38,7 +39,7 @@ Row = dict[str, float]
 class TrainingLoop(L.Callback):
     """What happens before the first step and between steps, always in the same order."""
 
-    def __init__(self, plan: Plan, session: Session, monitors: Monitors):
+    def __init__(self, plan: Plan, session: Session, monitors: Monitors, saver: Saver):
         c = plan.config
         assert c.trainer.max_steps
         self.plan, self.config, self.run = plan, c, plan.run
@@ -52,6 +53,8 @@ class TrainingLoop(L.Callback):
         self.restored: RunPart | None = None  # what the checkpoint holds
         self.begun = False  # everything that the checkpoint holds is in its place
         self.vote = LateVote()
+        self.saver = saver
+        self.saving: int | None = None  # the step of a save that may still go on
         self.failed_saves = 0  # in a row
         self.saved_step = -1  # of the last save that this rank took part in
         self.micro_batch_size = c.data.micro_batch_size  # as last said
@@ -84,6 +87,7 @@ class TrainingLoop(L.Callback):
         self.interruption.waits = False
         if trainer.is_global_zero:
             self.check_space(objective)
+            self.saver.start()
             self.drop_what_lies_beyond(trainer.global_step)
         if self.restored is not None:
             self.clock.before = restore(self.restored, objective, self.evaluated)
@@ -135,6 +139,13 @@ class TrainingLoop(L.Callback):
         assert isinstance(objective, Objective)
         if objective.logged and self.saved_step != trainer.global_step:
             self.save(trainer, is_best=False, stop=True)
+        self.end_save(trainer, stop=True)
+
+    def on_exception(self, trainer: L.Trainer, objective: L.LightningModule, exception: BaseException) -> None:
+        """Wait for a save that goes on: a roll-back begins with it."""
+        saved = self.saver.ended(wait=True) if trainer.is_global_zero else None
+        if saved and saved.failure:
+            self.console.say(f"warning: {saved.failure}")
 
     def between_steps(self, trainer: L.Trainer, objective: Objective) -> None:
         """Do what is due at this step, in this order. Right after a resume, what an interruption left undone."""
@@ -150,9 +161,11 @@ class TrainingLoop(L.Callback):
             self.write_row(step, row, last)
         if step % c.sample_every == 0 or last:
             self.sample(trainer, objective, step)
+        if step % c.log_every == 0:
+            self.end_save(trainer, wait=False)
         stop = last or self.is_to_stop(trainer, step)
         is_best = self.evaluated.best is not None and self.evaluated.best[0] == step
-        retry = self.failed_saves > 0 and step % c.log_every == 0
+        retry = self.failed_saves > 0 and self.saving is None and step % c.log_every == 0
         is_new = trained or self.evaluated.step == step  # else the checkpoint of this step is as it would be
         saves = is_new and (step % c.save_every == 0 or stop or is_best or retry)
         if saves:
@@ -253,21 +266,31 @@ class TrainingLoop(L.Callback):
 
         One that cannot be written is tried again with the next row, unless training stops here. Raises SaveFailed.
         """
-        step = self.saved_step = trainer.global_step
         with self.laps.paused(trainer.strategy.root_device):
+            self.end_save(trainer)  # one at a time
+            self.saving = self.saved_step = trainer.global_step
             trainer.lightning_module.before_save()  # type: ignore[operator]
             with nullcontext() if trainer.is_global_zero else self.interruption.waiting():
-                trainer.save_checkpoint(self.run.checkpoints)  # calls on_save_checkpoint
-            failure = getattr(trainer.strategy.checkpoint_io, "failure", None)  # rank 0's, which alone writes
-            if trainer.is_global_zero and not failure:
-                with self.spared("what is left of older checkpoints"):
-                    if is_best:
-                        store.mark_best(self.run.checkpoints, self.run.checkpoints / f"step-{step:09d}")
-                    store.prune(self.run.checkpoints, self.config.trainer.keep)
-            if self.any_rank(trainer, failure is not None):
-                self.bear(failure or store.SaveFailed(f"step {step} could not be written by rank 0"), stop)
-            else:
-                self.failed_saves = 0
+                keeping = Keeping(is_best, self.config.trainer.keep)
+                trainer.save_checkpoint(self.run.checkpoints, storage_options=keeping)  # calls on_save_checkpoint
+            if stop or not self.config.trainer.saves_in_background:
+                self.end_save(trainer, stop)
+
+    def end_save(self, trainer: L.Trainer, stop: bool = False, wait: bool = True) -> None:
+        """Wait for the save that goes on, if one does, and heed how it ended; without `wait`, if it has."""
+        if self.saving is None:
+            return
+        saved = self.saver.ended(wait) if trainer.is_global_zero else None  # rank 0 alone writes
+        if not self.any_rank(trainer, saved is not None):
+            return
+        step, self.saving = self.saving, None
+        if saved and saved.left:
+            self.console.say(f"warning: what is left of older checkpoints: {saved.left}")
+        failure = saved.failure if saved else None
+        if self.any_rank(trainer, failure is not None):
+            self.bear(store.SaveFailed(failure or f"step {step} could not be written by rank 0"), stop)
+        else:
+            self.failed_saves = 0
 
     def bear(self, failure: store.SaveFailed, stop: bool) -> None:
         """Warn of a save that failed; raise it where it is one too many, or the last."""
