@@ -23,7 +23,7 @@ from gengen.generation.load import load_generator
 from gengen.models.kernels import dropout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-FORMATS = ["format-1", "format-2", "format-3"]
+FORMATS = ["format-1", "format-2", "format-3", "format-4"]
 
 
 def expected(name: str) -> Any:

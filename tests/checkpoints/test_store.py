@@ -195,7 +195,7 @@ def test_a_newer_format_is_refused_politely(tmp_path: Path) -> None:
     manifest = json.loads(path.read_text()) | {"format": 99}
     del manifest["sha256"]
     path.write_text(to_json(manifest | {"sha256": digest(manifest)}))
-    with pytest.raises(UserError, match="has format 99; this gengen reads up to 3"):
+    with pytest.raises(UserError, match="has format 99; this gengen reads up to 4"):
         verify(path.parent)
 
 

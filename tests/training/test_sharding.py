@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,9 +29,9 @@ from gengen.training.optim.muon import Muon
 from gengen.training.optim.owners import Owners, dealt
 from gengen.training.sharding import Sharding, local, sharded_like, whole
 from gengen.training.strategy import check_sharding
-from helpers.processes import Ended, forked, forked_ranks
 from helpers.ranks import on_ranks
 from helpers.runs import same_checkpoint, same_run
+from helpers.sharded_runs import at, saving_at_start, sharded
 
 TENSORS = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"]
 
@@ -48,26 +47,6 @@ def settings(tiny: list[str]) -> list[str]:
     return ["train", *tiny, *own, *(f"trainer.{one}" for one in rhythm), "run=r"]
 
 
-def sharded(settings: list[str], runs: Path, *more: str, saves: Path | None = None) -> Ended:
-    """Run a command on two ranks that share the weights. saves: where what was loaded is saved at once."""
-    two = ["trainer.devices=2", "trainer.strategy=fsdp", f"runs_dir={runs}"]
-    ended = forked([*settings, *two, *more], before=forked_ranks(lambda: saving_at_start(saves)))
-    assert ended.code == 0, ended.said
-    return ended
-
-
-def saving_at_start(folder: Path | None) -> None:
-    """Has a run save its state into a folder as soon as everything is restored."""
-    original = TrainingLoop.on_train_start
-
-    def on_train_start(self: TrainingLoop, trainer: L.Trainer, objective: Any) -> None:
-        original(self, trainer, objective)
-        trainer.save_checkpoint(folder)  # type: ignore[arg-type]
-
-    if folder is not None:
-        TrainingLoop.on_train_start = on_train_start  # type: ignore[method-assign]
-
-
 @pytest.fixture(scope="module")
 def one(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("one")
@@ -80,10 +59,6 @@ def two(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("two")
     sharded(settings, runs)
     return runs / "r"
-
-
-def at(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:09d}"
 
 
 def differences(a: Path, b: Path) -> dict[str, float]:

@@ -22,6 +22,8 @@ from gengen.errors import UserError
 from gengen.io import Json, fsync, write_text
 
 Config = TypeVar("Config")
+After = Callable[[str], object]
+"""Is told the name of each file that is on the disk."""
 MAX_HEADER, MAX_TENSORS = 16 * 2**20, 50_000  # bytes that describe the tensors of one file, and their number
 MAX_TOKENIZER = 32 * 2**20  # bytes
 MAX_NUMBER = 2**27  # of a model's config
@@ -58,7 +60,7 @@ def nbytes(tree: object) -> int:
 def pack(tree: object, tensors: dict[str, Tensor], name: str = "") -> Json:
     """The tree with each tensor moved into `tensors` and {"tensor": its name} in its place."""
     if isinstance(tree, Tensor):
-        tensors[name] = tree.detach().cpu().contiguous()
+        tensors[name] = tree.detach()
         return {"tensor": name}
     if isinstance(tree, dict):
         return {str(key): pack(value, tensors, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
@@ -78,21 +80,42 @@ def unpack(tree: Json, tensors: dict[str, Tensor]) -> Any:
     return tree
 
 
-def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], object] = lambda file: None) -> None:
+def write(directory: Path, checkpoint: Checkpoint, after: After = lambda file: None) -> None:
     """Write every file of a checkpoint into an empty directory, each flushed, the manifest last.
 
-    A file is hashed while the next ones are written (hashlib lets go of the interpreter's lock), so the largest comes
-    first. `after` is called with each file's name once it is on the disk.
+    `after` is called with each file's name once it is on the disk.
     """
+    tensors = {f"{part}.safetensors": held for part, held in tensors_of(checkpoint).items()}
+    files = write_files(directory, tensors, texts_of(checkpoint), after)
+    write_manifest(directory, checkpoint, files, after)
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each part that has any, by name; the largest part comes first."""
     moments: dict[str, Tensor] = {}
-    optimizer = pack(checkpoint.optimizer, moments)
-    tensors = {"optimizer": moments, "model": checkpoint.model, "ema": checkpoint.ema}
+    pack(checkpoint.optimizer, moments)
+    parts = {"optimizer": moments, "model": checkpoint.model, "ema": checkpoint.ema}
+    return {part: tensors for part, tensors in parts.items() if tensors is not None}
+
+
+def texts_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the files that are not tensors, by name."""
     texts = {
         "config.json": redact(to_json(checkpoint.config)),
-        "optimizer.json": to_json(optimizer),
+        "optimizer.json": to_json(pack(checkpoint.optimizer, {})),
         "state.json": to_json(checkpoint.state),
         "tokenizer.json": checkpoint.tokenizer,
     }
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def write_files(
+    directory: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, str], after: After
+) -> dict[str, Json]:
+    """Write and flush files, and return what the manifest says of each: its bytes and their sha256.
+
+    A file is hashed while the next ones are written: hashlib lets go of the interpreter's lock.
+    """
     hashes: dict[Path, Future[str]] = {}
     with ThreadPoolExecutor(HASHING) as threads:
 
@@ -102,15 +125,16 @@ def write(directory: Path, checkpoint: Checkpoint, after: Callable[[str], object
             after(path.name)
 
         for name, content in tensors.items():
-            if content is not None:
-                path = directory / f"{name}.safetensors"
-                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path)
-                done(path)
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, directory / name)
+            done(directory / name)
         for name, text in texts.items():
-            if text is not None:
-                (directory / name).write_text(text, encoding="utf8")
-                done(directory / name)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": found.result()} for path, found in hashes.items()}
+            (directory / name).write_text(text, encoding="utf8")
+            done(directory / name)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": found.result()} for path, found in hashes.items()}
+
+
+def write_manifest(directory: Path, checkpoint: Checkpoint, files: dict[str, Json], after: After) -> None:
+    """Write what makes a folder of files a checkpoint."""
     manifest = {"format": FORMAT, "step": checkpoint.step, "files": files} | checkpoint.facts
     write_text(directory / "manifest.json", to_json(manifest | {"sha256": digest(manifest)}))
     after("manifest.json")
@@ -120,10 +144,11 @@ def digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(to_json(manifest).encode()).hexdigest()
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, hashed: bool = True) -> dict[str, Any]:
     """Check every file against the manifest, and return that as today's format has it, but for its `format`.
 
-    Raises Damaged, naming the first file that is not as written.
+    hashed: whether to read all of each file for that, or to look at its size alone. Raises Damaged, naming the first
+    file that is not as written.
     """
     path = directory / "manifest.json"
     manifest = read_json(path)
@@ -150,7 +175,7 @@ def verify(directory: Path) -> dict[str, Any]:
             raise Damaged(file, "missing")
         if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
             raise Damaged(file, f"{file.stat().st_size:,} bytes, which is not what was written")
-        if sha256(file) != expected.get("sha256"):
+        if hashed and sha256(file) != expected.get("sha256"):
             raise Damaged(file, "sha256 does not match")
     return migrated(manifest, "manifest", manifest.get("format"))
 
@@ -158,8 +183,12 @@ def verify(directory: Path) -> dict[str, Any]:
 def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
     """Return the tensors of a file, without those named in `but`: views of it, of which nothing is read yet.
 
-    Raises Damaged.
+    In place of one file there may be several and an index, see shards.py. Raises Damaged.
     """
+    if not path.exists() and (index := index_beside(path)).exists():
+        files = {path.with_name(Path(str(name)).name) for name in weight_map(index).values()}
+        parts = [read_tensors(file, but) for file in sorted(files)]
+        return {name: tensor for part in parts for name, tensor in part.items()}
     try:
         with path.open("rb") as raw:
             if (size := int.from_bytes(raw.read(8), "little")) > MAX_HEADER:
@@ -172,9 +201,31 @@ def read_tensors(path: Path, but: Collection[str] = ()) -> dict[str, Tensor]:
         raise Damaged(path, str(error)) from None
 
 
-def read(directory: Path) -> Checkpoint:
-    """Verify a checkpoint and load all of it, on the CPU."""
-    manifest = verify(directory)
+def index_beside(path: Path) -> Path:
+    """Return where the index lies, if the tensors of this file are in several ones instead."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def weight_map(index: Path) -> dict[str, Json]:
+    """Return in which file each tensor lies. Raises Damaged."""
+    tree = read_json(index)
+    if not isinstance(tree, dict) or not isinstance(places := tree.get("weight_map"), dict):
+        raise Damaged(index, "no weight_map")
+    return places
+
+
+def has_part(directory: Path, part: str) -> bool:
+    """Return whether a checkpoint has tensors of this part, in one file or in several."""
+    path = directory / f"{part}.safetensors"
+    return path.exists() or index_beside(path).exists()
+
+
+def read(directory: Path, hashed: bool = True) -> Checkpoint:
+    """Verify a checkpoint and return all of it, its tensors as views of the files: what is used of them is read then.
+
+    hashed: see `verify`.
+    """
+    manifest = verify(directory, hashed)
     optimizer, state = (
         migrated(read_json(directory / f"{p}.json"), p, manifest["format"]) for p in ("optimizer", "state")
     )
@@ -189,7 +240,7 @@ def read(directory: Path) -> Checkpoint:
         optimizer=optimizer,
         state=state,
         tokenizer=read_tokenizer(directory),
-        ema=read_tensors(directory / "ema.safetensors") if "ema.safetensors" in manifest["files"] else None,
+        ema=read_tensors(directory / "ema.safetensors") if has_part(directory, "ema") else None,
         facts={key: value for key, value in manifest.items() if key not in ("format", "step", "files")},
     )
 
@@ -204,7 +255,7 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
 
     What has no average (of a GAN, the discriminator) is as trained.
     """
-    has_ema = (directory / "ema.safetensors").exists()
+    has_ema = has_part(directory, "ema")
     if weights == "ema" and not has_ema:
         raise UserError(f"weights=ema: {directory} has no EMA weights; weights=raw takes the trained ones")
     averaged = read_tensors(directory / "ema.safetensors") if has_ema and weights != "raw" else {}

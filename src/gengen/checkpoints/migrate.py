@@ -10,7 +10,7 @@ from gengen.io import Json
 
 Tree = dict[str, Any]
 
-FORMAT = 3
+FORMAT = 4
 
 
 def without_text_width(config: Tree) -> Tree:
@@ -46,6 +46,7 @@ def with_new_names(config: Tree) -> Tree:
 STEPS: dict[int, dict[str, Callable[[Tree], Tree]]] = {
     1: {"config": without_text_width},
     2: {"config": with_new_names},
+    3: {},  # format 4: tensors may lie in several files
 }
 """format -> part of a checkpoint (manifest, config, optimizer or state) -> the function to the next format.
 

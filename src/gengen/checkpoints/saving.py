@@ -78,6 +78,11 @@ def carry_out(save: Save) -> Saved:
         path = store.save(save.root, save.checkpoint)
     except store.SaveFailed as failure:
         return Saved(failure=str(failure))
+    return let_go(save, path)
+
+
+def let_go(save: Save, path: Path) -> Saved:
+    """Mark what was saved, and prune older ones."""
     try:
         if save.keeping and save.keeping.is_best:
             store.mark_best(save.root, path)

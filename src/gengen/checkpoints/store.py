@@ -56,12 +56,17 @@ def check_space(root: Path, needed: int, size: int) -> None:
 
 
 def staged(root: Path, checkpoint: Checkpoint) -> Path:
-    target = root / f"step-{checkpoint.step:09d}"
-    stage = root / f".tmp-{target.name}-{os.getpid()}"
+    stage = root / f".tmp-step-{checkpoint.step:09d}-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     fault("save:begin")
     write(stage, checkpoint, after=lambda file: fault(f"save:{file}"))
+    return publish(root, stage, checkpoint.step)
+
+
+def publish(root: Path, stage: Path, step: int) -> Path:
+    """Make a folder in which all is written the checkpoint of a step, and the newest."""
+    target = root / f"step-{step:09d}"
     fsync(stage)
     fault("save:staged")
     if target.exists():  # the same step saved again, after an interrupted evaluation

@@ -97,6 +97,12 @@ class TrainerConfig:
         "(Linux); auto = async on CUDA",
         on_resume="free",
     )
+    sharded_save: bool = option(
+        False,
+        "under strategy=fsdp: each rank writes some of a checkpoint's tensors, into files of its own on a disk that "
+        "all share; false = rank 0 writes all",
+        on_resume="free",
+    )
     eval_every: int = positive(100, "steps between evaluations on the validation part", on_resume="free")
     sample_every: int = positive(500, "steps between samples written to samples/", on_resume="free")
     log_every: int = positive(10, "steps between rows of metrics.csv", on_resume="free")
@@ -158,7 +164,7 @@ class TrainerConfig:
     @property
     def saves_in_background(self) -> bool:
         """Whether checkpoints are written beside training; `device` is settled by then."""
-        return self.save == "async" or (self.save == "auto" and self.device == "cuda")
+        return self.save == "async" or (self.save == "auto" and self.device == "cuda" and not self.sharded_save)
 
 
 @dataclass
@@ -209,6 +215,7 @@ class TrainConfig:
         if isinstance(self.stage, OnlineConfig):
             self.check_online(self.stage)
         self.check_devices()
+        self.check_saves()
         self.check_bad_steps()
         seconds("trainer.watchdog", self.trainer.watchdog)
         seconds("trainer.budget", self.trainer.budget)
@@ -255,6 +262,17 @@ class TrainConfig:
             raise UserError(f"{key} needs trainer.max_steps: trainer.budget is measured on one device, unsharded")
         if self.data.batch_size % c.world:
             raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by {ranks} equally")
+
+    def check_saves(self) -> None:
+        """What checkpoints in several files ask of the other fields."""
+        c = self.trainer
+        if c.sharded_save and c.strategy != "fsdp":
+            raise UserError(
+                f"trainer.sharded_save=true: trainer.strategy={c.strategy} has whole weights on each rank, and rank 0 "
+                "writes them: take trainer.sharded_save=false, or trainer.strategy=fsdp"
+            )
+        if c.sharded_save and c.save == "async":
+            raise UserError("trainer.sharded_save=true writes while training waits: take trainer.save=auto or sync")
 
     def check_bad_steps(self) -> None:
         """Going back to a checkpoint is for one device, and for data that do not come from the model."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.io import CheckpointIO
 
 import gengen
@@ -44,7 +45,8 @@ class SafeCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        saved = read(Path(path))
+        reads_all = not dist.is_initialized() or dist.get_rank() == 0  # the others read what they need
+        saved = read(Path(path), hashed=reads_all)
         return {
             "epoch": 0,
             "global_step": saved.step,

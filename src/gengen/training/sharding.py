@@ -2,11 +2,12 @@
 
 A rank holds its rows of every weight, moment and average. A unit's weights are whole on all ranks only while the unit
 is computed; gradients are averaged and cut as soon as the unit's are there, so that those of several micro-batches are
-added up in rows, too. Checkpoints hold whole tensors, the same as without sharding.
+added up in rows, too. Checkpoints hold whole tensors, the same as without sharding; rank 0 writes them, or each rank
+some of them.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -18,8 +19,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gengen.checkpoints.layout import unique_state
 from gengen.errors import UserError
+from gengen.training.optim.owners import dealt
 
 Batch = TypeVar("Batch")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Units(Protocol):
@@ -50,8 +53,10 @@ def sharded_like(tensor: Tensor, own: Tensor) -> Tensor:
 class Sharding:
     """A model that has been sharded in place, and what makes it whole again."""
 
-    def __init__(self, model: nn.Module, mesh: DeviceMesh, compiled: bool):
-        """compiled: whether units are compiled, in place: a twin would not make its weights whole."""
+    def __init__(self, model: nn.Module, mesh: DeviceMesh, compiled: bool, saves_shares: bool = False):
+        """compiled: whether units are compiled, in place: a twin would not make its weights whole. saves_shares:
+        whether each rank saves some of the tensors, instead of rank 0 all."""
+        self.saves_shares = saves_shares
         self.model, self.mesh = model, mesh
         self.keeps = mesh.get_rank() == 0  # what is gathered
         self.skeleton = copied(model, {name: torch.empty_like(p, device="meta") for name, p in parameters(model)})
@@ -65,7 +70,7 @@ class Sharding:
             if name in rows:
                 setattr(p, "stacked_rows", rows[name])  # for Muon; the sharded weight is another object
 
-    def gathered(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def gathered(self, tensors: Mapping[Name, Tensor], device: torch.device | str = "cpu") -> dict[Name, Tensor]:
         """Return whole tensors on rank 0, and nothing on the others; all ranks must ask.
 
         It goes one by one: only rank 0 ever holds more than one that is whole.
@@ -75,6 +80,21 @@ class Sharding:
             complete = whole(tensor.detach())
             if self.keeps:
                 kept[name] = complete.to(device)
+        return kept
+
+    def to_save(self, tensors: Mapping[Name, Tensor]) -> dict[Name, Tensor]:
+        """Return whole tensors as this rank is to save them; all ranks must ask.
+
+        Where each saves a share of them, those of others are on the meta device.
+        """
+        if not self.saves_shares:
+            return self.gathered(tensors)
+        names = sorted(tensors, key=str)  # the same order after a resume, which reads them in another
+        shares = dealt([tensors[name].numel() for name in names], self.mesh.size())
+        mine, kept = {names[i] for i in shares[self.mesh.get_rank()]}, {}
+        for name, tensor in tensors.items():
+            complete = whole(tensor.detach())
+            kept[name] = complete.to("cpu" if name in mine else "meta")
         return kept
 
     def whole_model(self, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -46,7 +46,9 @@ class Evaluated:
 def collect(trainer: L.Trainer, objective: Objective, evaluated: Evaluated, plan: Plan, seconds: float) -> RunPart:
     """Collect what `restore` puts back. seconds: of training so far."""
     tokenizer = getattr(plan.prepared, "tokenizer", None)
-    rows = objective.micro_batch_size
+    rows, extra = objective.micro_batch_size, objective.extra_state()
+    if objective.spikes:
+        extra |= {"spikes": objective.spikes.windows}
     state = {
         "step": trainer.global_step,
         "evaluated": evaluated.step,
@@ -60,7 +62,7 @@ def collect(trainer: L.Trainer, objective: Objective, evaluated: Evaluated, plan
     return RunPart(
         state=state,
         ema=None if objective.ema is None else objective.whole(objective.ema),
-        extra=objective.extra_state() | ({"spikes": objective.spikes.windows} if objective.spikes else {}),
+        extra=extra if trainer.is_global_zero else {},
         facts={"data": plan.prepared.fingerprint, "clocks": {"seconds": seconds, "saved": time.time()}},
         config=stored(plan.config),
         tokenizer=tokenizer.to_json() if tokenizer else None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,9 +41,13 @@ class ReplicatedStrategy(DDPStrategy):
 class ShardedStrategy(ReplicatedStrategy):
     """DDP's processes, with the model sharded in place instead of wrapped.
 
-    Not Lightning's ModelParallelStrategy, which saves and loads past our CheckpointIO. A checkpoint's weights are
-    loaded before there are shards, its moments after.
+    Not Lightning's ModelParallelStrategy, which saves and loads past our CheckpointIO. A checkpoint is loaded once
+    there are shards, so that each rank reads its rows alone.
     """
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
 
     def configure_ddp(self) -> None:
         self.objective.shard(init_device_mesh(self.root_device.type, (self.world_size,)))
@@ -53,12 +58,20 @@ class ShardedStrategy(ReplicatedStrategy):
         return self.lightning_module
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the whole state on rank 0, and one without moments on the others."""
+        """Return the whole state, as this rank saves it: on rank 0 all moments, or on each some of them."""
         saved, sharding = super().optimizer_state(optimizer), self.objective.sharding
         assert sharding is not None
         moments: dict[int, Mapping[str, Any]] = saved["state"]  # type: ignore[assignment]
-        gathered = {number: sharding.gathered(one) for number, one in moments.items()}
-        return saved | {"state": gathered}
+        by_place = {(number, name): moment for number, one in moments.items() for name, moment in one.items()}
+        state: dict[int, dict[str, Any]] = {number: {} for number in moments}
+        for (number, name), moment in sharding.to_save(by_place).items():
+            state[number][name] = moment
+        return saved | {"state": state}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Save on all ranks, where each writes its share."""
+        if self.is_global_zero or (self.objective.sharding and self.objective.sharding.saves_shares):
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         (optimizer,), (saved,) = self.optimizers, checkpoint["optimizer_states"]

@@ -46,14 +46,16 @@ class TrainedWeights(L.LightningModule):
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Keep of the model, and of its average, this rank's rows alone; the optimizer is made after this."""
-        self.sharding = Sharding(self.model, mesh, compiled=self.network is not self.model)
+        self.sharding = Sharding(
+            self.model, mesh, compiled=self.network is not self.model, saves_shares=self.config.trainer.sharded_save
+        )
         self._network = (self.model,)
         if self.ema is not None:
             self.ema = {name: sharded_like(self.ema[name], own) for name, own in self.ema_source().items()}
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors as a checkpoint has them; sharded ones on rank 0 alone, and all ranks must ask for them."""
-        return self.sharding.gathered(tensors) if self.sharding else tensors
+        """Return tensors as this rank saves them: whole. All ranks must ask for sharded ones."""
+        return self.sharding.to_save(tensors) if self.sharding else tensors
 
     # --- average
 
@@ -115,4 +117,6 @@ class TrainedWeights(L.LightningModule):
         return self.whole({name: tensor.detach() for name, tensor in unique_state(self.model).items()})
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
-        load_weights(self.model, dict(state_dict), Path("checkpoint"))
+        own = unique_state(self.model)
+        rows = {name: sharded_like(tensor, own.get(name, tensor)) for name, tensor in state_dict.items()}
+        load_weights(self.model, rows, Path("checkpoint"))
