@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from gengen.checkpoints import store
 from gengen.training.objective import Objective
 from helpers.families import OWN, Family, FamilyOf, on, step
 from helpers.processes import forked, left_behind, start
@@ -169,6 +170,7 @@ def test_a_run_removed_meanwhile(family: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F8")
+@pytest.mark.slow
 def test_no_writer_outlives_the_process_that_trains(family_of: FamilyOf, tmp_path: Path) -> None:
     """Killed in the middle of a save, whose writer would hang for ever: it is gone, and a resume removes its stage."""
     family = replace(family_of("gpt"), save="async")
@@ -203,6 +205,8 @@ def test_a_signal_leaves_a_checkpoint_wherever_it_comes(family: Family, tmp_path
     for point, steps in signal_points(family):
         assert forked(argv, f"{point}=term").code == 143, point
         assert step(tmp_path / "r") in steps, point
+        root = tmp_path / "r" / "checkpoints"
+        assert list(store.good(root)) == store.all_steps(root), point  # that of before as well
         argv = on(tmp_path)
     assert forked(argv).code == 0
     family.same(tmp_path / "r")
