@@ -193,7 +193,7 @@ def test_no_writer_outlives_the_process_that_trains(family_of: FamilyOf, tmp_pat
 def signal_points(family: Family) -> list[tuple[str, set[int]]]:
     """Where a signal comes in one command after another, and the steps that its checkpoint may be of: within one
     step, or later where the step goes on beside the save."""
-    saved = set(range(8, 13)) if family.save == "async" else {8, 9}
+    saved = {7, 8, 9} if family.save == "async" else {8, 9}
     points = [("step@2", {2}), ("evaluate@1", {4}), ("sample@1", {6}), ("save:model.safetensors@1", saved)]
     if family.name == "ppo" and family.save == "sync":  # beside the save, the last rollout has been made already
         points.append(("rollout@1", {8}))
@@ -205,13 +205,15 @@ def signal_points(family: Family) -> list[tuple[str, set[int]]]:
 def test_a_signal_leaves_a_checkpoint_wherever_it_comes(family: Family, tmp_path: Path) -> None:
     argv = family.begin(tmp_path)
     for point, steps in signal_points(family):
+        if family.save == "async" and point.startswith("save:"):  # a save waits for the last: no step runs far ahead
+            argv.append("trainer.save_every=1")
         assert forked(argv, f"{point}=term").code == 143, point
         assert step(tmp_path / "r") in steps, point
         root = tmp_path / "r" / "checkpoints"
         assert list(store.good(root)) == store.all_steps(root), point  # that of before as well
         argv = on(tmp_path)
     assert forked(argv).code == 0
-    family.same(tmp_path / "r")
+    family.same(tmp_path / "r", EVERY)
 
 
 @pytest.mark.fault("F15")
