@@ -54,7 +54,8 @@ from gengen.training.budget import StepTimes
 from gengen.training.build import build_datamodule, build_objective, build_trainer, compile_where_it_pays
 
 VOCAB, CONTEXT, PROMPTS, ANSWER, GROUP, WARMUP = 1_000, 96, 512, 48, 8, 1
-SIZES = {"tiny": (96, 3, 4, 256), "small": (384, 6, 6, 1024)}  # width, layers, heads, width within the MLP
+# width, layers, heads, width within the MLP; the last is for a GPU (gpu/stages.py)
+SIZES = {"tiny": (96, 3, 4, 256), "small": (384, 6, 6, 1024), "124M": (768, 12, 12, 2048)}
 EPISODES = {"GRPO": 16 * GROUP, "RLOO": 16 * GROUP, "PPO": 64}  # an iteration
 UPDATES, ROWS = (
     {"GRPO": 1, "RLOO": 1, "PPO": 8},
@@ -202,14 +203,22 @@ class Ours(Contestant):
 
 
 class Trl(Contestant):
-    def __init__(self, algorithm: str, net: LlamaForCausalLM, folder: Path, precision: str, settings: list[str]):
+    def __init__(
+        self,
+        algorithm: str,
+        net: LlamaForCausalLM,
+        folder: Path,
+        precision: str,
+        settings: list[str],
+        device: str = "cpu",
+    ):
         super().__init__(algorithm)
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # the others run without it
 
         shared: dict[str, Any] = {
             "output_dir": str(folder / "trl"), "per_device_train_batch_size": EPISODES[algorithm],
             "num_generations": GROUP, "max_completion_length": ANSWER, "learning_rate": RATES[algorithm],
-            "gradient_checkpointing": False, "bf16": precision == "bf16", "use_cpu": True,
+            "gradient_checkpointing": False, "bf16": precision == "bf16", "use_cpu": device == "cpu",
             "model_init_kwargs": {"dtype": "float32"}, "logging_strategy": "no",
             "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "max_steps": 1, "adam_epsilon": 1e-5,
         }  # fmt: skip

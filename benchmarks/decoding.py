@@ -26,28 +26,30 @@ from gengen.generation.text.generator import TextGenerator
 from gengen.models.gpt import GPT
 
 PROMPT, VOCAB, CONTEXT, TOP_K = 16, 4096, 512, 50
-WIDTH, HEADS, FF, EPS, THETA = 384, 6, 1024, 1e-6, 10_000.0
-END = VOCAB - 1  # our end of text: the one token that our generator, whose tokenizer stops short of it, cannot draw
+EPS, THETA = 1e-6, 10_000.0
 
 Draw = Callable[[int, int], int]
 """(samples of the one prompt, tokens of each) -> tokens drawn in all."""
 
 
 class Numbers(TextTokenizer):
-    """A prompt is a list of ids in writing, a token is spelled as one letter."""
+    """A prompt is a list of ids in writing, a token is spelled as one letter. The last one ends a text; our generator,
+    whose tokenizer stops short of it, cannot draw it."""
 
-    def __init__(self) -> None:
-        super().__init__("numbers", [b"x"] * END, None, start=END, eot=END)
+    def __init__(self, vocab: int) -> None:
+        super().__init__("numbers", [b"x"] * (vocab - 1), None, start=vocab - 1, eot=vocab - 1)
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
 
-def llama(layers: int) -> LlamaForCausalLM:
+def llama(
+    layers: int, width: int = 384, heads: int = 6, ff: int = 1024, vocab: int = VOCAB, context: int = CONTEXT
+) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=FF, num_hidden_layers=layers, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, max_position_embeddings=CONTEXT, rms_norm_eps=EPS, tie_word_embeddings=True,
+        vocab_size=vocab, hidden_size=width, intermediate_size=ff, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, max_position_embeddings=context, rms_norm_eps=EPS, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": THETA}, bos_token_id=None, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
@@ -56,14 +58,16 @@ def llama(layers: int) -> LlamaForCausalLM:
 
 def ours(net: LlamaForCausalLM) -> GPT:
     """The same network in our own modules."""
+    c = net.config
     config = GPTConfig(
-        layers=net.config.num_hidden_layers, width=WIDTH, heads=HEADS, kv_heads=HEADS, ff=FF, vocab_size=VOCAB,
-        context=CONTEXT, tied=True, qk_norm=False, norm_eps=EPS, rope_theta=THETA,
+        layers=c.num_hidden_layers, width=c.hidden_size, heads=c.num_attention_heads, kv_heads=c.num_attention_heads,
+        ff=c.intermediate_size, vocab_size=c.vocab_size, context=c.max_position_embeddings, tied=True, qk_norm=False,
+        norm_eps=EPS, rope_theta=THETA,
     )  # fmt: skip
     theirs: dict[str, Tensor] = net.state_dict()
     renamed = {"embedding.weight": theirs["model.embed_tokens.weight"], "norm.weight": theirs["model.norm.weight"]}
     renamed["head.weight"] = renamed["embedding.weight"]
-    for layer in range(net.config.num_hidden_layers):
+    for layer in range(c.num_hidden_layers):
         old, new = f"model.layers.{layer}.", f"blocks.{layer}."
         renamed |= {
             new + "attention_norm.weight": theirs[old + "input_layernorm.weight"],
@@ -80,27 +84,30 @@ def ours(net: LlamaForCausalLM) -> GPT:
 
 @torch.inference_mode()
 def check_same(net: LlamaForCausalLM, model: GPT) -> None:
-    tokens = torch.randint(VOCAB, (2, 64), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(model.vocab_size, (2, 64), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(tokens), net(tokens).logits, atol=1e-4, rtol=0)
 
 
-def hf_drawer(net: LlamaForCausalLM, dtype: torch.dtype) -> Draw:
+def hf_drawer(net: LlamaForCausalLM, dtype: torch.dtype, cache: str = "dynamic") -> Draw:
+    """cache: of `generate`; "static" is compiled on CUDA."""
     net = deepcopy(net).to(dtype)
-    prompt = torch.tensor([[END, *range(1, PROMPT)]])
+    prompt = torch.tensor([[net.config.vocab_size - 1, *range(1, PROMPT)]], device=net.device)
 
     def run(samples: int, tokens: int) -> int:
+        prompts = prompt.expand(samples, -1)
         drawn = net.generate(
-            prompt.expand(samples, -1), attention_mask=torch.ones(samples, PROMPT, dtype=torch.long), do_sample=True,
-            temperature=1.0,
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0,
             top_k=TOP_K, top_p=1.0, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
+            cache_implementation=cache,
         )  # fmt: skip
         return (drawn.shape[1] - PROMPT) * drawn.shape[0]
 
     return run
 
 
-def our_drawer(model: GPT, dtype: str, compiled: bool) -> Draw:
-    generator = TextGenerator(deepcopy(model), Numbers(), precision=dtype, compile=compiled)
+def our_drawer(model: GPT, dtype: str, compiled: bool, batch_size: int = 64) -> Draw:
+    numbers = Numbers(model.vocab_size)
+    generator = TextGenerator(deepcopy(model), numbers, precision=dtype, compile=compiled, batch_size=batch_size)
     prompt = " ".join(map(str, range(1, PROMPT)))  # behind an end of text
 
     def run(samples: int, tokens: int) -> int:

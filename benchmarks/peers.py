@@ -194,7 +194,7 @@ class Loop:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, self.peaks, strict=True):
             group["lr"] = peak * self.rate(step, steps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16):
             loss: Tensor = self.network(tokens, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

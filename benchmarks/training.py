@@ -57,9 +57,9 @@ class RandomText:
 
     config = TextConfig(order=1)
 
-    def __init__(self, folder: Path):
-        tokens = torch.randint(VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(0)).numpy()
-        write_shards(folder, "train", [tokens], VOCAB, "random")
+    def __init__(self, folder: Path, vocab: int = VOCAB):
+        tokens = torch.randint(vocab, (TOKENS,), generator=torch.Generator().manual_seed(0)).numpy()
+        write_shards(folder, "train", [tokens], vocab, "random")
         self.train = TokenStream(folder, "train", "random")
         self.map: np.ndarray = open_shard(folder / "train-00000.bin", "random")
         self.val, self.val_bytes, self.dependencies = self.train, TOKENS, dict[str, Any]()
@@ -67,10 +67,9 @@ class RandomText:
 
 def config_of(settings: list[str]) -> TrainConfig:
     """What train.py would make of these settings, with `auto` settled."""
-    config = compose_train(
-        read_command_line(["model=gpt", "data=storybook", f"data.batch_size={BATCH}", "trainer.device=cpu", *settings])
-    )
-    settled = replace(config.trainer, precision=pick_precision(config.trainer.precision, "cpu"))
+    defaults = ["model=gpt", "data=storybook", f"data.batch_size={BATCH}", "trainer.device=cpu"]
+    config = compose_train(read_command_line([*defaults, *settings]))
+    settled = replace(config.trainer, precision=pick_precision(config.trainer.precision, config.trainer.device))
     return replace(config, trainer=settled, model=config.model.resolved())
 
 

@@ -61,12 +61,14 @@ def ours(width: int, batch: int, precision: str) -> tuple[Diffusion, Any]:
     return objective, config
 
 
-def theirs(channels_last: bool, width: int) -> torch.nn.Module:
+def theirs(channels_last: bool, width: int, size: int = 32, channels: int = 3) -> torch.nn.Module:
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
     net = UNet2DModel(
-        sample_size=32,
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
         layers_per_block=2,
         block_out_channels=(width, 2 * width, 2 * width),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),

@@ -16,7 +16,8 @@ from gengen.registry import SOURCES
 from helpers.captioned_pictures import SETTINGS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = {"peers", "turns"}  # what others import
+SHARED = {"peers", "turns", "gpu/rows"}  # what others import
+REHEARSAL = ["device=cpu", "size=tiny", "seconds=900", "out=gpu.jsonl"]
 NEEDS = {"serving_peer": "fastapi"}  # packages that are not among the tests' own
 
 ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to be filled in; what its last words hold
@@ -34,6 +35,9 @@ ASKED: dict[str, tuple[list[str], str]] = {  # its arguments, with {places} to b
         r"32 at once(.|\n)*gengen bf16 / HF bf16: \d",
     ),
     "filters": (["{story}", "n=60"], r"near misses: 0(.|\n)*plain +1.000 of(.|\n)*patterns: \d"),
+    "gpu/language": (REHEARSAL, r"gpt / modern loop (.|\n)*17 rows, 0 errors, 0 skipped"),
+    "gpu/pictures_and_decoding": (REHEARSAL, r"unet / diffusers, 64 (.|\n)*29 rows, 0 errors, 0 skipped"),
+    "gpu/stages": (REHEARSAL, r'resume .*"equal": true(.|\n)*rows_at_once": 1,(.|\n)*17 rows, 0 errors'),
     "guards": (["blocks=1", "steps=4", "threads=1", "{text}"], r"guards take -?\d"),
     "inpainting": (["{words}", "n=4", "steps=1", "resamples=2"], r"bit-equal(.|\n)*filled, 2 rounds +as asked \d"),
     "json_schema_suite": (["{suite}", "walks=2"], r"2 schemas: 1 enforced \(1 exactly.*1 refused by name, 0 weakened"),
@@ -113,7 +117,8 @@ def suite_archive(folder: Path) -> Path:
 
 
 def test_every_benchmark_is_run() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == set(ASKED) | SHARED
+    found = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.py")}
+    assert found == set(ASKED) | SHARED
 
 
 @pytest.fixture
@@ -162,6 +167,7 @@ def test_a_benchmark_runs_to_its_end(
     asked, words = ASKED[name]
     argv = [arg for text in asked for arg in (places(text[1:-1]) if text.startswith("{") else [text])]
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(FOLDER / "gpu")
     capsys.readouterr()
     if name == "results":  # it writes a page of the docs
         assert main(["evaluate", *argv, "samples=12"]) == 0
