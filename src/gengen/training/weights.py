@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import TrainConfig
+from gengen.training.optim.averages import are_grouped, move_averages
 from gengen.training.sharding import Sharding, local, sharded_like
 
 
@@ -68,13 +69,15 @@ class TrainedWeights(L.LightningModule):
     def update_ema(self, finite: Tensor) -> None:
         """Move the EMA of weights and buffers."""
         assert self.ema is not None
-        decay = self.ema_decay()
+        averages, weights = [], []
         for name, tensor in self.ema_source().items():
             average = self.ema[name] = self.ema[name].to(tensor.device)
             if average.is_floating_point():
-                local(average).lerp_(local(tensor.detach()), (1 - decay) * finite.to(average.dtype))
+                averages.append(local(average))
+                weights.append(local(tensor.detach()))
             else:
                 average.copy_(tensor)
+        move_averages(averages, weights, (1 - self.ema_decay()) * finite.double(), are_grouped(averages))
 
     def ema_source(self) -> dict[str, Tensor]:
         """The weights and buffers that an average is kept of."""

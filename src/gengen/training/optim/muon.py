@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from gengen.training.optim.averages import are_grouped, move_averages
 from gengen.training.optim.owners import Owners
 from gengen.training.sharding import local
 
@@ -98,16 +99,12 @@ class Muon(torch.optim.Optimizer):
 
     def muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         kept = 1.0 if self.found_inf is None else 1.0 - self.found_inf
-        directions = []
         for p in parameters:
-            assert p.grad is not None
             if not self.state[p]:
                 self.state[p] = {"momentum": torch.zeros_like(p)}
-            gradient = torch.nan_to_num(local(p.grad), 0.0, 0.0, 0.0) * kept
-            momentum = local(self.state[p]["momentum"])
-            momentum.lerp_(gradient, (1 - group["momentum"]) * kept)
-            directions.append(gradient.lerp(momentum, group["momentum"]))
-            local(p).mul_(1 - group["lr"] * group["weight_decay"] * kept)
+        directions = self.directions(parameters, group["momentum"], kept)
+        if parameters:
+            torch._foreach_mul_([local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"] * kept)
         rows = [getattr(p, "stacked_rows", [len(p)]) for p in parameters]
         sharded = [p for p in parameters if isinstance(p, DTensor)]
         if not sharded:
@@ -120,6 +117,13 @@ class Muon(torch.optim.Optimizer):
         for p, move in zip(sharded, owners.scattered(moves, directions), strict=True):
             local(p).add_(move)
 
+    def directions(self, parameters: list[Tensor], momentum: float, kept: float | Tensor) -> list[Tensor]:
+        """Take the gradients into their averages; return the Nesterov momentum of each."""
+        gradients = [torch.nan_to_num(local(p.grad), 0.0, 0.0, 0.0) * kept for p in parameters if p.grad is not None]
+        averages = [local(self.state[p]["momentum"]) for p in parameters]
+        move_averages(averages, gradients, (1 - momentum) * kept, are_grouped(averages))
+        return list(torch._foreach_lerp(gradients, averages, momentum)) if gradients else []
+
     def move(
         self, weights: list[tuple[Tensor, Tensor, list[int]]], group: dict[str, Any], kept: float | Tensor
     ) -> None:
@@ -131,5 +135,6 @@ class Muon(torch.optim.Optimizer):
         for (m, n), pairs in by_shape.items():
             updates = orthogonalized(torch.stack([update for _, update in pairs]), dtype=self.dtype)
             rate = group["lr"] * max(1.0, m / n) ** 0.5 * kept
-            for (part, _), update in zip(pairs, updates, strict=True):
-                part.sub_(update.to(part.dtype).view_as(part) * rate)
+            parts = [part for part, _ in pairs]
+            moves = [update.view_as(part) for part, update in zip(parts, updates.to(parts[0].dtype), strict=True)]
+            torch._foreach_sub_(parts, torch._foreach_mul(moves, rate))
