@@ -182,6 +182,21 @@ def test_the_average_is_what_is_evaluated_and_holds_buffers_too() -> None:
     assert all(torch.equal(tensor, raw[name]) for name, tensor in o.model.state_dict().items())
 
 
+def test_an_evaluation_calls_the_network_that_evaluations_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the compiled one on CUDA (test_evaluated.py)."""
+    o, calls = objective(), list[torch.Size]()
+    plain = o.evaluation_sums(batch())
+
+    class Twin(torch.nn.Module):
+        def forward(self, x: Tensor, *args: Tensor, **conditions: Tensor) -> Tensor:
+            calls.append(x.shape)
+            return o.model(x, *args, **conditions)
+
+    monkeypatch.setattr(Diffusion, "evaluated", Twin())
+    assert torch.equal(o.evaluation_sums(batch()), plain)
+    assert len(calls) == 1
+
+
 def test_what_a_step_costs_is_counted() -> None:
     """One convolution counted by hand: conv_in has 4 x 32 channels, 3 x 3, at 4 x 4 positions."""
     from gengen.models.flops import forward_flops

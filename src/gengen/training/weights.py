@@ -40,6 +40,12 @@ class TrainedWeights(L.LightningModule):
         """The model as it is called: compiled, where that is on."""
         return self._network[0]
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model as evaluations call it: `network` on CUDA, and the plain one on a CPU, where the bits of an
+        evaluation then do not depend on trainer.compile."""
+        return self.network if self.device.type == "cuda" else self.model
+
     def use_compiled(self) -> None:
         self._network = (cast(nn.Module, torch.compile(self.model)),)
 

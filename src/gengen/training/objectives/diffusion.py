@@ -134,7 +134,7 @@ class Diffusion(Objective):
         conditions = {"labels": self.labels(batch)}
         if self.process.text:
             conditions["text"] = self.read(batch["captions"][:, 0])
-        errors = self.errors(cast(DiffusionNetwork, self.model), batch, conditions | self.known(batch))
+        errors = self.errors(cast(DiffusionNetwork, self.evaluated), batch, conditions | self.known(batch))
         return torch.stack([errors.double().sum(), self.loss_count(batch).double()])
 
     def evaluation_masks(self, index: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Pretraining(LanguageObjective):
         return (batch["labels"] != IGNORED).sum()
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        nats = self.model(batch["tokens"], labels=batch["labels"])
+        nats = self.evaluated(batch["tokens"], labels=batch["labels"])
         return torch.stack([nats.double(), self.loss_count(batch).double()])
 
     def evaluation_metrics(self, sums: Tensor) -> dict[str, float]:

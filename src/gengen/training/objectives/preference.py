@@ -65,7 +65,7 @@ class DirectPreference(LanguageObjective):
         return torch.tensor(len(batch["tokens"]), device=self.device)
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
-        ratios = self.log_ratios(self.model, batch).double()
+        ratios = self.log_ratios(cast(GPT, self.evaluated), batch).double()
         right = (1 + (ratios[:, 0] - ratios[:, 1]).sign()).sum() / 2  # equal ratios are right half of the time
         return torch.stack([self.losses(ratios).sum(), right, *ratios.sum(0), right.new_tensor(len(ratios))])
 
