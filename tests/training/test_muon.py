@@ -402,3 +402,19 @@ def test_both_rates_follow_one_schedule(settings: list[str], tmp_path: Path) -> 
     assert 0 < share < 1
     assert [group["lr"] for group in groups] == pytest.approx([3e-3 * share, 3e-3 * share, 0.03 * share])
     assert [group["muon"] for group in groups] == [False, False, True]
+
+
+def test_on_cuda_averages_move_in_grouped_calls_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, found = [(8, 4), (8, 4), (3, 5)], []
+    for cuda in (False, True):
+        draws = torch.Generator().manual_seed(0)
+        matrices = [torch.nn.Parameter(torch.randn(shape, generator=draws)) for shape in shapes]
+        optimizer = Muon([{"params": matrices, "muon": True, "weight_decay": 0.1}], lr=0.1, dtype=torch.float32)
+        monkeypatch.setattr("gengen.training.optim.muon.are_grouped", lambda averages, cuda=cuda: cuda)
+        for bad in (0.0, 1.0, 0.0):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=draws) / (1 - bad)
+            optimizer.found_inf = torch.tensor(bad)
+            optimizer.step()
+        found.append([matrix.detach() for matrix in matrices])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
