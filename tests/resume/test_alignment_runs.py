@@ -39,6 +39,7 @@ RHYTHM = [
     "trainer.sample_every=12",
 ]
 DRAWN = ["stage.max_tokens=6", "stage.minibatches=2", "stage.table_every=2", "data.micro_batch_size=4"]
+ADAPTED = ["model.lora.rank=4"]
 STAGES: dict[
     str, tuple[str, list[str]]
 ] = {  # the kind of its data, and settings; an iteration of PPO is 4 steps, of GRPO 2
@@ -52,6 +53,11 @@ STAGES: dict[
     "kto": ("preferences", ["data=ratings", "stage.good=1.5"]),
     "grpo of answers": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4", "stage.overlong=3",
         "stage.importance=sequence", "stage.aggregate=sequence"]),
+    "sft by lora": ("conversations", ["data=stories", *ADAPTED, "model.lora.dropout=0.1", "optim.ema=0.9"]),
+    "reward by lora": ("preferences", ["data=preferences", *ADAPTED]),
+    "dpo by lora": ("preferences", ["data=preferences", *ADAPTED]),
+    "ppo by lora": ("prompts", ["data=prompts", *DRAWN, *ADAPTED]),
+    "grpo by lora": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4", *ADAPTED]),
 }  # fmt: skip
 Made = Callable[[str], tuple[list[str], Path]]
 
@@ -67,7 +73,7 @@ def after_base(base: Path, tiny_alignment: list[str], tmp_path_factory: pytest.T
             name = stage.replace(" ", "-")
             few = tmp_path_factory.mktemp(name) / f"{kind}.jsonl"
             few.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(kind, "train"), 60)))
-            source = base if stage == "sft" else of("sft")[1]
+            source = base if stage.startswith("sft") else of("sft by lora" if "lora" in stage else "sft")[1]
             settings = [
                 f"stage={stage.split()[0]}",
                 f"init_from={source}",

@@ -262,13 +262,13 @@ def read_weights(directory: Path, weights: str | None = None) -> dict[str, Tenso
     return averaged | read_tensors(directory / "model.safetensors", but=averaged)
 
 
-def copy_weights(checkpoint: Path, folder: Path) -> None:
-    """Copy what sampling needs of a checkpoint into a new folder: weights it is sampled with, config, tokenizer."""
+def copy_weights(checkpoint: Path, folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Copy what sampling needs of a checkpoint into a new folder: its tokenizer, these weights, and their config."""
     shutil.rmtree(folder, ignore_errors=True)  # begun by a command that was killed
     folder.mkdir()
-    config, tokenizer, manifest = read_config(checkpoint), read_tokenizer(checkpoint), verify(checkpoint)
+    tokenizer, manifest = read_tokenizer(checkpoint), verify(checkpoint)
     facts = {"data": manifest.get("data")}
-    write(folder, Checkpoint(manifest["step"], config, read_weights(checkpoint), tokenizer=tokenizer, facts=facts))
+    write(folder, Checkpoint(manifest["step"], config, weights, tokenizer=tokenizer, facts=facts))
     fsync(folder)
 
 
@@ -324,11 +324,21 @@ def meta_model(network: Callable[[Config], torch.nn.Module], config: Config, wei
 
 
 def unique_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with each shared tensor once, under its first name."""
+    """Return the state dict with each shared tensor once, under its first name.
+
+    Of an adapted model, whose `base_names` are the weights of another checkpoint, these are left out.
+    """
     seen: set[int] = set()
     unique = {}
+    elsewhere: Collection[str] = getattr(model, "base_names", ())
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and name not in elsewhere:
             seen.add(id(tensor))
             unique[name] = tensor
     return unique
+
+
+def identity(checkpoint: Path) -> str:
+    """Verify a checkpoint, and return the hash by which it is known: its manifest's own, which covers every file."""
+    verify(checkpoint)
+    return str(read_json(checkpoint / "manifest.json")["sha256"])

@@ -15,6 +15,7 @@ from gengen.config.stage import TuningConfig
 from gengen.config.train import TrainConfig
 from gengen.training.build import build_objective, size_line
 from gengen.training.request import check_model_runs
+from gengen.training.settle import with_adapter
 
 
 def describe(config: TrainConfig) -> str:
@@ -28,7 +29,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     """Settle what can be without data or a machine. A run that starts from another has its model."""
     if config.init_from:
         brought = read_config(find(config.init_from, Path(config.runs_dir)))["model"]
-        config = replace(config, model=build(ModelConfig, brought))
+        config = replace(config, model=with_adapter(build(ModelConfig, brought), config.model))
     config = replace(config, model=config.model.resolved().with_data(known_facts(config)))
     config.model.check()
     config = replace(config, optim=config.optim.for_model(config.model.largest_width()))

@@ -20,9 +20,9 @@ def main(argv: list[str]) -> int:
     from safetensors.torch import save_file
 
     from gengen.checkpoints.convert.huggingface import layout_of, to_config, to_tensors
-    from gengen.checkpoints.layout import load_weights, read_tokenizer, read_weights
+    from gengen.checkpoints.layout import load_weights, read_tokenizer
     from gengen.data.text.tokenizer import TextTokenizer
-    from gengen.generation.load import find_checkpoint
+    from gengen.generation.load import find_checkpoint, whole_weights
     from gengen.models.gpt import GPT
 
     # 1. a language model, in a layout that transformers has
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     model = model.resolved()
     layout, tokenizer = layout_of(model), TextTokenizer.from_json(read_tokenizer(directory) or "")
     # 2. its weights, whole and finite in the dtype asked for
-    weights = read_weights(directory, config.weights)
+    weights = whole_weights(directory, config.weights)
     with torch.device("meta"):
         load_weights(GPT(model), weights, directory)  # says what does not fit
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]

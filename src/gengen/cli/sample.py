@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     directory = find_checkpoint(str(config.run), Path(config.runs_dir), config.checkpoint, print)
     if step_of(directory) >= 0:
         config = replace(config, checkpoint=str(step_of(directory)))  # "latest" may be another by the end
-    generator = generator_of(directory, config.weights, config.device)
+    generator = generator_of(directory, config.weights, config.device, getattr(config, "merge", True))
     command = command_of(*family_and_stage(read_config(directory), directory))
     if summary := command(generator, config, print):
         print(f"{summary}, {since_process_start():.1f} s from process start")

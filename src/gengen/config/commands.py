@@ -83,6 +83,7 @@ class TextSampling(WatermarkSettings, FilterSettings, DecodingSettings, SampleCo
     )
     compile: bool = option(False, "compile the decoding step: up to a minute at first, then faster")
     exact: bool = option(True, "fp32: a text is the same whatever is drawn beside it; false: faster for a few texts")
+    merge: bool = option(True, "make an adapter part of its base's weights; false: keep it beside them")
     stream: bool = option(False, "print the text while it is drawn (one sample)")
     best_of: int = positive(1, "draw so many for each sample, and keep the one that reward likes best")
     reward: list[str] = option([], "what best_of goes by: a reward run or a registered function; repeat for their sum")

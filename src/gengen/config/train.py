@@ -212,6 +212,8 @@ class TrainConfig:
         self.check_optimizer()
         if self.stage.name != "pretrain" and not self.init_from:
             raise UserError(f"stage={self.stage.name} goes on from a run: init_from=runs/NAME")
+        if self.model.is_adapted:
+            self.check_adapter()
         if isinstance(self.stage, OnlineConfig):
             self.check_online(self.stage)
         self.check_devices()
@@ -240,6 +242,13 @@ class TrainConfig:
                 f"optim=muon: model={self.model.name} has no weights that Muon is for, and would be trained by AdamW; "
                 f"take optim=adamw\n  Muon is for model={', '.join(able)}"
             )
+
+    def check_adapter(self) -> None:
+        """An adapter is for the weights of a run, which are not sharded."""
+        if not self.init_from:
+            raise UserError("model.lora.rank adapts the weights of a run: init_from=runs/NAME")
+        if self.trainer.strategy == "fsdp":
+            raise UserError("model.lora.rank: an adapter is not sharded; take trainer.strategy=ddp or auto")
 
     def check_online(self, stage: OnlineConfig) -> None:
         """Online RL: one device, a stated number of steps, whole groups."""

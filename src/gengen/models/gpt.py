@@ -43,6 +43,11 @@ Masks = dict[int | None, AttentionMask]
 class GPT(nn.Module):
     """Tokens in, logits of each next token out."""
 
+    new_parts: tuple[str, ...] = ()
+    """Parts that no language model has: beside an adapter they are trained as a whole."""
+    base_names: frozenset[str] = frozenset()
+    """Weights that are another checkpoint's, once the model is adapted (models/lora.py)."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = c = config.resolved()

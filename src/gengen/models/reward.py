@@ -15,6 +15,7 @@ class RewardModel(GPT):
     have mean 0 and variance 1 (Ziegler et al. 2019, section 2.1): what a nat of KL costs then means the same for all.
     """
 
+    new_parts = ("value", "gain", "bias")
     gain: Tensor
     bias: Tensor
 

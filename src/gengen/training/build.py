@@ -11,14 +11,17 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from gengen.checkpoints.background import BackgroundSaver
+from gengen.checkpoints.layout import nbytes
 from gengen.checkpoints.saving import Saver, SaverInTurn
+from gengen.config.model import GPTConfig
 from gengen.config.train import TrainConfig, seconds
 from gengen.data import loader
 from gengen.data.loader import StepData
 from gengen.data.prepared import PreparedData
 from gengen.errors import UserError
-from gengen.generation.load import start_from
+from gengen.generation.load import adapt, base_checkpoint, start_from
 from gengen.hardware import pick_compile
+from gengen.models.lora import add_adapters
 from gengen.registry import CALLBACKS, MODELS, imported
 from gengen.training.checkpointing import SafeCheckpointIO
 from gengen.training.environment import PlaceEnvironment
@@ -30,11 +33,19 @@ from gengen.training.strategy import build_strategy
 
 
 def build_objective(config: TrainConfig, prepared: PreparedData | None, init_from: Path | None = None) -> Objective:
-    """The seeded model in its objective; with the weights of another run's checkpoint, if named."""
+    """The seeded model in its objective; with the weights of another run's checkpoint, if named.
+
+    An adapted model has those of its base in any case; None as `prepared`: it is to be counted, not trained.
+    """
     entry = MODELS[config.model.name]
     seed_everything(config.seed)
     model = entry.load_for("model", config.stage.name)(config.model)
-    if init_from is not None:
+    if isinstance(config.model, GPTConfig) and config.model.is_adapted:
+        if prepared is None:
+            add_adapters(model, config.model.lora)
+        else:
+            adapt(model, base_checkpoint(config.model.lora, Path(config.runs_dir)))
+    elif init_from is not None:
         start_from(model, init_from)
     objective: Objective = entry.load(f"objective:{config.stage.name}")(config, model, prepared)
     return objective
@@ -145,16 +156,21 @@ def compile_where_it_pays(
     return compiled
 
 
-def n_parameters(config: TrainConfig) -> int:
-    """Parameters of the model, each tied one once; counted without allocating them."""
+def size_line(config: TrainConfig) -> str:
+    """The model, its parameters (each tied one once, none allocated), and the memory of all that is kept of each of
+    them, in fp32. Of an adapted model the base is kept once, in its own precision.
+    """
     with torch.device("meta"):
         model = MODELS[config.model.name].load_for("model", config.stage.name)(config.model)
-    return sum(p.numel() for p in model.parameters())
-
-
-def size_line(config: TrainConfig) -> str:
-    """The model, its parameters, and the memory of all that is kept of each of them, in fp32."""
-    n = n_parameters(config)
+        n = trained = sum(p.numel() for p in model.parameters())
+        frozen, share = 0, ""  # bytes, words
+        if isinstance(config.model, GPTConfig) and config.model.is_adapted:
+            add_adapters(model, config.model.lora)
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            frozen = nbytes([p for p in (*model.parameters(), *model.buffers()) if not p.requires_grad])
+            share = f", {trained / 1e6:.2f} M of them trained ({trained / (n + trained):.2%})"
+            n += trained
     copies = 4 + (1 if config.optim.ema or config.optim.ema_ratio else 0)  # weights, gradients, two moments, EMA
     name = " ".join(filter(None, (config.model.name, config.model.size_name())))
-    return f"{name}  {n / 1e6:.2f} M parameters  {4 * copies * n / 1e6:.0f} MB for weights, gradients and optimizer"
+    memory = f"{(4 * copies * trained + frozen) / 1e6:.0f} MB for weights, gradients and optimizer"
+    return f"{name}  {n / 1e6:.2f} M parameters{share}  {memory}"

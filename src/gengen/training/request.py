@@ -6,13 +6,17 @@ from pathlib import Path
 from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import Run, check_name, find
 from gengen.config.compose import CommandLine, compose_train, field_settings, import_plugins, plugins, selections
+from gengen.config.model import LoRAConfig
 from gengen.config.resume import Change, policy, resumed
 from gengen.config.schema import plain, schema
 from gengen.config.stage import weighted_reward
 from gengen.config.train import TrainConfig
 from gengen.errors import NoCheckpoint, UserError, did_you_mean
-from gengen.registry import CALLBACKS, PROFILERS, REWARDS
+from gengen.registry import CALLBACKS, MODELS, PROFILERS, REWARDS
 from gengen.training.place import Place
+
+LORA_SETTINGS = {f"model.lora.{f.name}" for f in fields(LoRAConfig)} - {"model.lora.base", "model.lora.base_sha256"}
+"""What may be said of the model beside init_from: all else it brings along."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def find_sources(request: Request) -> Sources:
         return Sources(checkpoint, None, rewards)
     source = find(config.init_from, Path(config.runs_dir))
     brought = read_config(source)["model"]["name"]
-    if stated := [f"{k}={v}" for k, v in request.model_settings if (k, v) != ("model", brought)]:
+    adapter = schema(MODELS[brought].config, {}, "model.").keys() & LORA_SETTINGS if brought in MODELS else ()
+    stated = [f"{k}={v}" for k, v in request.model_settings if (k, v) != ("model", brought) and k not in adapter]
+    if stated:
         raise UserError(
             f"init_from={config.init_from} brings its model along, a {brought}; leave out {' '.join(stated)}"
         )

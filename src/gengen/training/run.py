@@ -109,12 +109,16 @@ def keep_sources(
 ) -> None:
     """Copy into a run what it depends on: folders of its data, frozen models, a tokenizer that was brought along."""
     from gengen.checkpoints.layout import copy_weights
+    from gengen.checkpoints.migrate import read_config
+    from gengen.generation.load import whole_config, whole_weights
 
     for name, folder in prepared.dependencies.items():
         copy_folder(folder, run.path / name)
-    frozen = {"reference": sources.init_from} if config.stage.needs_reference and sources.init_from else {}
+    frozen = {}
+    if config.stage.needs_reference and sources.init_from and not config.model.is_adapted:
+        frozen = {"reference": sources.init_from}
     for name, checkpoint in (frozen | sources.rewards).items():
-        copy_weights(checkpoint, run.path / name)
+        copy_weights(checkpoint, run.path / name, whole_config(read_config(checkpoint)), whole_weights(checkpoint))
     if tokenizer is not None:
         replace_text(run.path / "tokenizer.json", tokenizer)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gengen.checkpoints.layout import read_weights
+from gengen.checkpoints.layout import identity, read_weights
 from gengen.checkpoints.migrate import read_config
-from gengen.config.model import ModelConfig
+from gengen.config.model import GPTConfig, LoRAConfig, ModelConfig
 from gengen.config.schema import build
 from gengen.config.stage import TuningConfig
 from gengen.config.train import TrainConfig
@@ -34,10 +34,22 @@ def verified(sources: Sources, config: TrainConfig, say: Say) -> Sources:
 
 
 def settle_source(config: TrainConfig, init_from: Path | None) -> TrainConfig:
-    """The model is that of the run it starts from."""
+    """The model is that of the run it starts from, with the adapter that is asked for."""
     if init_from is None:
         return config
-    return replace(config, model=build(ModelConfig, read_config(init_from)["model"]), init_from=str(init_from))
+    model = with_adapter(build(ModelConfig, read_config(init_from)["model"]), config.model)
+    if isinstance(model, GPTConfig) and model.is_adapted:
+        lora = replace(model.lora, base=str(init_from), base_sha256=identity(init_from))
+        model = replace(model, lora=lora)
+    model.check()
+    return replace(config, model=model, init_from=str(init_from))
+
+
+def with_adapter(model: ModelConfig, asked: ModelConfig) -> ModelConfig:
+    """Return the model of the run that is started from, with the adapter that the new one's config asks for."""
+    if isinstance(model, GPTConfig):
+        return replace(model, lora=asked.lora if isinstance(asked, GPTConfig) else LoRAConfig())
+    return model
 
 
 def settle_device(config: TrainConfig) -> TrainConfig:
@@ -53,6 +65,8 @@ def settle_model(config: TrainConfig) -> TrainConfig:
     model = config.model.resolved()
     if not config.stage.allows_dropout and hasattr(model, "dropout"):
         model = replace(model, dropout=0.0)  # type: ignore[call-arg]
+    if not config.stage.allows_dropout and isinstance(model, GPTConfig):
+        model = replace(model, lora=replace(model.lora, dropout=0.0))
     return replace(config, model=model)
 
 

@@ -14,6 +14,7 @@ from gengen.config.model.diffusion import (
 from gengen.config.model.dit import DIT_SIZES, DiTConfig, LatentDiTConfig
 from gengen.config.model.gan import GAN_SIZES, AdversarialConfig, DCGANConfig, GANConfig
 from gengen.config.model.gpt import GPT_SIZES, GPTConfig
+from gengen.config.model.lora import LoRAConfig
 
 __all__ = [
     "AUTOENCODER_SIZES",
@@ -33,6 +34,7 @@ __all__ = [
     "ImageModelConfig",
     "LDMConfig",
     "LatentDiTConfig",
+    "LoRAConfig",
     "ModelConfig",
     "UNetConfig",
     "check_levels",

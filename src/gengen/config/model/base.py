@@ -53,6 +53,11 @@ class ModelConfig:
         empty = {f.name for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **{key: value for key, value in table.items() if key in empty})
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is trained, and the weights it started from are not."""
+        return False
+
     def size_name(self) -> str:
         """Return the size that has these dimensions, whatever the tokenizer and the context; "" if no size has."""
         mine, stated = self.resolved(), getattr(self, "size", "")

@@ -1,11 +1,12 @@
 """The config of decoder-only transformers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from gengen.config.commands import TextSampling
 from gengen.config.fields import choice, option, positive
 from gengen.config.model.base import ModelConfig, SizeTable, size_table
+from gengen.config.model.lora import LoRAConfig
 from gengen.errors import UserError
 from gengen.registry import register_model
 
@@ -89,9 +90,14 @@ class GPTConfig(ModelConfig):
         False, "keep no activations inside blocks but compute them again: less memory, more time", on_resume="free"
     )
     z_loss: float = option(0.0, "weight of the squared log-normaliser in training; 1e-4 is usual", low=0)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     sizes: ClassVar[SizeTable] = GPT_SIZES
     hidden_maps: ClassVar[str] = r"(^|\.)blocks\."
+
+    @property
+    def is_adapted(self) -> bool:
+        return self.lora.is_on
 
     def largest_width(self) -> int | None:
         return super().resolved().width
@@ -113,6 +119,7 @@ class GPTConfig(ModelConfig):
         return super().size_name() if c.head_size == c.width // c.heads else ""
 
     def check(self) -> None:
+        self.lora.adapted(self.mlp)
         given = super().resolved()
         if not given.head_size and given.width and given.heads and given.width % given.heads:
             raise UserError(

@@ -67,16 +67,17 @@ class LinearCrossEntropy(torch.autograd.Function):
                     continue
                 counted = (wanted != IGNORED)[:, None]
                 x_grads.append(((slope @ w) * counted).to(x.dtype))
-                share = (slope.T @ (part * counted)).float()
-                w_grad = share if w_grad is None else w_grad.add_(share)
-        if w_grad is not None:
-            ctx.save_for_backward(torch.cat(x_grads), w_grad.to(weight.dtype))
+                if ctx.needs_input_grad[1]:  # not of a frozen head
+                    share = (slope.T @ (part * counted)).float()
+                    w_grad = share if w_grad is None else w_grad.add_(share)
+        if x_grads:
+            ctx.save_for_backward(torch.cat(x_grads), None if w_grad is None else w_grad.to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, w_grad = ctx.saved_tensors
-        return grads[0] * x_grad, grads[0] * w_grad, None, None, None, None, None
+        return grads[0] * x_grad, None if w_grad is None else grads[0] * w_grad, None, None, None, None, None
 
 
 def nats_and_slope(

@@ -57,12 +57,25 @@ class Int8Linear(nn.Module):
             y = F.linear(flat, self.weight.to(flat.dtype)) * self.scales
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
+    def dequantized(self) -> Linear:
+        """Return the same map in fp32."""
+        linear = Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
+        linear.weight = nn.Parameter(self.weight.float() * self.scales.float()[:, None])
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().float())
+        return linear
 
-def quantized(model: M) -> M:
-    """Return a copy in bf16 whose linear maps, the output head among them, are int8; embeddings and norms are not."""
-    model = copy.deepcopy(model)
+
+def quantize_maps(model: nn.Module) -> None:
+    """Make all linear maps inside a module int8, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, Int8Linear(child))
+
+
+def quantized(model: M) -> M:
+    """Return a copy in bf16 whose linear maps, the output head among them, are int8; embeddings and norms are not."""
+    model = copy.deepcopy(model)
+    quantize_maps(model)
     return model.bfloat16()

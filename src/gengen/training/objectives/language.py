@@ -19,6 +19,7 @@ from gengen.generation.text.generator import Prompt, TextGenerator
 from gengen.models.flops import gpt_flops_per_token
 from gengen.models.gpt import GPT
 from gengen.models.kernels.cross_entropy import IGNORED
+from gengen.models.lora import without_adapters
 from gengen.training.objective import Batch, Objective
 
 
@@ -115,9 +116,14 @@ class FineTuning(Pretraining):
         return {"val/loss": nats / tokens}
 
 
-def reference(config: TrainConfig) -> GPT:
-    """The model that the run started from, which it keeps, as the run's own was at the beginning; without gradients,
-    and on the CPU until an objective takes it along."""
-    model = GPT(config.model).eval()  # type: ignore[arg-type]
-    start_from(model, Path(config.runs_dir) / str(config.run) / "reference")
-    return model.requires_grad_(False)
+def reference(config: TrainConfig, model: GPT) -> GPT:
+    """The model that the run started from, as the run's own was at the beginning; without gradients.
+
+    Of an adapted model it is its base, which takes no further memory; else a copy that the run keeps, on the CPU until
+    an objective takes it along.
+    """
+    if model.base_names:
+        return without_adapters(model)
+    frozen = GPT(config.model).eval()  # type: ignore[arg-type]
+    start_from(frozen, Path(config.runs_dir) / str(config.run) / "reference")
+    return frozen.requires_grad_(False)

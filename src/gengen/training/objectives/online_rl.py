@@ -79,7 +79,7 @@ class OnlineRL(LanguageObjective):
         if prepared is None:
             return
         check_room(prepared, c.max_tokens, getattr(config.model, "context"))
-        self.reference = Companion(reference(config))
+        self.reference = Companion(reference(config, model))
         kept = [(weighted_reward(name)[0], frozen_reward(config, i), name) for i, name in enumerate(c.reward)]
         names = [f"{weight}*{path}" if path.exists() else name for weight, path, name in kept]
         self.reward = load_reward(names, Path(config.runs_dir), prepared.tokenizer, "cpu", frozen=True)

@@ -2,6 +2,7 @@
 policy says what each state is worth, and advantages are estimated from that."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from gengen.alignment.advantages import gae, token_rewards, whiten
 from gengen.alignment.losses import clipped_value_loss
 from gengen.config.stage import PPOConfig
 from gengen.config.train import TrainConfig
-from gengen.generation.load import load_as
+from gengen.generation.load import base_checkpoint, load_as, start_from
 from gengen.generation.text.rewards import Scorer
 from gengen.models.gpt import GPT
+from gengen.models.lora import add_adapters
 from gengen.models.reward import RewardModel
 from gengen.training.objective import Batch, Optimizer
 from gengen.training.objectives.online_rl import ROLLOUT_FIGURES, STEP_FIGURES, OnlineRL, frozen_reward
@@ -39,12 +41,22 @@ class PPO(OnlineRL):
 
     def build_critic(self, config: TrainConfig) -> RewardModel:
         """Return the reward model, where a run is one of the rewards; else the policy's trunk under a head that says
-        0."""
+        0. Beside an adapted policy its trunk is adapted, too."""
+        critic = self.initial_critic(config)
+        if self.model.base_names:
+            add_adapters(critic, self.model.config.lora)
+        return critic
+
+    def initial_critic(self, config: TrainConfig) -> RewardModel:
         for i in range(len(self.stage_config.reward)):
             if (path := frozen_reward(config, i)).exists():
                 return load_as(Scorer, str(path), device="cpu").model
         critic = RewardModel(self.model.config)
-        critic.load_state_dict(critic.adapt_weights(self.model.state_dict(), self.model.vocab_size), strict=False)
+        if self.model.base_names:
+            start_from(critic, base_checkpoint(self.model.config.lora, Path(config.runs_dir)))
+        else:
+            trunk = critic.adapt_weights(self.model.state_dict(), self.model.vocab_size)
+            critic.load_state_dict(trunk, strict=False)
         torch.nn.init.zeros_(critic.value.weight)
         return critic
 

@@ -34,7 +34,7 @@ class DirectPreference(LanguageObjective):
         self.stage_config = config.stage
         self.reference: Companion[GPT] | None = None
         if config.stage.needs_reference:
-            self.reference = Companion(reference(config) if prepared else model)
+            self.reference = Companion(reference(config, model) if prepared else model)
             self.companions = (self.reference.network,)
 
     def log_ratios(self, policy: GPT, batch: Batch) -> Tensor:

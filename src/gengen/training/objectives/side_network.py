@@ -1,10 +1,12 @@
 """Networks at the model's side that are no part of it: a frozen reference, a critic of answers, an adversary."""
 
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from gengen.checkpoints.layout import load_weights, unique_state
 from gengen.config.train import OptimConfig
 from gengen.training.checkpointing import by_index, by_name
 from gengen.training.optim.groups import build_optimizer
@@ -29,8 +31,8 @@ class SideNetwork(Companion[Network]):
         self.optimizer = build_optimizer(self.network.to(device), c, hidden_maps)
 
     def state(self) -> dict[str, Any]:
-        return {"weights": self.network.state_dict(), "optimizer": by_name(self.optimizer.state_dict())}
+        return {"weights": unique_state(self.network), "optimizer": by_name(self.optimizer.state_dict())}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["weights"])
+        load_weights(self.network, state["weights"], Path("checkpoint"))
         self.optimizer.load_state_dict(by_index(state["optimizer"]))
