@@ -1,24 +1,24 @@
 """`import_weights`: a new run from weights in the Hugging Face layout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gengen.checkpoints.files import Damaged, read_json, read_text
+from gengen.checkpoints.migrate import read_config
 from gengen.checkpoints.run import Run, check_name
 from gengen.config.commands import ImportConfig
 from gengen.config.compose import compose_flat, read_command_line
 from gengen.config.data import DataConfig
 from gengen.config.help import flat_help
-from gengen.config.model import GPTConfig
+from gengen.config.model import GPTConfig, ModelConfig
 from gengen.config.resume import stored
+from gengen.config.schema import build
 from gengen.config.train import TrainConfig
 from gengen.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gengen.data.text.foreign_tokenizer import ForeignTokenizer
 
 NO_DATA = "none (imported weights: train.py init_from=RUN data=NAME trains on from them)"
 """The name of an imported run's data: what is asked to train or evaluate on it answers that there is no such data."""
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if run.path.exists():
         raise UserError(f"{run.path} exists, and no run is overwritten: choose another run=NAME")
     try:
-        imported = read_import(folder)
+        imported = read_adapter(folder, config) if config.is_adapter else read_import(folder)
     except UserError as error:
         raise UserError(f"{folder} cannot be imported: {error}") from None
     write_run(run, imported, config.runs_dir)
@@ -66,8 +66,11 @@ class Imported:
     layout: str
     model: GPTConfig
     weights: "dict[str, Tensor]"
-    tokenizer: "ForeignTokenizer"
+    tokenizer: str
+    """As JSON."""
     parameters: int
+    base: str | None = None
+    """The checkpoint that these weights adapt."""
 
 
 def read_import(folder: Path) -> Imported:
@@ -95,7 +98,43 @@ def read_import(folder: Path) -> Imported:
         )
     start, (end, *more) = ends(spelling, known, generation)
     tokenizer = ForeignTokenizer.wrap(read_text(path, MAX_TOKENIZER), start, end, model.vocab_size, more)
-    return Imported(layout.name, model, weights, tokenizer, sum(tensor.numel() for tensor in found.values()))
+    parameters = sum(tensor.numel() for tensor in found.values())
+    return Imported(layout.name, model, weights, tokenizer.to_json(), parameters)
+
+
+def read_adapter(folder: Path, config: ImportConfig) -> Imported:
+    """Read an adapter in PEFT's layout. Raises UserError for what is missing, damaged, not supported, or does not fit
+    its base."""
+    from gengen.checkpoints.convert.huggingface import layout_of
+    from gengen.checkpoints.convert.peft import from_peft
+    from gengen.checkpoints.layout import identity, read_tensors, read_tokenizer
+    from gengen.generation.load import find_checkpoint
+
+    base = find_checkpoint(str(config.base), Path(config.runs_dir), "latest")
+    model = build(ModelConfig, read_config(base)["model"])
+    if not isinstance(model, GPTConfig):
+        raise UserError(f"base={config.base} is a {model.name}; an adapter is for a gpt")
+    model = model.resolved()
+    found = read_tensors(folder / "adapter_model.safetensors")
+    lora, weights = from_peft(layout_of(model), model, optional_json(folder / "adapter_config.json"), found)
+    model = replace(model, lora=replace(lora, base=str(base), base_sha256=identity(base)))
+    check_fit(model, weights)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return Imported("PEFT's LoRA", model, weights, read_tokenizer(base) or "", parameters, str(base))
+
+
+def check_fit(model: GPTConfig, weights: "dict[str, Tensor]") -> None:
+    """Raise UserError unless an adapter has the shapes that its base gives it."""
+    import torch
+
+    from gengen.checkpoints.layout import load_weights
+    from gengen.models.gpt import GPT
+    from gengen.models.lora import add_adapters
+
+    with torch.device("meta"):
+        network = GPT(model)
+        add_adapters(network, model.lora)
+        load_weights(network, weights, Path("adapter_model.safetensors"))
 
 
 def optional_json(path: Path) -> dict[str, Any]:
@@ -115,15 +154,15 @@ def write_run(run: Run, imported: Imported, runs_dir: str) -> None:
     from gengen.checkpoints.layout import Checkpoint
 
     data = DataConfig(name=NO_DATA)
-    tree = stored(TrainConfig(model=imported.model, data=data, run=run.name, runs_dir=runs_dir))
+    config = TrainConfig(model=imported.model, data=data, run=run.name, runs_dir=runs_dir, init_from=imported.base)
+    tree = stored(config)
     facts = {
         "data": "none: imported",
         "imported": {"layout": imported.layout},
         "versions": {"gengen": gengen.__version__, "torch": torch.__version__},
     }
-    tokenizer = imported.tokenizer.to_json()
     run.path.mkdir(parents=True)
     run.lock()
-    store.save(run.checkpoints, Checkpoint(0, tree, imported.weights, tokenizer=tokenizer, facts=facts))
+    store.save(run.checkpoints, Checkpoint(0, tree, imported.weights, tokenizer=imported.tokenizer, facts=facts))
     run.write_config(tree)
     run.unlock()

@@ -336,14 +336,23 @@ class ImportConfig:
         None, "folder with config.json, model.safetensors and tokenizer.json; also as the first argument"
     )
     run: str | None = option(None, "name of the new run")
+    base: str | None = option(None, "of an adapter in PEFT's layout: the run or checkpoint that it adapts")
     runs_dir: str = option("runs", "folder that holds the runs")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter in PEFT's layout."""
+        return (Path(str(self.folder)) / "adapter_config.json").is_file()
 
     def check(self) -> None:
         if not self.folder or not self.run:
             raise UserError(
                 "which weights, and what is the run to be called? python scripts/import_weights.py FOLDER run=NAME"
             )
-        if not (Path(self.folder) / "config.json").is_file():
+        if self.is_adapter != bool(self.base):
+            found = "an adapter" if self.is_adapter else "a model, not an adapter"
+            raise UserError(f"{self.folder} holds {found}: base=RUN is the run of what an adapter adapts")
+        if not self.is_adapter and not (Path(self.folder) / "config.json").is_file():
             raise UserError(f"{self.folder} holds no model: there is no config.json in it")
 
 
@@ -351,7 +360,7 @@ class ImportConfig:
 class ExportConfig(RunConfig):
     """A run's weights as other libraries read them."""
 
-    to: str = choice("hf", ["hf"], "hf: a folder that transformers loads")
+    to: str = choice("hf", ["hf", "peft"], "a folder that transformers loads; or the adapter alone, as PEFT loads it")
     out: str | None = option(None, "the folder to write, new or empty")
     dtype: str = choice("fp32", ["fp32", "bf16", "fp16"], "of the written weights")
 
