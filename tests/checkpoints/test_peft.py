@@ -8,10 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gengen.checkpoints.layout import read
+from gengen.checkpoints.convert.huggingface import layout_of, to_config, to_tensors
+from gengen.checkpoints.convert.peft import their_names
+from gengen.checkpoints.layout import read, unique_state
 from gengen.cli import main
+from gengen.config.model import GPTConfig, LoRAConfig
 from gengen.generation.load import load_model
-from gengen.models.lora import LowRank, adapted_maps
+from gengen.models.gpt import GPT
+from gengen.models.kernels.cross_entropy import IGNORED
+from gengen.models.lora import LowRank, adapted_maps, add_adapters
 from helpers.runs import last_checkpoint
 
 TOKENS = torch.arange(1, 61).view(2, 30)
@@ -127,3 +132,46 @@ def test_tensors_that_are_too_many_or_missing_are_named(runs: Path, tmp_path: Pa
     assert f"{gone} is missing" in capsys.readouterr().err
     assert main(["export", str(runs / "base"), "to=peft", f"out={tmp_path / 'x'}"]) == 2
     assert "has no adapter, but weights of its own; to=hf writes them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+@pytest.mark.parametrize("layout_name", ["llama", "qwen3"])
+def test_twenty_steps_are_those_of_peft(layout_name: str, stabilized: bool) -> None:
+    """From the same start, on the same batch: the loss of every step."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "ff": 96, "vocab_size": 128, "context": 64}
+    c = GPTConfig(**shape, qk_norm=layout_name == "qwen3", residual_init="scaled").resolved()
+    ours, layout = GPT(c), layout_of(c)
+    config = transformers.AutoConfig.for_model(**to_config(layout, c, 0, 0, "float32"))
+    plain = transformers.AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(
+        to_tensors(layout, c, {name: t.detach() for name, t in unique_state(ours).items()}), strict=False
+    )
+    plain.tie_weights()
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = peft.get_peft_model(
+        plain, peft.LoraConfig(r=8, lora_alpha=16, use_rslora=stabilized, target_modules=names)
+    )
+    add_adapters(ours, LoRAConfig(rank=8, alpha=16.0, rank_stabilized=stabilized))
+    own, parameters = unique_state(ours), dict(theirs.named_parameters())
+    with torch.no_grad():
+        for their_name, (_, our_name) in their_names(layout, c).items():
+            parameters[their_name.replace(".weight", ".default.weight")].copy_(own[our_name])
+    tokens = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(3))
+    labels = torch.cat([tokens[:, 1:], torch.full((4, 1), IGNORED)], dim=1)
+    optimizers = [
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3, weight_decay=0)
+        for model in (ours, theirs)
+    ]
+    curve = []
+    for _ in range(20):
+        losses = (ours(tokens, labels=labels) / (4 * 31), theirs(tokens, labels=tokens).loss)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        curve.append([loss.item() for loss in losses])
+    found = torch.tensor(curve)
+    assert found[0, 0] - found[-1, 0] > 0.5  # it learns
+    torch.testing.assert_close(found[:, 0], found[:, 1], atol=1e-5, rtol=0)
