@@ -22,6 +22,7 @@ from gengen.checkpoints.layout import Checkpoint, unique_state, write
 from gengen.config.compose import compose_train, read_command_line
 from gengen.config.model import GPTConfig
 from gengen.config.resume import stored
+from gengen.config.schema import plain
 from gengen.config.train import TrainConfig
 from gengen.data.dialogue.packing import Prompts
 from gengen.data.dialogue.prepare import PreparedExamples
@@ -511,7 +512,7 @@ def reward_run(folder: Path, policy: GPT) -> RewardModel:
     model = RewardModel(policy.config)
     model.load_state_dict(model.adapt_weights(policy.state_dict(), policy.vocab_size), strict=False)
     model.normalize(torch.tensor([1.0, 3.0]))
-    config = {"model": vars(policy.config), "stage": {"name": "reward"}}
+    config = {"model": plain(policy.config), "stage": {"name": "reward"}}
     (kept := folder / "r" / "reward-0").mkdir(parents=True)
     write(kept, Checkpoint(0, config, unique_state(model), tokenizer=TOKENIZER.to_json()))
     return model
