@@ -97,7 +97,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = {
         "conversations": [{"messages": [*q, *a]} for q, a in zip(asked, said, strict=True)],
         "preferences": [{"prompt": q, "chosen": a, "rejected": said[0]} for q, a in zip(asked, said, strict=True)],
-        "ratings": [{"prompt": q, "answer": a, "good": a < said[5]} for q, a in zip(asked, said, strict=True)],
+        "ratings": [{"prompt": q, "answer": a, "good": a != said[0]} for q, a in zip(asked, said, strict=True)],
         "prompts": [{"prompt": q} for q in asked],
     }
     for kind, lines in records.items():

@@ -201,7 +201,7 @@ def test_the_reference_without_a_copy_is_that_of_a_copy_exactly(
     by_itself = objective.loss_sum(batch)
     objective.reference.network = copy
     assert torch.equal(by_itself, objective.loss_sum(batch))
-    assert abs(float(by_itself) / 3 - 0.6931) > 1e-5  # the adapter is at work
+    assert abs(by_itself.item() / 3 - 0.6931) > 1e-5  # the adapter is at work
     storages = {tensor.data_ptr() for tensor in objective.model.state_dict().values()}
     assert len(storages) and newest(run / "checkpoints")
 

@@ -82,8 +82,8 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer, stripped to devices, strategy and loop: rhythm, logs and checkpoints are ours.
 
-    more_callbacks: the user's, each of which is called after `callback`. ranks: None for a process alone. saver: None =
-    training waits for its saves.
+    more_callbacks: the user's, each of which is called after `callback`. ranks: None for a process alone.
+    saver: None = training waits for its saves.
     """
     c, ranks = config.trainer, ranks or Ranks()
     if c.threads:

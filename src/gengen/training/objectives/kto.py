@@ -36,7 +36,7 @@ class RatedAnswers(LanguageObjective):
         super().__init__(config, model, prepared)
         assert isinstance(config.stage, KTOConfig)
         self.stage_config = config.stage
-        self.reference = Companion(reference(config) if prepared else model)
+        self.reference = Companion(reference(config, model) if prepared else model)
         self.companions = (self.reference.network,)
         self.baseline = torch.zeros(())  # of the step under way
 
@@ -67,7 +67,8 @@ class RatedAnswers(LanguageObjective):
 
     def evaluation_sums(self, batch: Batch) -> Tensor:
         good = batch["good"].double()
-        ratios, others = (self.log_ratios(self.model, batch, side).double() for side in (0, 1))
+        policy = cast(GPT, self.evaluated)
+        ratios, others = (self.log_ratios(policy, batch, side).double() for side in (0, 1))
         baseline = others.mean().clamp(min=0)
         right = (1 + (ratios - baseline).sign() * (2 * good - 1)).sum() / 2  # a ratio on the line is right half of it
         losses = self.losses(ratios, good, baseline).sum()
