@@ -302,8 +302,8 @@ def test_a_reference_built_on_the_device_of_the_config_is_noticed(
     reference, run = preference.reference, life("gpt", "dpo")
     run.begin()
 
-    def there(config: TrainConfig) -> GPT:
-        return reference(config).to(pick_device(config.trainer.device))
+    def there(config: TrainConfig, model: GPT) -> GPT:
+        return reference(config, model).to(pick_device(config.trainer.device))
 
     monkeypatch.setattr(preference, "reference", there)
     with pytest.raises(AssertionError, match="index=0"):
