@@ -63,8 +63,8 @@ def whole_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def lora_of(config: dict[str, Any]) -> LoRAConfig:
     """Return what a run's config says of an adapter: none where it is no config, as building the model will say."""
-    model = config["model"] if isinstance(config["model"], dict) else {}
-    stated = model.get("lora")
+    model = config.get("model")
+    stated = model.get("lora") if isinstance(model, dict) else None
     found: LoRAConfig = build(LoRAConfig, stated if isinstance(stated, dict) else {}, "model.lora.")
     return found
 
