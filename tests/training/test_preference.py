@@ -259,18 +259,25 @@ def test_some_losses_need_no_reference(tmp_path: Path, loss: str) -> None:
     assert last is not None and last["val/loss"] < first["val/loss"] and last["val/accuracy"] > 0.9
 
 
-def test_what_is_compared_by_hand(tmp_path: Path) -> None:
-    """Sums over the answers alone, each conversation read on its own, in fp64."""
-    objective = preferring(tmp_path, "stage.loss=cdpo", "stage.beta=0.3", "stage.smoothing=0.2")
-    moved(objective.model)
-    part = objective.prepared.train
-    ratios = torch.zeros(12, 2, dtype=torch.float64)
-    for row, example in enumerate(part.examples):
+def ratios_by_hand(objective: DirectPreference | RatedAnswers) -> Tensor:
+    """Of each example's two sequences, (B, 2): log pi - log ref of the answer, each read on its own, in fp64."""
+    examples = objective.prepared.train.examples
+    ratios = torch.zeros(len(examples), 2, dtype=torch.float64)
+    for row, example in enumerate(examples):
         for side, (tokens, mask) in enumerate(example):
             for sign, model in ((1, objective.model), (-1, objective.reference.network)):
                 with torch.no_grad():
                     p = model(torch.from_numpy(tokens[None]).long())[0].double().log_softmax(-1)
                 ratios[row, side] += sign * sum(p[i - 1, tokens[i]] for i in range(len(tokens)) if mask[i])
+    return ratios
+
+
+def test_what_is_compared_by_hand(tmp_path: Path) -> None:
+    """Sums over the answers alone, each conversation read on its own, in fp64."""
+    objective = preferring(tmp_path, "stage.loss=cdpo", "stage.beta=0.3", "stage.smoothing=0.2")
+    moved(objective.model)
+    part = objective.prepared.train
+    ratios = ratios_by_hand(objective)
     batch = part.batch(np.arange(12))
     found = objective.log_ratios(objective.model, batch)
     torch.testing.assert_close(found.double(), ratios, atol=1e-4, rtol=0)
@@ -365,13 +372,7 @@ def test_ratings_by_hand(tmp_path: Path) -> None:
     objective = rating(tmp_path, "stage.beta=0.3", "stage.good=1.5")
     moved(objective.model)
     part = objective.prepared.train
-    ratios = torch.zeros(24, 2, dtype=torch.float64)
-    for row, example in enumerate(part.examples):
-        for side, (tokens, mask) in enumerate(example):
-            for sign, model in ((1, objective.model), (-1, objective.reference.network)):
-                with torch.no_grad():
-                    p = model(torch.from_numpy(tokens[None]).long())[0].double().log_softmax(-1)
-                ratios[row, side] += sign * sum(p[i - 1, tokens[i]] for i in range(len(tokens)) if mask[i])
+    ratios = ratios_by_hand(objective)
     good, baseline = torch.tensor([1.0, 0.0] * 12), ratios[:, 1].mean().clamp(min=0)
     losses = kto(ratios[:, 0], good, baseline, 0.3, 1.5, 1.0)
     right = ((ratios[:, 0] > baseline) == (good > 0)).double().mean()

@@ -1,5 +1,6 @@
 """One save from its beginning to its end: written, marked as the best, older ones pruned; now, or beside training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,26 +53,6 @@ class Saver(Protocol):
         """Let a save that goes on end, and give back what saves needed."""
 
 
-class SaverInTurn:
-    """Saves while training waits."""
-
-    def __init__(self) -> None:
-        self.saved: Saved | None = None
-
-    def start(self) -> None:
-        pass
-
-    def begin(self, save: Save) -> None:
-        self.saved = carry_out(save)
-
-    def ended(self, wait: bool) -> Saved | None:
-        saved, self.saved = self.saved, None
-        return saved
-
-    def close(self) -> None:
-        pass
-
-
 def carry_out(save: Save) -> Saved:
     """Write the checkpoint, and let others go: what fails is told and not raised."""
     try:
@@ -91,3 +72,24 @@ def let_go(save: Save, path: Path) -> Saved:
     except OSError as error:
         return Saved(left=str(error))
     return Saved()
+
+
+class SaverInTurn:
+    """Saves while training waits. act: carries out a save; where ranks share one, all of them begin it together."""
+
+    def __init__(self, act: Callable[[Save], Saved] = carry_out) -> None:
+        self.act = act
+        self.saved: Saved | None = None
+
+    def start(self) -> None:
+        pass
+
+    def begin(self, save: Save) -> None:
+        self.saved = self.act(save)
+
+    def ended(self, wait: bool) -> Saved | None:
+        saved, self.saved = self.saved, None
+        return saved
+
+    def close(self) -> None:
+        pass

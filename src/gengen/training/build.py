@@ -28,7 +28,7 @@ from gengen.training.environment import PlaceEnvironment
 from gengen.training.objective import Objective
 from gengen.training.ranks import Ranks
 from gengen.training.rng import seed_everything
-from gengen.training.sharded_saving import ShardedSaver
+from gengen.training.sharded_saving import carry_out_together
 from gengen.training.strategy import build_strategy
 
 
@@ -114,7 +114,7 @@ def build_trainer(
 
 def build_saver(config: TrainConfig) -> Saver:
     if config.trainer.sharded_save:
-        return ShardedSaver()
+        return SaverInTurn(carry_out_together)
     return BackgroundSaver() if config.trainer.saves_in_background else SaverInTurn()
 
 

@@ -11,26 +11,6 @@ from gengen.checkpoints import shards, store
 from gengen.checkpoints.saving import Save, Saved, let_go
 
 
-class ShardedSaver:
-    """Saves while training waits. All ranks begin each save, and rank 0 knows how it ended."""
-
-    def __init__(self) -> None:
-        self.saved: Saved | None = None
-
-    def start(self) -> None:
-        pass
-
-    def begin(self, save: Save) -> None:
-        self.saved = carry_out_together(save)
-
-    def ended(self, wait: bool) -> Saved | None:
-        saved, self.saved = self.saved, None
-        return saved
-
-    def close(self) -> None:
-        pass
-
-
 def carry_out_together(save: Save) -> Saved:
     """Write the checkpoint, each rank its files. Where one of them cannot, none goes on, and nothing is left."""
     rank, ranks, root, checkpoint = dist.get_rank(), dist.get_world_size(), save.root, save.checkpoint
