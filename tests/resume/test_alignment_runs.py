@@ -29,6 +29,7 @@ from gengen.registry import register_reward
 from gengen.training.objectives import online_rl
 from gengen.training.objectives.online_rl import OnlineRL
 from gengen.training.objectives.rollout import Rollout
+from helpers.processes import forked, forked_ranks
 from helpers.runs import curve, last_checkpoint, same_checkpoint, same_run, signals_itself
 
 RHYTHM = [
@@ -100,6 +101,17 @@ def test_a_stage_resumes_exactly(after_base: Made, tmp_path: Path, stage: str) -
         assert main(["train", *argv, f"runs_dir={tmp_path}", "run=r"]) == 0
     same_run(straight, tmp_path / "r")
     assert len(curve(straight)) == 12
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_baseline_of_kto(after_base: Made, tmp_path: Path) -> None:
+    """It is that of the step's whole batch, so the curve is that of one rank."""
+    settings, straight = after_base("kto")
+    argv = ["train", *settings, "trainer.devices=2", f"runs_dir={tmp_path}", "run=r"]
+    ended = forked(argv, before=forked_ranks())
+    assert ended.code == 0, ended.said
+    one, two = ([row["train/loss"] for row in curve(run)] for run in (straight, tmp_path / "r"))
+    assert len(two) == 12 and two == pytest.approx(one, rel=1e-5)
 
 
 def test_every_checkpoint_of_a_reward_model_has_the_scale_of_its_weights(after_base: Made) -> None:
