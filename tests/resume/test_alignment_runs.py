@@ -57,6 +57,7 @@ STAGES: dict[
     "sft by lora": ("conversations", ["data=stories", *ADAPTED, "model.lora.dropout=0.1", "optim.ema=0.9"]),
     "reward by lora": ("preferences", ["data=preferences", *ADAPTED]),
     "dpo by lora": ("preferences", ["data=preferences", *ADAPTED]),
+    "kto by lora": ("preferences", ["data=ratings", *ADAPTED]),
     "ppo by lora": ("prompts", ["data=prompts", *DRAWN, *ADAPTED]),
     "grpo by lora": ("prompts", ["data=prompts", *DRAWN, "stage.group_size=4", *ADAPTED]),
 }  # fmt: skip
