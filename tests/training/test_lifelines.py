@@ -93,10 +93,11 @@ def test_rank_0_that_is_killed_is_known_to_all() -> None:
 def test_a_stranger_is_no_rank_and_disturbs_nothing(three: Meeting) -> None:
     """Somebody who tries all ports of a machine, say."""
     assert connect("127.0.0.1", three.hub.port, "guessed", 1, SOON) is None
-    for sent in (b"", b"hello\n", b"lost 1 2\nleft\nfailed 3\n", b"x" * 10_000, b"\xff\n"):
+    for sent in (b"", b"hello\n", b"lost 1 2\nleft\nfailed 3\n", b"x" * 10_000, b"\xff\n", b"hello 1 \xff\n"):
         with socket.create_connection(("127.0.0.1", three.hub.port), timeout=SOON) as stranger:
             stranger.sendall(sent)
     assert three.news(0) is None and sorted(three.hub.present.values()) == [1, 2]
+    three.connection(3)  # the hub still listens
 
 
 def test_words_may_arrive_in_pieces_or_together() -> None:

@@ -193,7 +193,7 @@ class Lines:
 
     def more(self, got: bytes) -> list[str]:
         *lines, self.rest = (self.rest + got).split(b"\n")
-        return [line.decode("ascii", "replace") for line in lines if line.strip()]
+        return [line.decode("ascii", "backslashreplace") for line in lines if line.strip()]
 
     @property
     def too_long(self) -> bool:
